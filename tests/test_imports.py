@@ -13,6 +13,7 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"reporting", "config"},
+    "evaluate": {"config", "training"},
     "train": {"config", "data", "hook", "reporting", "scoring", "selection", "training"},
 }  # fmt: skip
 INTERNALS = {
