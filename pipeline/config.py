@@ -28,6 +28,8 @@ class ModelConfig:
     """Commit or tag of a hub model."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
+    chat_template: Optional[str] = None
+    """File with a Jinja chat template that replaces the tokenizer's; base models have none."""
     attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's flash SDPA."""
     gradient_checkpointing: bool = False
@@ -296,6 +298,8 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to 1")
     if not Path(config.deepspeed).is_file():
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
+    if config.model.chat_template and not Path(config.model.chat_template).is_file():
+        raise ValueError(f"model.chat_template: there is no file {config.model.chat_template}")
 
 
 def check_data(config: Config) -> None:

@@ -9,24 +9,29 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3Config
 
 from pipeline.config import ModelConfig
 from pipeline.scoring.factors import blocks, scored_layers
 from pipeline.training.model import model_without_weights, on_meta_device
 
+LLAMA_32_1B = LlamaConfig(
+    vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+)  # fmt: skip
 NAMED = {  # for plans where no hub can be reached; sizes as published in the models' config.json
-    # Llama 3.2 1B (meta-llama/Llama-3.2-1B)
-    "llama-1b": dict(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    "llama-1b": LLAMA_32_1B,
+    "meta-llama/Llama-3.2-1B": LLAMA_32_1B,
+    "Qwen/Qwen3-0.6B": Qwen3Config(
+        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
     ),
     # Llama 2 7B and 70B: H. Touvron et al. (arXiv 2307.09288), table 1 and meta-llama/Llama-2-{7b,70b}-hf
-    "llama-7b": dict(
+    "llama-7b": LlamaConfig(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=32, tie_word_embeddings=False,
     ),
-    "llama-70b": dict(
+    "llama-70b": LlamaConfig(
         vocab_size=32000, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
         num_key_value_heads=8, tie_word_embeddings=False,
     ),
@@ -89,7 +94,7 @@ def read_shapes(settings: ModelConfig) -> ModelShapes:
     """Shapes of ``model.name``: a folder, a hub name, or one of ``NAMED``. Raises ValueError naming the setting where it is neither."""
     try:
         if settings.name in NAMED:
-            return shapes_of(on_meta_device(LlamaConfig(**NAMED[settings.name]), settings), settings.name)
+            return shapes_of(on_meta_device(NAMED[settings.name], settings), settings.name)
         return shapes_of(model_without_weights(settings), settings.name)
     except ValueError as error:
         if str(error).startswith("model.name"):

@@ -22,6 +22,8 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if settings.chat_template:
+        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8").strip()
     return tokenizer
 
 
