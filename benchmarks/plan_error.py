@@ -59,7 +59,7 @@ def compare(result: dict, case: str, backend: str, hardware: Hardware) -> dict:
         ),
         training=TrainingConfig(micro_batch_size=settings["candidates"]), world_size=result["world_size"],
         zero_stage=settings["stage"], tokens=settings["tokens"], element_size=4 if hardware.device_type == "cpu" else 2,
-        trained_samples=settings["candidates"],
+        trained_samples=settings["candidates"], device_type=hardware.device_type,
     )  # fmt: skip
     plain, selection = forecast.plain(shapes, run, hardware), forecast.selection(shapes, run, hardware)
     predicted = {"plain": plain.total, "scoring": selection.without_target, "target": selection.seconds["target"]}

@@ -25,10 +25,10 @@ from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import leaf_module, scored_layers, scoring_pass
 from pipeline.scoring.loss import (
-    CPU_LOGITS_BYTES,
     causal_logits,
     evaluating,
     has_plain_logits,
+    logit_chunk_bytes,
     per_sample_loss,
     per_sample_loss_in_chunks,
 )
@@ -280,7 +280,8 @@ class SelectionHook:
 
     def _logit_chunks(self, module: torch.nn.Module, num_rows: int, num_tokens: int) -> int:
         """In how many chunks to form the logits of up to ``num_rows`` x ``num_tokens`` positions, the same on all ranks; 0: all at once."""
-        is_scored = any(child in set(self.layers.values()) for child in module.get_output_embeddings().modules())
+        scored = set(self.layers.values())
+        is_scored = any(child in scored for child in module.get_output_embeddings().modules())
         if self.settings.logits_mib == 0 or is_scored:  # a scored layer must see all its tokens at once
             return 0
         size, bound = num_rows * num_tokens * module.config.get_text_config().vocab_size * 4, self.settings.logits_mib * 2**20
@@ -292,7 +293,7 @@ class SelectionHook:
                     "to less"
                 )
             return 0
-        return math.ceil(size / (min(bound, CPU_LOGITS_BYTES) if self.engine.device.type == "cpu" else bound))
+        return math.ceil(size / logit_chunk_bytes(self.settings.logits_mib, self.engine.device.type))
 
 
 def _shape(weight: torch.Tensor) -> tuple[int, int]:

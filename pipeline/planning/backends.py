@@ -12,6 +12,7 @@ from pipeline.planning.model_shapes import Linear, ModelShapes
 from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, product
 from pipeline.scoring.preconditioner import scales_target
+from pipeline.scoring.contraction import choose
 
 FLOAT32 = 4
 SCALE_BYTES = 56
@@ -31,9 +32,10 @@ def target(shapes: ModelShapes, run: Run) -> Work:
     scored, work = shapes.scored(run.selection.last_blocks), []
     for num_samples in run.target_passes:
         tokens = num_samples * run.tokens
-        if run.selection.backend == "exact":
-            numel = sum(layer.numel for layer in scored)
-            work += [product(layer.out_features, tokens, layer.in_features, run.element_size) for layer in scored]
+        if run.selection.backend == "exact":  # what goes by tokens keeps the target's factors for the candidates
+            by_rows, _ = ways(shapes, run)
+            numel = sum(layer.numel for layer in by_rows)
+            work += [product(layer.out_features, tokens, layer.in_features, run.element_size) for layer in by_rows]
             work += [Compute(memory_bytes=float(numel) * (4 * run.element_size + 2 * FLOAT32)), *_to_owners(numel, 1, run)]
         elif run.selection.backend == "projected":
             for layer in scored:
@@ -75,6 +77,47 @@ def around(run: Run) -> dict[str, Work]:
 # -- exact -------------------------------------------------------------------------------------------------------------
 
 
+def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
+    """Scored layers whose gradients are formed, and those that go by products of tokens; scoring/contraction.py decides.
+
+    Raises ValueError where selection.contraction = token_token is asked of a metric that does not factor.
+    """
+    selection = run.selection
+    is_separable = selection.geometry == "identity" and selection.momentum == "cancel"
+    whole_layers = run.zero_stage in (1, 2)
+    by_rows, by_tokens = [], []
+    for layer in shapes.scored(selection.last_blocks):
+        found = choose(
+            (layer.out_features, layer.in_features), run.rows, run.world_size, run.tokens,
+            run.world_size * run.rows * run.element_size, layer.numel if whole_layers else ceil(layer.numel / run.world_size),
+            selection.exchange_mib << 20, is_separable, selection.contraction,
+        )  # fmt: skip
+        (by_tokens if found.way == "token_token" else by_rows).append(layer)
+    return by_rows, by_tokens
+
+
+def own_tokens(run: Run) -> int:
+    """Of this rank's candidates and its part of the target, padded."""
+    return (run.rows + sum(run.target_passes)) * run.tokens
+
+
+def _token_products(layers: list[Linear], run: Run) -> Work:
+    """TokenProducts: the products of own tokens with all, on both sides; multiplied and summed."""
+    own, e = own_tokens(run), run.element_size
+    total = run.world_size * own
+    sides = [features for layer in layers for features in (layer.in_features, layer.out_features)]
+    passes = Compute(memory_bytes=4.0 * e * own * total * len(layers))
+    return [*(product(own, features, total, e) for features in sides), passes]
+
+
+def _gathered_tokens(layers: list[Linear], run: Run) -> Work:
+    others = run.world_size - 1
+    return [
+        Transfer(float(others * (own_tokens(run) * (layer.out_features + layer.in_features) * run.element_size + 16)), 3, "ring")
+        for layer in layers if others
+    ]  # fmt: skip
+
+
 def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
     """Until all rows are with their owners, when each owner receives ``num_rows * numel`` elements.
 
@@ -95,14 +138,15 @@ def turns(run: Run, numel: int, num_rows: int) -> float:
 
 
 def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
-    scored, e, ranks, rows = shapes.scored(run.selection.last_blocks), run.element_size, run.world_size, run.rows
-    numel, num_candidates = sum(layer.numel for layer in scored), run.selection.candidates_per_step
+    e, ranks, rows = run.element_size, run.world_size, run.rows
+    by_rows, by_tokens = ways(shapes, run)
+    numel, num_candidates = sum(layer.numel for layer in by_rows), run.selection.candidates_per_step
     copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)  # joined; cut by owner and laid out to be sent
     owned, in_turn = numel / ranks, turns(run, numel, rows)
     scaling = SCALE_BYTES if run.geometry != "identity" else 0
     return {
         "contraction": [
-            *(product(layer.out_features, run.tokens, layer.in_features, e, rows) for layer in scored),
+            *(product(layer.out_features, run.tokens, layer.in_features, e, rows) for layer in by_rows),
             Compute(memory_bytes=float(copies) * e * rows * numel),
         ],
         "metric": [
@@ -111,13 +155,13 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
                 host_bytes=FLOAT32 * owned if run.offloads_optimizer and scaling else 0.0, turns=in_turn,
             )
         ],
-        "gram": [_gram(num_candidates, owned, in_turn)],
-        "exchange": [*_to_owners(numel, rows, run), _sum_gram(run)],
+        "gram": [_gram(num_candidates, owned, in_turn), *_token_products(by_tokens, run)],
+        "exchange": [*_to_owners(numel, rows, run), *_gathered_tokens(by_tokens, run), _sum_gram(run)],
     }  # fmt: skip
 
 
 def _to_owners(numel: int, num_rows: int, run: Run) -> Work:
-    if run.world_size == 1:
+    if run.world_size == 1 or not numel:
         return []
     sent, in_turn = num_rows * numel * run.element_size, turns(run, numel, num_rows)
     count = num_exchanges(run, numel, num_rows)

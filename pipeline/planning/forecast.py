@@ -138,7 +138,7 @@ def advice(shapes: ModelShapes, run: Run) -> str:
     """A setting under which ``exact`` would not wait for one owner after the other; '' where it does not."""
     if run.method.needs != "gram":
         return ""
-    numel = sum(layer.numel for layer in shapes.scored(run.selection.last_blocks))
+    numel = sum(layer.numel for layer in backends.ways(shapes, run)[0])
     in_turn = backends.turns(run, numel, run.rows)
     if in_turn == 1:
         return ""

@@ -7,10 +7,11 @@ Fragmentation, CUDA's context and the communication library's buffers come on to
 
 from typing import Optional
 
-from pipeline.planning.backends import FLOAT32, feature_width
-from pipeline.planning.model_shapes import ModelShapes
-from pipeline.planning.passes import Run
+from pipeline.planning.backends import FLOAT32, feature_width, own_tokens, ways
+from pipeline.planning.model_shapes import Linear, ModelShapes
+from pipeline.planning.passes import Run, logit_chunks
 from pipeline.scoring.exact import held_bytes
+from pipeline.scoring.token_products import BLOCK_ELEMENTS
 
 MAX_LIVE_PARAMETERS = 1e9
 """DeepSpeed's default of stage3_max_live_parameters."""
@@ -37,12 +38,15 @@ def gradients(shapes: ModelShapes, run: Run) -> float:
 
 def activations(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0, is_scoring: bool = True) -> float:
     """Saved for the backward by the blocks that it runs through, and the loss at its widest: three float32 copies of the logits
-    (log-softmax, its gradient in, its gradient out)."""
+    (log-softmax, its gradient in, its gradient out), of one part of them where a scoring pass forms them in parts; then the hidden
+    states of all tokens wait three times (copied, their gradient in parts, and joined)."""
     tokens, num_blocks = num_samples * run.tokens, shapes.num_blocks - shapes.first_block(last_blocks)
     saved = saved_per_token(shapes, run, is_scoring)
     # Checkpointed: the input of each block, and one block recomputed.
     blocks = num_blocks * run.element_size * shapes.hidden_size + saved if run.checkpoints else num_blocks * saved
-    return tokens * (blocks + 3 * FLOAT32 * shapes.vocab_size)
+    chunks = logit_chunks(shapes, run, num_samples) if is_scoring else 0
+    hidden = 3 * run.element_size * shapes.hidden_size if chunks else 0
+    return tokens * (blocks + 3 * FLOAT32 * shapes.vocab_size / max(1, chunks) + hidden)
 
 
 def saved_per_token(shapes: ModelShapes, run: Run, is_scoring: bool) -> float:
@@ -69,15 +73,17 @@ def backend(shapes: ModelShapes, run: Run) -> float:
     scored = shapes.scored(selection.last_blocks)
     exchange = float(selection.exchange_mib << 20)
     gram = 8.0 * (selection.candidates_per_step + 1) ** 2
-    numel, largest = sum(layer.numel for layer in scored), max(layer.numel for layer in scored)
     if selection.backend == "exact":
+        by_rows, by_tokens = ways(shapes, run)
+        numel, num_held = sum(layer.numel for layer in by_rows), rows - run.passes[-1]
         held = held_bytes(
-            {layer.name: (layer.out_features, layer.in_features) for layer in scored},
-            rows - run.passes[-1], run.tokens, run.element_size,
-        )  # fmt: skip
+            {layer.name: (layer.out_features, layer.in_features) for layer in by_rows}, num_held, run.tokens, run.element_size
+        )
         buffer = min(exchange, float(rows * numel * run.element_size))
-        # Rows that wait to be sent and those of a partial Gram; between ranks also the copies sent and received.
-        return FLOAT32 * numel / ranks + held + (4 if ranks > 1 else 2) * buffer + gram
+        # At most: rows that wait, the same joined, and the next rows, which find no room. Between ranks also their copies to send and to
+        # receive, and both of the exchange before, which travels meanwhile.
+        return FLOAT32 * numel / ranks + held + (7 if ranks > 1 else 3) * buffer + gram + _by_tokens(by_tokens, run, num_held)
+    largest = max(layer.numel for layer in scored)
     features = FLOAT32 * (rows + 1) * feature_width(scored, run)
     sides = max(layer.out_features + layer.in_features for layer in scored)
     random = FLOAT32 * sides * selection.projection_size
@@ -102,6 +108,17 @@ def selection(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = 
     per_token = max(saved_per_token(m, run, True) + (run.element_size + 2 * FLOAT32) * m.vocab_size for m in models)
     weights = reference.parameters * run.element_size if reference else 0
     return states(shapes, run) + weights + max(run.passes) * run.tokens * per_token
+
+
+def _by_tokens(layers: list[Linear], run: Run, num_held: int) -> float:
+    """Of products of tokens: factors that wait, the target's and those of earlier micro-batches; of the widest layer everyone's, as
+    gathered and joined; blocks of products (both sides and their product)."""
+    if not layers:
+        return 0.0
+    own, e, ranks = own_tokens(run), run.element_size, run.world_size
+    waiting = (num_held + sum(run.target_passes)) * run.tokens * sum(layer.out_features + layer.in_features for layer in layers)
+    gathered = (2 * ranks + 1) * own * max(layer.out_features + layer.in_features for layer in layers)
+    return float(e) * (waiting + gathered + 3 * min(BLOCK_ELEMENTS, own * ranks * own))
 
 
 def scoring(shapes: ModelShapes, run: Run) -> float:

@@ -10,12 +10,14 @@ operation by operation and unfused.  Blocks of other kinds (mixtures of experts,
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 from pipeline import config
 from pipeline.config import SelectionConfig, TrainingConfig
 from pipeline.planning.model_shapes import ModelShapes
 from pipeline.planning.work import Compute, Transfer, Work, product
 from pipeline.selection import registry
+from pipeline.scoring.loss import logit_chunk_bytes
 from pipeline.selection.contract import Method
 
 
@@ -38,6 +40,7 @@ class Run:
     """Recomputes activations."""
     is_flash: bool = True
     """Causal attention without its (T, T) matrices."""
+    device_type: str = "cuda"
 
     @property
     def rows(self) -> int:
@@ -82,7 +85,7 @@ def scoring(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
         "backward": [*recomputed, *backward(shapes, run, num_samples, last_blocks)],
         "attention": attention(shapes, run, num_samples, last_blocks),
         "loss": loss(shapes, run, num_samples),
-        "parameters": gathered_parameters(shapes, run, last_blocks),
+        "parameters": [*gathered_parameters(shapes, run, last_blocks), *_gathered_output_layer(shapes, run, num_samples)],
     }
 
 
@@ -182,6 +185,15 @@ def loss(shapes: ModelShapes, run: Run, num_samples: int, has_backward: bool = T
     ]
 
 
+def logit_chunks(shapes: ModelShapes, run: Run, num_samples: int) -> int:
+    """Parts in which a scoring micro-batch forms its logits, 0 where it does not: as SelectionHook does, of a model with plain logits."""
+    is_scored = any(layer.block is None for layer in shapes.scored(run.selection.last_blocks))
+    if run.selection.logits_mib == 0 or is_scored:
+        return 0
+    bound = logit_chunk_bytes(run.selection.logits_mib, run.device_type)
+    return ceil(num_samples * run.tokens * shapes.vocab_size * 4 / bound)
+
+
 def gathered_parameters(shapes: ModelShapes, run: Run, last_blocks: int = 0, has_backward: bool = True) -> Work:
     """ZeRO-3: all parameters for a forward, and those of the blocks that it runs through for a backward."""
     if run.zero_stage < 3 or run.world_size == 1:
@@ -189,6 +201,15 @@ def gathered_parameters(shapes: ModelShapes, run: Run, last_blocks: int = 0, has
     backward_share = 1 - shapes.first_block(last_blocks) / shapes.num_blocks if has_backward else 0
     sent = shapes.parameters * run.element_size * (run.world_size - 1) / run.world_size
     return [Transfer(sent * (1 + backward_share), round(shapes.num_blocks * (1 + backward_share)), "ring")]
+
+
+def _gathered_output_layer(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
+    """ZeRO-3: once more, forward and backward, for each further part of the logits."""
+    more = max(0, logit_chunks(shapes, run, num_samples) - 1)
+    if run.zero_stage < 3 or run.world_size == 1 or not more:
+        return []
+    sent = 2 * more * shapes.vocab_size * shapes.hidden_size * run.element_size * (run.world_size - 1) / run.world_size
+    return [Transfer(sent, 2 * more, "ring")]
 
 
 def reduced_gradients(shapes: ModelShapes, run: Run) -> Work:

@@ -6,8 +6,12 @@ from pathlib import Path
 import torch
 
 from pipeline.config import SelectionConfig, TrainingConfig
+from pipeline.data.targets import TargetSet
 from pipeline.planning.passes import Run
-from tests.scoring.engine_cases import PLAYED, build_engine, candidates, close, settings_of, share, target_set
+from tests.reference import random_samples
+from tests.scoring.engine_cases import NUM_CANDIDATES, NUM_TARGETS, PLAYED, build_engine, candidates, close, settings_of, share
+
+TOKENS = 10
 
 
 def sizes(selection: dict | None = None, **changes) -> Run:
@@ -15,7 +19,7 @@ def sizes(selection: dict | None = None, **changes) -> Run:
     settings = dict(candidates_per_step=4, target_per_step=2, keep_per_step=2, projection_size=8, backend="exact")
     run = Run(
         selection=SelectionConfig(**{**settings, **(selection or {})}), training=TrainingConfig(micro_batch_size=2),
-        world_size=1, zero_stage=0, tokens=10, element_size=4, trained_samples=2, is_flash=False,
+        world_size=1, zero_stage=0, tokens=TOKENS, element_size=4, trained_samples=2, is_flash=False,
     )  # fmt: skip
     return replace(run, **changes)
 
@@ -27,6 +31,9 @@ class Alone:
 
     def rows_to_owners(self, pieces):
         return lambda: pieces[0].unsqueeze(0)
+
+    def gather(self, tensor):
+        return tensor.unsqueeze(0)
 
     def sum(self, tensor):
         return tensor
@@ -48,8 +55,9 @@ def bytes_sent(cases: list, model_folder: str, folder: str) -> list[int]:
         engine = build_engine(case, settings)
         weighted_step(engine, share(candidates(0), rank, world_size), PLAYED[0], pad_token_id=0)
         for changes in variants:
-            hook = SelectionHook.attach(engine, target_set(), replace(settings.selection, **changes), pad_token_id=0)
-            hook.select(share(candidates(1), rank, world_size), step=1)
+            targets = TargetSet(random_samples([TOKENS] * NUM_TARGETS, seed=20), NUM_TARGETS, seed=0)
+            hook = SelectionHook.attach(engine, targets, replace(settings.selection, **changes), pad_token_id=0)
+            hook.select(share(random_samples([TOKENS] * NUM_CANDIDATES, seed=21), rank, world_size), step=1)
             assert not hook.scores.is_warmup
             found.append(hook.scores.bytes_sent)
         close(engine)

@@ -26,6 +26,7 @@ VARIANTS = [
 VARIANTS += [
     {"method": method, "scoring_micro_batch_size": 2} for method in ("random", "max_loss", "grad_norm", "greats", "less")
 ]
+VARIANTS += [{"backend": "exact", "geometry": "identity", "contraction": "token_token", "scoring_micro_batch_size": 1}]
 CASES = [(Case(2), VARIANTS), (Case(3, "full", "bf16"), VARIANTS)]
 
 

@@ -78,22 +78,25 @@ def test_scoring_pass(kind, last_blocks):
 
 @pytest.mark.parametrize("last_blocks", (0, 1))
 @pytest.mark.parametrize("kind", ("full", "lora"))
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_contraction_and_gram(backend, kind, last_blocks):
+@pytest.mark.parametrize("backend, way", [*((backend, "auto") for backend in BACKENDS), ("exact", "token_token")])
+def test_contraction_and_gram(backend, way, kind, last_blocks):
     """Factors of random numbers straight into each backend: target, then candidates in two micro-batches where it takes them."""
     model = llama(kind)
-    run = sizes({"backend": backend, "last_blocks": last_blocks, "scoring_micro_batch_size": 0 if backend == "exact" else 3})
+    geometry = "identity" if way == "token_token" else "update"
+    micro_batch_size = 0 if backend == "exact" else 3
+    run = sizes({"backend": backend, "last_blocks": last_blocks, "scoring_micro_batch_size": micro_batch_size,
+                 "contraction": way, "geometry": geometry})  # fmt: skip
     own = [
         Fragment(f"{name}.weight", 0, x.weight.numel(), torch.rand(x.weight.numel()), torch.rand(x.weight.numel()), 3, 0.9, 0.9, 1e-8, True)
         for name, x in scored_layers(model, last_blocks).items()
     ]  # fmt: skip
     layers = scored_layers(model, last_blocks)
     owners = OwnerMap({f"{name}.weight": tuple(x.weight.shape) for name, x in layers.items()}, own, Alone())
-    options = [run.tokens, 4] if backend == "exact" else [run.selection.projection_size, "seed"]
+    options = [run.tokens, 4, way] if backend == "exact" else [run.selection.projection_size, "seed"]
 
     def contract():
         gram = BACKENDS[backend](
-            owners, own, Alone(), Stopwatch(torch.device("cpu")), "update", "cancel", run.rows, 1 << 20, *options
+            owners, own, Alone(), Stopwatch(torch.device("cpu")), geometry, "cancel", run.rows, 1 << 20, *options
         )
         for take, splits in ((gram.add_target, run.target_passes), (gram.add, run.passes)):
             for num_samples in splits:

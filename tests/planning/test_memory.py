@@ -6,11 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.planning import memory
+from pipeline.planning import backends, memory, passes
 from pipeline.planning.model_shapes import shapes_of
+from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factors import leaf_module, scored_layers, scoring_pass
-from tests.planning.plan_cases import sizes
+from pipeline.scoring.loss import causal_logits, per_sample_loss, per_sample_loss_in_chunks
+from pipeline.scoring.moments import Fragment
+from pipeline.scoring.owners import OwnerMap
+from pipeline.scoring.stopwatch import Stopwatch
+from tests.planning.plan_cases import Alone, sizes
 from tests.reference import add_lora, tiny_llama
+from tests.scoring.test_long_contexts import peak_bytes
 
 B, T = 2, 32
 
@@ -72,3 +78,83 @@ def test_smaller_micro_batches_and_shallower_scoring_need_less():
     peak = lambda **changes: memory.scoring(shapes, sizes({"backend": "factored", **changes}))
     assert peak(scoring_micro_batch_size=1) < peak()
     assert peak(last_blocks=1) < peak()
+
+
+@pytest.mark.parametrize("logits_mib", (0, 1))
+def test_peak_of_a_scoring_pass_with_logits_in_parts(logits_mib):
+    """Samples of 300 tokens and 4,000 words: logits of 9.2 MiB, or parts of at most 1 MiB."""
+    model = tiny_llama(attention="sdpa", tied=True, vocab_size=4000, num_key_value_heads=6).float()
+    run = sizes({"logits_mib": logits_mib, "scoring_micro_batch_size": 2}, tokens=300, is_flash=True)
+    shapes, input_ids_BT = shapes_of(model, "tiny"), torch.randint(3, 70, (2, 300))
+    num_chunks = passes.logit_chunks(shapes, run, 2)
+    assert num_chunks == (0 if logits_mib == 0 else 10)
+
+    def score():
+        with scoring_pass(model, scored_layers(model), lambda *_: None, leaf_module(model)):
+            if num_chunks:
+                loss_B = per_sample_loss_in_chunks(model, input_ids_BT, input_ids_BT, num_chunks)
+            else:
+                loss_B = per_sample_loss(causal_logits(model, input_ids_BT), input_ids_BT)
+            loss_B.sum().backward()
+
+    assert peak_bytes(score) == pytest.approx(memory.activations(shapes, run, 2), rel=0.25)
+
+
+class Peers(Alone):
+    """Rank 0 of 4 whose peers own as much and send zeros; buffers live as long as in ``Collectives.rows_to_owners``."""
+
+    world_size = 4
+
+    def __init__(self, slices):
+        self.slices = slices
+
+    def gather_objects(self, value):
+        return self.slices
+
+    def rows_to_owners(self, pieces):
+        send = torch.cat([piece.reshape(-1) for piece in pieces])
+        received = send.new_zeros(self.world_size, *pieces[0].shape)
+
+        def wait(send=send):
+            return received
+
+        return wait
+
+
+def test_seven_buffers_are_the_most_that_exchanges_hold():
+    """16 layers of 256 x 256, 4 rows a rank: 16 MiB for each owner, in buffers of 1 MiB. The sums of products come on top."""
+    num_layers, side, num_rows = 16, 256, 4
+    names, part = [f"layer{i}" for i in range(num_layers)], side * side // Peers.world_size
+    slices = [{f"{name}.weight": (rank * part, (rank + 1) * part) for name in names} for rank in range(Peers.world_size)]
+    own = [
+        Fragment(n, low, high - low, torch.ones(part), torch.ones(part), 1, 0.9, 0.9, 1e-8, True)
+        for n, (low, high) in slices[0].items()
+    ]
+    collectives = Peers(slices)
+    owners = OwnerMap({f"{name}.weight": (side, side) for name in names}, own, collectives)
+
+    def exchange():
+        watch = Stopwatch(torch.device("cpu"))
+        gram = ExactGram(owners, own, collectives, watch, "update", "cancel", num_rows, 1 << 20, num_tokens=1, element_size=4)
+        gram.finish_target()
+        for name in names:
+            gram.add(name, torch.ones(num_rows, 1, side), torch.ones(num_rows, 1, side))
+        gram.finish()
+
+    target = 4 * num_layers * part
+    assert 6.5 < (peak_bytes(exchange) - target) / 2**20 < 7.5
+
+
+def test_products_of_tokens_hold_factors_instead_of_gradients():
+    """Long samples through narrow layers: factors are the larger; their sizes by hand, alone on one rank, nothing held."""
+    shapes = shapes_of(tiny_llama(), "tiny")
+    changes = {"geometry": "identity", "contraction": "token_token"}
+    run = sizes(changes, tokens=100)
+    by_rows, by_tokens = backends.ways(shapes, run)
+    assert not by_rows and len(by_tokens) == len(shapes.scored())
+    own = (4 + 2) * 100
+    waiting = 2 * 100 * sum(layer.out_features + layer.in_features for layer in by_tokens)
+    widest = 3 * own * max(layer.out_features + layer.in_features for layer in by_tokens)
+    assert memory.backend(shapes, run) == 4 * (waiting + widest + 3 * own * own) + 8 * 5**2
+    with pytest.raises(ValueError, match="needs a metric that factors"):
+        memory.backend(shapes, sizes({"contraction": "token_token"}))
