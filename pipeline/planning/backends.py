@@ -11,8 +11,8 @@ from math import ceil
 from pipeline.planning.model_shapes import Linear, ModelShapes
 from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, product
-from pipeline.scoring.preconditioner import scales_target
 from pipeline.scoring.contraction import choose
+from pipeline.scoring.preconditioner import scales_target
 
 FLOAT32 = 4
 SCALE_BYTES = 56

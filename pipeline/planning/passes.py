@@ -16,8 +16,8 @@ from pipeline import config
 from pipeline.config import SelectionConfig, TrainingConfig
 from pipeline.planning.model_shapes import ModelShapes
 from pipeline.planning.work import Compute, Transfer, Work, product
-from pipeline.selection import registry
 from pipeline.scoring.loss import logit_chunk_bytes
+from pipeline.selection import registry
 from pipeline.selection.contract import Method
 
 
