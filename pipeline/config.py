@@ -147,6 +147,9 @@ class TrainingConfig:
     """Steps between measurements of the held-out loss; 0 measures only before and after."""
     evaluation_micro_batch_size: int = 16
     """Samples per rank in one forward of an evaluation."""
+    evaluation_answers: int = 0
+    """Held-out prompts, the first of data.test, that the final model answers greedily; their exact-match accuracy is recorded.
+    An answer may become as long as the longest reference among them. 0 asks none."""
 
 
 @dataclass
@@ -263,6 +266,7 @@ def check_settings(config: Config) -> None:
         (s, "projection_size", 1), (s, "last_blocks", 0), (s, "logits_mib", 0),
         (t, "steps", 1), (t, "micro_batch_size", 1), (t, "learning_rate_warmup_steps", 0), (t, "weight_decay", 0),
         (t, "gradient_clipping", 0), (t, "evaluate_every", 0), (t, "evaluation_micro_batch_size", 1),
+        (t, "evaluation_answers", 0),
         (config.model, "lora_rank", 0), (config.data, "max_tokens", 2), (config.run, "timeout_seconds", 1), (config.run, "seed", 0),
     ):  # fmt: skip
         if not getattr(section, name) >= smallest:
@@ -296,6 +300,11 @@ def check_settings(config: Config) -> None:
         )
     if s.method == "full" and s.score_every != 1:
         raise ValueError(f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to 1")
+    if t.evaluation_answers and config.data.loss_on == "all":
+        raise ValueError(
+            f"training.evaluation_answers = {t.evaluation_answers} needs to know where answers begin, which data.loss_on = all "
+            "does not tell: set it to assistant, or ask for no answers"
+        )
     if not Path(config.deepspeed).is_file():
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
     if config.model.chat_template and not Path(config.model.chat_template).is_file():
@@ -306,6 +315,10 @@ def check_data(config: Config) -> None:
     """Is there data to train on and towards?"""
     if not config.data.pool:
         raise ValueError("data.pool is empty: name at least one file or dataset")
+    if config.training.evaluation_answers and not config.data.test:
+        raise ValueError(
+            f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} needs prompts"
+        )
     if not config.data.target and registry.get(config.selection.method).needs == "gram":
         raise ValueError(f"data.target is empty, and selection.method = {config.selection.method} needs examples to aim at")
     for setting, names in (

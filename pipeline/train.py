@@ -24,7 +24,7 @@ from pipeline.selection.deal import deal
 from pipeline.training import run_folder, self_check
 from pipeline.training.ending import end_together, together
 from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, resolve_dtype, start_process_group
-from pipeline.training.evaluation import held_out_loss
+from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
 from pipeline.training.progress import Narrator
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     merged = deepspeed_config(config, world_size, dtype)
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
+    asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)
     stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed)
     rotate = config.data.rotate_targets
     target_set = TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
@@ -65,8 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
         if tests:
             loss = held_out_loss(engine, tests, tokenizer.pad_token_id, config.training.evaluation_micro_batch_size)
             say(f"step {step}: held-out loss {loss:.4f}")
+            answers = None
+            if asked and step == steps:
+                accuracy = exact_match(engine, asked, tokenizer, config.training.evaluation_micro_batch_size)
+                answers = {"accuracy": accuracy, "num_answers": len(asked)}
+                say(f"step {step}: {accuracy:.1%} of {len(asked)} answers match exactly")
             if journal:
-                journal.evaluation(step, loss, tests)
+                journal.evaluation(step, loss, tests, answers)
 
     steps, score_every = config.training.steps, config.selection.score_every
     progress = tqdm(range(steps), desc=config.selection.method, unit="step", disable=rank != 0, mininterval=1.0)

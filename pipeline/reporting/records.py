@@ -25,7 +25,7 @@ STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "
     "residual", "cosine", "fallback", "dropped", "learning_rate", "grad_norm", "zero_moment_share", "bytes_sent",
     "candidate_tokens", "trained_tokens", "selection_hash", "seconds")  # fmt: skip
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
-EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens")
+EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
 
 
 class Recorder:

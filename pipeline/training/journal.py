@@ -60,9 +60,11 @@ class Journal:
         ])  # fmt: skip
         self._monitor(record)
 
-    def evaluation(self, step: int, loss: float, samples: list[Sample]) -> None:
+    def evaluation(self, step: int, loss: float, samples: list[Sample], answers: Optional[dict] = None) -> None:
+        """``answers``: accuracy and num_answers, where answers were asked for."""
         num_tokens = sum(sample.num_supervised for sample in samples)
         record = {"step": step, "name": "test", "loss": loss, "num_samples": len(samples), "num_tokens": num_tokens}
+        record |= answers or {}
         self.recorder.evaluation(record)
 
     def _monitor(self, record: dict) -> None:
