@@ -4,6 +4,7 @@
 ``--section.key value``, ``--config recipe.yaml``, the defaults below.  Unknown keys are errors.
 """
 
+from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Optional, Union
@@ -23,7 +24,8 @@ class ModelConfig:
     """What is fine-tuned."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    """A local folder or a hub name."""
+    """A local folder, a hub name, or demo: a model of 2 million parameters that is made here in a minute
+    (pipeline/training/small_model.py)."""
     revision: Optional[str] = None
     """Commit or tag of a hub model."""
     trust_remote_code: bool = False
@@ -47,7 +49,8 @@ class DataConfig:
     """What it is trained on and towards."""
 
     pool: list[str] = field(default_factory=list)
-    """Candidate samples: .jsonl, .json or .parquet files, or names of Hugging Face datasets ('name', 'name:split')."""
+    """Candidate samples: .jsonl, .json or .parquet files, or names of Hugging Face datasets ('name', 'name:split');
+    'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
     target: list[str] = field(default_factory=list)
     """A few examples of what the model should become good at, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
@@ -218,7 +221,7 @@ def parse_with(
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML; ``--config path`` reads it back."""
-    Path(path).write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def load(path: Path) -> Config:
@@ -249,6 +252,21 @@ def needs_moments(selection: SelectionConfig) -> bool:
     """Whether candidates are measured with Adam's state, which the first steps do not have."""
     has_metric = geometry(selection) != "identity" or selection.momentum == "compensate"
     return registry.get(selection.method).needs == "gram" and has_metric
+
+
+def from_settings(settings: dict) -> Config:
+    """Configuration of nested or dotted settings over the defaults. Raises ValueError naming an unknown key or a wrong type."""
+    parser = build_parser("")
+    parser.exit_on_error = False
+    try:
+        return _from_namespace(parser, parser.parse_object(settings))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def plain(config: Config) -> dict:
+    """Nested settings as YAML has them, which ``from_settings`` takes."""
+    return _plain(asdict(config))
 
 
 def check(config: Config) -> None:

@@ -28,6 +28,7 @@ from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
 from pipeline.training.progress import Narrator
+from pipeline.training.small_model import located
 from pipeline.training.weighted_step import weighted_step
 
 
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     dtype = resolve_dtype(config.training.precision, device)
     merged = deepspeed_config(config, world_size, dtype)
+    together(lambda: located(config.model.name))
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
     asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)

@@ -21,7 +21,7 @@ NAMES = ("Anna", "Ben", "Clara", "David", "Eva", "Frank", "Grace", "Henry", "Ida
 PLACES = ("garden", "kitchen", "street", "river", "school", "forest", "market", "tower")
 
 TARGET_KIND, TARGET_SHARE = "shelf", 0.25  # share of the pool; the other kinds share the rest equally
-TARGET_SAMPLES, TEST_SAMPLES = 16, 64
+POOL_SAMPLES, TARGET_SAMPLES, TEST_SAMPLES = 1200, 16, 64
 DAMAGE_SHARES = {"wrong_answer": 0.12, "duplicate": 0.06, "gibberish": 0.06, "truncation": 0.06}
 
 
@@ -132,7 +132,7 @@ def _line(drawn, damage, rng):
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where pool.jsonl, target.jsonl and test.jsonl are written")
-    parser.add_argument("--samples", type=int, default=1200, help="size of the pool (default: 1200)")
+    parser.add_argument("--samples", type=int, default=POOL_SAMPLES, help="size of the pool (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
     options = parser.parse_args(arguments)
     try:

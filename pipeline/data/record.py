@@ -27,6 +27,12 @@ class Record:
     completion: Optional[str] = None
     text: Optional[str] = None
 
+    def parts(self) -> list[str]:
+        """Its text, question and answers, in order."""
+        if self.messages is not None:
+            return [message["content"] for message in self.messages]
+        return [part for part in (self.prompt, self.completion, self.text) if part is not None]
+
 
 class BrokenLine(ValueError):
     """A row that is no sample: ``reason`` to count it by, and the details."""

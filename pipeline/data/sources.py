@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from pipeline.config import DATA_SUFFIXES
+from pipeline.data import demo
 from pipeline.data.record import BrokenLine, Record, decode, parse, shown
 
 
@@ -16,7 +17,8 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
     """Read all files and datasets in ``names``, in order.
 
     Args:
-        names: .jsonl, .json (a list of objects) and .parquet files in UTF-8, or Hugging Face datasets, 'name' or 'name:split'.
+        names: .jsonl, .json (a list of objects) and .parquet files in UTF-8, Hugging Face datasets, 'name' or 'name:split', or
+            'demo:pool', 'demo:target', 'demo:test': what pipeline.data.demo writes, without the files.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
         setting: the setting that ``names`` came from, for error messages.
 
@@ -49,7 +51,12 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) of one file or dataset; lines of a .jsonl file as bytes, so that each can fail by itself."""
     suffix = Path(name).suffix
-    if suffix not in DATA_SUFFIXES:
+    if name.startswith("demo:"):
+        parts = demo.generate(demo.POOL_SAMPLES, seed=0)
+        if name.removeprefix("demo:") not in parts:
+            raise ValueError(f"{setting}: there is no {name}; the demo data are {', '.join(f'demo:{part}' for part in parts)}")
+        yield from enumerate(parts[name.removeprefix("demo:")], 1)
+    elif suffix not in DATA_SUFFIXES:
         yield from enumerate(_hub_dataset(name, setting), 1)
     elif not Path(name).is_file():
         raise ValueError(f"{setting}: there is no file {name}")

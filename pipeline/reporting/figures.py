@@ -46,7 +46,7 @@ def losses(runs: list[Run]) -> Optional[Figure]:
         panels = {"held_out": "Held-out loss", **panels}
     if target:
         panels["target_loss"] = "Loss of the target batch"
-    figure, axes = _figure(len(panels))
+    figure, axes = draw_panels(len(panels))
     for axis, (column, title) in zip(axes, panels.items()):
         for run, label, style in _styled(runs):
             if column == "held_out":
@@ -55,7 +55,7 @@ def losses(runs: list[Run]) -> Optional[Figure]:
             else:
                 _curve(axis, run.steps["step"], run.steps[column], label, style)
         _finish(axis, title, "cross-entropy (nats per token)", runs)
-    return _legend_below(figure, axes)
+    return legend_below(figure, axes)
 
 
 def sources(runs: list[Run]) -> Optional[Figure]:
@@ -80,7 +80,7 @@ def weights(runs: list[Run]) -> Optional[Figure]:
     if not weighted:
         return None
     known = [entry for entry in weighted if (entry[0]["damage"] != UNKNOWN).any()]
-    figure, axes = _figure(3 if known else 2)
+    figure, axes = draw_panels(3 if known else 2)
     largest = max(kept["relative"].quantile(0.995) for kept, *_ in weighted)
     for kept, label, style in weighted:
         by_step = kept.groupby("step")["relative"].quantile([0.1, 0.5, 0.9]).unstack()
@@ -96,7 +96,7 @@ def weights(runs: list[Run]) -> Optional[Figure]:
     _finish(axes[1], "Distribution", "density", runs, x_label="weight x samples kept (uniform = 1)")
     if known:
         _weights_by_damage(axes[2], known)
-    return _legend_below(figure, axes[:1])
+    return legend_below(figure, axes[:1])
 
 
 def alignment(runs: list[Run]) -> Optional[Figure]:
@@ -104,7 +104,7 @@ def alignment(runs: list[Run]) -> Optional[Figure]:
     matched = [entry for entry in _styled(runs) if entry[0].steps[["cosine", "residual"]].notna().any(axis=None)]
     if not matched:
         return None
-    figure, axes = _figure(2)
+    figure, axes = draw_panels(2)
     for axis, column, title, unit in (
         (axes[0], "cosine", "Cosine of the combined update to the target's", "cosine (1 = same direction)"),
         (axes[1], "residual", "Residual of the match", "residual / target norm (0 = perfect)"),
@@ -112,7 +112,7 @@ def alignment(runs: list[Run]) -> Optional[Figure]:
         for run, label, style in matched:
             _curve(axis, run.steps["step"], run.steps[column], label, style)
         _finish(axis, title, unit, runs)
-    return _legend_below(figure, axes)
+    return legend_below(figure, axes)
 
 
 def seconds(runs: list[Run]) -> Optional[Figure]:
@@ -126,7 +126,7 @@ def seconds(runs: list[Run]) -> Optional[Figure]:
             means[label]["other"] = max(0.0, steps["seconds_total"].mean() - means[label].sum())
     if not means:
         return None
-    figure, (axis,) = _figure(1, height=1.5 + 0.45 * len(means))
+    figure, (axis,) = draw_panels(1, height=1.5 + 0.45 * len(means))
     rows, left = list(means), pd.Series(0.0, index=list(means))
     for stage, colour in zip([*stages, "other"], [*STAGE_COLOURS, POOL]):
         width = pd.Series({label: mean[stage if stage == "other" else f"seconds_{stage}"] for label, mean in means.items()})
@@ -136,8 +136,8 @@ def seconds(runs: list[Run]) -> Optional[Figure]:
     axis.invert_yaxis()
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("seconds per step (mean after warm-up)")
-    _frame(axis)
-    return _legend_below(figure, [axis])
+    frame(axis)
+    return legend_below(figure, [axis])
 
 
 PLOTS = (
@@ -166,7 +166,7 @@ PLOTS = (
 )  # fmt: skip
 
 
-def _figure(num_panels: int, height: float = 3.7) -> tuple[Figure, list[Axes]]:
+def draw_panels(num_panels: int, height: float = 3.7) -> tuple[Figure, list[Axes]]:
     # Figure without pyplot: no global state, and it draws the same with or without a display.
     figure = Figure(figsize=(WIDTH if num_panels > 1 else WIDTH * 0.75, height), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
@@ -220,7 +220,7 @@ def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> Optiona
         rest = shares.iloc[MAX_BARS - 1 :].sum()
         rows = [*rows[: MAX_BARS - 1], f"{len(shares) - MAX_BARS + 1} others"]
         shares = pd.concat([shares.iloc[: MAX_BARS - 1], rest.to_frame().T])
-    figure, (axis,) = _figure(1, height=1.4 + len(rows) * max(0.38, 0.17 * len(bars)))
+    figure, (axis,) = draw_panels(1, height=1.4 + len(rows) * max(0.38, 0.17 * len(bars)))
     thickness = 0.8 / len(bars)
     for number, (label, colour, _) in enumerate(bars):
         places = [row - 0.4 + (number + 0.5) * thickness for row in range(len(rows))]
@@ -235,8 +235,8 @@ def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> Optiona
     axis.set_xlabel(f"share of samples by {column} (kept ones after warm-up)")
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_xlim(0, min(1.0, shares.max(axis=None)) * 1.12)
-    _frame(axis)
-    return _legend_below(figure, [axis])
+    frame(axis)
+    return legend_below(figure, [axis])
 
 
 def _relative_weights(run: Run) -> pd.DataFrame:
@@ -261,7 +261,7 @@ def _weights_by_damage(axis: Axes, entries: list[tuple[pd.DataFrame, str, dict]]
     axis.axhline(1, color="#888888", linewidth=0.8, linestyle=":")
     axis.set_title("Clean against damaged", fontsize=10)
     axis.set_ylabel("weight x samples kept (uniform = 1)")
-    _frame(axis)
+    frame(axis)
     if len(names) > 2:
         axis.tick_params(axis="x", labelsize=7, rotation=35 if len(names) < 7 else 90)
 
@@ -278,17 +278,17 @@ def _finish(axis: Axes, title: str, y_label: str, runs: list[Run], x_label: str 
         warmup = pd.concat([run.steps.loc[run.steps["warmup"], "step"] for run in runs])
         if len(warmup):
             axis.axvspan(steps.min() - margin, warmup.max() + 0.5, color="#EFEFE8", zorder=0, label="warm-up")
-    _frame(axis)
+    frame(axis)
 
 
-def _frame(axis: Axes) -> None:
+def frame(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
-def _legend_below(figure: Figure, axes: list[Axes]) -> Figure:
+def legend_below(figure: Figure, axes: list[Axes]) -> Figure:
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
     if entries:
         look = {"loc": "outside lower center", "ncols": min(len(entries), 4), "fontsize": 8, "frameon": False}

@@ -1,8 +1,10 @@
 """The report as one HTML file that can be sent to somebody: nothing is loaded from outside."""
 
 import base64
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import yaml
@@ -34,83 +36,96 @@ TEMPLATE = """\
 </head>
 <body>
 <h1>{{ title }}</h1>
-{% for summary in summaries %}
-<p class="note">{{ summary.label }}: {{ summary.num_steps }} steps, <code>{{ summary.folder }}</code></p>
+{% for line in lead %}
+<p class="note">{{ line }}</p>
 {% endfor %}
+{% for section in sections %}
 
-<h2>In numbers</h2>
-<div class="wide"><table class="numbers">
-<tr><th>run</th>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for label, cells in rows %}
-<tr><td>{{ label }}</td>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% for note in notes %}
-<p class="note">{{ note }}</p>
-{% endfor %}
-
-{% for plot, image in figures %}
-<h2>{{ plot.title }}</h2>
-<p class="note">What to look at: {{ plot.look_at }}</p>
-<figure><img alt="{{ plot.title }}" src="data:image/png;base64,{{ image }}"></figure>
-{% endfor %}
-
-{% if differences %}
-<h2>Settings that differ</h2>
-<div class="wide"><table>
-<tr><th>setting</th>{% for label in labels %}<th>{{ label }}</th>{% endfor %}</tr>
-{% for name, values in differences.items() %}
-<tr><td><code>{{ name }}</code></td>{% for value in values %}<td>{{ value }}</td>{% endfor %}</tr>
+<h2>{{ section.title }}</h2>
+{% if section.look_at %}
+<p class="note">What to look at: {{ section.look_at }}</p>
+{% endif %}
+{% if section.rows %}
+<div class="wide"><table{% if section.has_numbers %} class="numbers"{% endif %}>
+<tr>{% for heading in section.headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for cells in section.rows %}
+<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table></div>
 {% endif %}
+{% for note in section.notes %}
+<p class="note">{{ note }}</p>
+{% endfor %}
+{% if section.png %}
+<figure><img alt="{{ section.title }}" src="data:image/png;base64,{{ section.png | base64 }}"></figure>
+{% endif %}
+{% endfor %}
 
 <h2>All settings and environment</h2>
-{% for label, config, environment in details %}
-<details><summary>{{ label }}</summary><pre>{{ config }}</pre><pre>{{ environment }}</pre></details>
+{% for label, texts in details %}
+<details><summary>{{ label }}</summary>{% for text in texts %}<pre>{{ text }}</pre>{% endfor %}</details>
 {% endfor %}
 </body>
 </html>
 """
 
 
-def write_html(path: Path, runs: list[Run], summaries: list[Summary], figures: list[tuple[Plot, bytes]]) -> None:
-    """Write the report; ``figures`` are plots with their PNG files."""
-    names = labels(runs)
-    cells = columns(summaries)
+@dataclass(frozen=True)
+class Section:
+    """A heading with a table, notes and a figure under it, whichever there are."""
+
+    title: str
+    look_at: str = ""
+    """One line: what a reader learns here."""
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """Cells of the table, as many a row as there are headings."""
+    has_numbers: bool = True
+    """All columns but the first are numbers."""
+    notes: Sequence[str] = ()
+    png: bytes = b""
+
+
+def write_page(path: Path, title: str, lead: list[str], sections: list[Section], details: list[tuple[str, list[str]]]) -> None:
+    """Write a page: lines under the title, sections, and texts to unfold by their label."""
     # Autoescape: sources and settings come from files of users and must not become markup.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    path.write_text(
-        environment.from_string(TEMPLATE).render(
-            title="Data selection: " + ", ".join(names),
-            summaries=[asdict(summary) for summary in summaries],
-            headings=[heading for heading, _ in cells],
-            rows=[(name, [column[row] for _, column in cells]) for row, name in enumerate(names)],
-            notes=notes(summaries),
-            figures=[(plot, base64.b64encode(png).decode("ascii")) for plot, png in figures],
-            labels=names,
-            differences=differing_settings(runs),
-            details=[(name, _yaml(run.config), _yaml(run.environment)) for name, run in zip(names, runs)],
-        ),
-        encoding="utf-8",
-    )
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
+    page = environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections, details=details)
+    path.write_text(page, encoding="utf-8")
+
+
+def write_html(path: Path, runs: list[Run], summaries: list[Summary], figures: list[tuple[Plot, bytes]]) -> None:
+    """Write the report; ``figures`` are plots with their PNG files."""
+    names, cells, differences = labels(runs), columns(summaries), differing_settings(runs)
+    rows = [[name, *(column[row] for _, column in cells)] for row, name in enumerate(names)]
+    sections = [Section("In numbers", headings=["run", *(heading for heading, _ in cells)], rows=rows, notes=notes(summaries))]
+    sections += [Section(plot.title, plot.look_at, png=png) for plot, png in figures]
+    if differences:
+        rows = [[name, *values] for name, values in differences.items()]
+        sections.append(Section("Settings that differ", headings=["setting", *names], rows=rows, has_numbers=False))
+    write_page(
+        path, "Data selection: " + ", ".join(names), [f"{s.label}: {s.num_steps} steps, {s.folder}" for s in summaries], sections,
+        [(name, [yaml_text(run.config), yaml_text(run.environment)]) for name, run in zip(names, runs)],
+    )  # fmt: skip
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
     """Dotted names of the settings in which the runs differ, with the value of each run; '-' where a run has none."""
-    flat = [dict(_flatten(run.config)) for run in runs]
+    flat = [dict(flatten(run.config)) for run in runs]
     names = [name for name in dict.fromkeys(name for settings in flat for name in settings) if name not in BOOKKEEPING]
     values = {name: [str(settings.get(name, "-")) for settings in flat] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
-def _flatten(config: dict, prefix: str = ""):
+def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _yaml(value: dict) -> str:
+def yaml_text(value: dict) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -68,6 +68,11 @@ def held_out(run: Run) -> pd.DataFrame:
     return run.evaluations[names == ("test" if (names == "test").any() else names.iloc[0])]
 
 
+def area_mean(steps: np.ndarray, loss: np.ndarray) -> float:
+    """Area under the loss over the steps (trapezoids between evaluations), divided by their number."""
+    return float(np.trapezoid(loss, steps) / np.ptp(steps))
+
+
 def is_damaged(damage: pd.Series) -> pd.Series:
     return ~damage.isin([CLEAN, UNKNOWN])
 
@@ -91,7 +96,7 @@ def _summarise(run: Run, label: str) -> Summary:
         num_warmup_steps=int(run.steps["warmup"].sum()),
         loss_before=float(loss[0]) if len(loss) else None,
         loss_after=float(loss[-1]) if len(loss) > 1 else None,
-        loss_mean=float(np.trapezoid(loss, steps_of_losses) / np.ptp(steps_of_losses)) if len(loss) > 2 else None,
+        loss_mean=area_mean(steps_of_losses, loss) if len(loss) > 2 else None,
         damaged_pool=_share(by_damage, is_damaged(by_damage.index.to_series())),
         damaged_kept=_share(pd.Series(1.0, known.index), is_damaged(known["damage"])),
         damaged_weight=_share(known["weight"], is_damaged(known["damage"])),
@@ -106,12 +111,25 @@ def _summarise(run: Run, label: str) -> Summary:
 
 
 def table(summaries: list[Summary], console: Optional[Console] = None) -> None:
-    """Print the summary, at most 100 columns wide; plain text where the output is not a terminal."""
+    """Print the summary and its notes."""
+    print_table("run", [summary.label for summary in summaries], columns(summaries), notes(summaries), console)
+
+
+def print_table(
+    first: str, names: list[str], columns: list[tuple[str, list[str]]], notes: list[str], console: Optional[Console] = None
+) -> None:
+    """Print rows by name, at most 100 columns wide, and sentences below; plain text where the output is not a terminal."""
     console = console or Console()
     if console.width > 100 or not console.is_terminal:
         console.width = 100
-    console.print(_rich_table(summaries))
-    for note in notes(summaries):
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
+    result.add_column(f"\n{first}", overflow="fold", min_width=10)
+    for heading, _ in columns:
+        result.add_column(heading, justify="right", no_wrap=True)
+    for row, name in enumerate(names):
+        result.add_row(Text(name), *(cells[row] for _, cells in columns))
+    console.print(result)
+    for note in notes:
         console.print(note, markup=False, highlight=False)
 
 
@@ -159,17 +177,6 @@ def notes(summaries: list[Summary]) -> list[str]:
     if not any(s.num_fallbacks or s.num_dropped for s in summaries):
         lines.append("No step fell back to uniform weights, and no candidate was dropped.")
     return lines
-
-
-def _rich_table(summaries: list[Summary]) -> Table:
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    result.add_column("\nrun", overflow="fold", min_width=10)
-    filled = columns(summaries)
-    for heading, _ in filled:
-        result.add_column(heading, justify="right", no_wrap=True)
-    for row, summary in enumerate(summaries):
-        result.add_row(Text(summary.label), *(cells[row] for _, cells in filled))
-    return result
 
 
 def _share(amounts: pd.Series, chosen: pd.Series) -> Optional[float]:

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from pipeline.config import ModelConfig
 from pipeline.training.attention import Attention, choose
+from pipeline.training.small_model import located
 
 
 def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """Tokenizer with a pad token (the end token where it has none: pads are never seen nor supervised)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.name, **_source(settings))
+        tokenizer = AutoTokenizer.from_pretrained(located(settings.name), **_source(settings))
     except OSError as error:
         raise ValueError(
             f"model.name: {settings.name} is no folder with a model and cannot be had from the hub: {error}"
@@ -35,11 +36,11 @@ def load_model(
     Weights are seeded, so that every rank draws the same adapters; ``options`` go to transformers' ``from_pretrained``. Raises
     ValueError where weights are missing from the files.
     """
-    config = AutoConfig.from_pretrained(settings.name, **_source(settings))
+    config = AutoConfig.from_pretrained(located(settings.name), **_source(settings))
     attention = choose(settings.attention, device, dtype, config.get_text_config())
     torch.manual_seed(seed)
     model, loading = AutoModelForCausalLM.from_pretrained(
-        settings.name, dtype=dtype, attn_implementation=attention.implementation, output_loading_info=True, **_source(settings),
+        located(settings.name), dtype=dtype, attn_implementation=attention.implementation, output_loading_info=True, **_source(settings),
         **options,
     )  # fmt: skip
     if loading["missing_keys"]:
@@ -86,7 +87,7 @@ def load_reference_model(
 def model_without_weights(settings: ModelConfig) -> torch.nn.Module:
     """The same model on the meta device: shapes alone, for planning. Reads the model's config.json and nothing else."""
     try:
-        config = AutoConfig.from_pretrained(settings.name, **_source(settings))
+        config = AutoConfig.from_pretrained(located(settings.name), **_source(settings))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.name: {settings.name} is no folder with a model and cannot be had from the hub: {error}"
