@@ -14,6 +14,8 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "plan": {"config", "planning", "training"},
     "report": {"reporting", "config"},
     "evaluate": {"config", "training"},
+    "comparison": {"config", "data", "reporting"},
+    "compare": {"comparison"},
     "train": {"config", "data", "hook", "reporting", "scoring", "selection", "training"},
 }  # fmt: skip
 INTERNALS = {

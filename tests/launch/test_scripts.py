@@ -1,6 +1,7 @@
 """The launch scripts, recipes and DeepSpeed configurations hold together."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
+from pipeline.comparison import grid
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/slurm/*.sbatch"), ROOT / ".ci/run"])
-RECIPES = sorted(ROOT.glob("launch/recipes/*.yaml"))
+RECIPES = sorted(file for file in ROOT.glob("launch/recipes/*.yaml") if not file.name.startswith("compare_"))
+GRIDS = sorted(ROOT.glob("launch/recipes/compare_*.yaml"))
 DS_CONFIGS = sorted(ROOT.glob("ds_configs/*.json"))
 
 
@@ -50,6 +53,19 @@ def test_recipe_is_a_valid_configuration(recipe, tmp_path, monkeypatch):
     parsed = config.parse("", ["--config", str(recipe), *paths])
     for world_size in (1, 2):
         assert config.check_world_size(parsed, world_size) >= 1
+
+
+@pytest.mark.parametrize("recipe", GRIDS, ids=named)
+def test_grid_is_valid_and_every_variant_differs(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    for name in re.findall(r"\$\{DATA\}/([\w/.]+)", recipe.read_text()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}\n")
+    read, cells, _ = grid.parse("", ["--config", str(recipe)])
+    assert len(cells) == len(read.variants) * len(read.seeds) * len(read.targets)
+    first = [cell for cell in cells if (cell.target, cell.seed) == (cells[0].target, cells[0].seed)]
+    assert len({(str(cell.config.selection), str(cell.config.training)) for cell in first}) == len(read.variants)
 
 
 @pytest.mark.parametrize("name", ["lora", "full_finetune"])

@@ -1,0 +1,42 @@
+"""Compare selection methods: every variant with every seed on every target, and what they say together.
+
+python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value ...] [--section.key value ...]
+
+    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs -> tables, result file, page
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Optional
+
+from pipeline.comparison import outcome
+from pipeline.comparison.grid import parse
+from pipeline.comparison.running import run_cells
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """0; 1 if a cell has failed; 2 for settings or records that do not fit together, which a sentence explains."""
+    grid, cells, notes = parse(__doc__.split("\n\n")[0], sys.argv[1:] if arguments is None else arguments)
+    try:
+        failures = run_cells(cells, grid.parallel, grid.ranks, grid.overwrite)
+        failed = [failure.cell for failure in failures]
+        done = [cell for cell in cells if cell not in failed]
+        found = outcome.gather(cells, done, notes) if done else None
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if found:
+        outcome.say(found)
+        page = outcome.write(Path(cells[0].folder).parents[2], grid, found, [str(cell) for cell in failed])
+        print(f"Results: {page} and {page.with_suffix('.json')}")
+    for failure in failures:
+        print(f"failed: {failure.cell}: {failure.log}", file=sys.stderr)
+    print(json.dumps(outcome.headline(list(dict.fromkeys(cell.variant for cell in cells)), found), allow_nan=False), flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cells' processes are ended too
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The grid of a comparison: settings of all cells, checked before the first of them runs."""
+
+import os
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.reporting.html import flatten
+
+SECTIONS = tuple(f.name for f in fields(Config))
+OF_THE_GRID = {
+    "data.target": "targets",
+    "data.test": "targets",
+    "run.seed": "seeds",
+    "run.folder": "folder",
+    "run.overwrite": "overwrite",
+}
+"""Settings of a run that the grid makes, and where it takes them from."""
+PLACES = ("run.folder", "run.overwrite")
+"""Settings that change no result."""
+# Of these the candidates and their order are a pure function (data/stream.py), together with the step.
+STREAM = ("data.pool", "data.max_tokens", "data.on_long", "data.on_broken", "data.loss_on", "model.name", "model.revision")
+
+
+@dataclass
+class TargetFiles:
+    """What a column of the grid aims at."""
+
+    target: list[str]
+    """A few examples, as in data.target."""
+    test: list[str]
+    """Held-out samples, as in data.test: the result is measured on them."""
+
+
+@dataclass
+class Grid:
+    """Methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
+
+    variants: Union[list[str], dict[str, Optional[dict[str, Any]]]]
+    """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of selection methods."""
+    seeds: list[int]
+    """Values of run.seed; every variant runs with each."""
+    targets: dict[str, TargetFiles]
+    """Name -> files."""
+    folder: str
+    """Results; one folder a cell below it, TARGET/VARIANT/seed_N. Cells found there finished are not run again."""
+    base: Union[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of all cells: a recipe of pipeline.train, or the settings themselves. run.save_model is false unless set here;
+    data.target, data.test, run.seed and run.folder of a recipe give way to the grid's."""
+    parallel: int = 1
+    """Cells at a time. Above 1 their seconds disturb each other."""
+    ranks: int = 1
+    """Ranks of a cell: 1 is a plain process, more go through the deepspeed launcher. On GPUs each takes one of its own."""
+    overwrite: bool = False
+    """Run finished cells again whose settings or data have changed since; without it they are an error."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    target: str
+    variant: str
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """The run's; its log and settings stand beside it."""
+        return Path(self.config.run.folder)
+
+    def __str__(self) -> str:
+        return f"{self.target}, {self.variant}, seed {self.seed}"
+
+
+def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], list[str]]:
+    """Grid, cells and what a reader must know about them. ``--section.key value`` sets a setting of the base.
+
+    Exits with code 2 and one sentence on an unknown key, a wrong type or a contradiction, in the grid or in any cell.
+    """
+    parser = ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        usage="%(prog)s --config grid.yaml [--key value ...] [--section.key value ...]",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the keys below")
+    parser.add_class_arguments(Grid, as_group=False)
+    own, changes = split(arguments)
+    namespace = parser.instantiate(parser.parse_args(own))
+    grid = Grid(**{f.name: getattr(namespace, f.name) for f in fields(Grid)})
+    try:
+        cells = cells_of(grid, changes)
+        return grid, cells, differences_in_data(cells)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The grid's own arguments, and settings of the base by dotted name."""
+    own, changes, rest = [], {}, list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name.split(".")[0] in SECTIONS:
+            changes[name] = yaml.safe_load(value if equals else rest.pop(0) if rest else "")
+        else:
+            own.append(argument)
+    return own, changes
+
+
+def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
+    """All cells, seed by seed, so that early results compare all variants. Raises ValueError naming the cell and its setting."""
+    variants = grid.variants
+    if isinstance(variants, list):
+        variants = {method: {"selection.method": method} for method in variants}
+    for name, values in (("variants", grid.variants), ("seeds", grid.seeds), ("targets", grid.targets)):
+        if not values:
+            raise ValueError(f"{name} is empty: name at least one")
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} holds a value twice: {', '.join(map(str, values))}")
+    for name in (*variants, *grid.targets):
+        if not re.fullmatch(r"[\w.+=-]+", name):
+            raise ValueError(f"'{name}' names a folder: use letters, digits and . + = _ - only")
+    for name in ("parallel", "ranks"):
+        if getattr(grid, name) < 1:
+            raise ValueError(f"{name} is {getattr(grid, name)}: the smallest value is 1")
+    base = {"run.save_model": False, **_base(grid.base), **changes}
+    for origin, settings in (("the command line", changes), *((f"variants.{name}", v or {}) for name, v in variants.items())):
+        for setting in set(dict(flatten(settings))) & set(OF_THE_GRID):
+            raise ValueError(f"{origin} sets {setting}, which the grid makes of '{OF_THE_GRID[setting]}'")
+    variants = {
+        name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))}) for name, settings in variants.items()
+    }
+    return [
+        _cell(grid, target, files, variant, config, seed)
+        for seed in grid.seeds
+        for target, files in grid.targets.items()
+        for variant, config in variants.items()
+    ]
+
+
+def differences_in_data(cells: list[Cell]) -> list[str]:
+    """Sentences about variants that look at, or train on, another number of samples a step.
+
+    Raises ValueError where they do not see the same candidates in the same order.
+    """
+    reference = dict(flatten(configuration.plain(cells[0].config)))
+    groups: dict[tuple, dict[str, None]] = {}
+    for cell in cells:
+        settings = dict(flatten(configuration.plain(cell.config)))
+        for name in STREAM:
+            if settings[name] != reference[name]:
+                raise ValueError(
+                    f"{name} is {settings[name]} in {cell.variant} and {reference[name]} in {cells[0].variant}: they would not see "
+                    "the same candidates, so their losses would not compare; make it a grid of its own"
+                )
+        looked = settings["selection.candidates_per_step"] / settings["selection.score_every"]
+        trained = configuration.samples_per_step(cell.config) * cell.config.training.steps
+        groups.setdefault((looked, trained), {})[cell.variant] = None
+    return [
+        f"Looks at {looked:g} candidates a step and trains on up to {trained} samples: {', '.join(names)}."
+        for (looked, trained), names in groups.items()
+    ]
+
+
+def changed(config: Config, saved: dict) -> list[str]:
+    """'setting: before -> now' for each setting in which a saved configuration differs; places count for nothing."""
+    now, before = dict(flatten(configuration.plain(config))), dict(flatten(saved))
+    names = [name for name in {**now, **before} if name not in PLACES and now.get(name, "-") != before.get(name, "-")]
+    return [f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names]
+
+
+def written(grid: Grid) -> dict:
+    """The grid as it was written, without the values of environment variables."""
+    return asdict(grid)
+
+
+def _variant(name: str, settings: dict) -> Config:
+    try:
+        return configuration.from_settings(settings)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _cell(grid: Grid, target: str, files: TargetFiles, variant: str, config: Config, seed: int) -> Cell:
+    if not files.test:
+        raise ValueError(f"targets.{target}.test is empty: a comparison needs held-out samples")
+    data = replace(config.data, target=_expanded(files.target), test=_expanded(files.test))
+    folder = Path(_expanded(grid.folder)) / target / variant / f"seed_{seed}"
+    cell = Cell(
+        target,
+        variant,
+        seed,
+        replace(config, data=data, run=replace(config.run, seed=seed, folder=str(folder), overwrite=False)),
+    )
+    try:
+        configuration.check(cell.config)
+        configuration.check_world_size(cell.config, grid.ranks)
+    except ValueError as error:
+        raise ValueError(f"{cell}: {error}") from error
+    return cell
+
+
+def _base(base: Union[str, dict]) -> dict[str, Any]:
+    """Settings by dotted name."""
+    if isinstance(base, str):
+        path = Path(_expanded(base))
+        if not path.is_file():
+            raise ValueError(f"base: there is no file {path}")
+        base = yaml.safe_load(path.read_text())
+        if not isinstance(base, dict):
+            raise ValueError(f"base: {path} holds no settings")
+    return dict(flatten(_expanded(base)))
+
+
+def _expanded(value: Any) -> Any:
+    """``value`` with the environment's values for ${NAME}. Raises ValueError for one that is not set."""
+    if isinstance(value, dict):
+        return {key: _expanded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def environment(match: re.Match) -> str:
+        if match[1] not in os.environ:
+            raise ValueError(
+                f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... python -m ..."
+            )
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", environment, value)
