@@ -61,7 +61,7 @@ class Grid:
     """Run finished cells again whose settings or data have changed since; without it they are an error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity: settings are mutable
 class Cell:
     target: str
     variant: str

@@ -124,7 +124,7 @@ def equal_samples(rows: list[Row], baseline: str) -> Columns:
 
 def time_and_kept(rows: list[Row], cells: pd.DataFrame) -> Columns:
     kept = {
-        variant: pd.DataFrame([c["damaged"], c["damaged_weight"], c["target_kind"], c["duplicates"], c["length"]] for c in own).mean()
+        variant: pd.DataFrame([c["damaged"], c["target_kind"], c["duplicates"], c["length"]] for c in own).mean()
         for variant, own in cells.groupby("variant")["kept"]
     }  # fmt: skip
 
@@ -138,10 +138,9 @@ def time_and_kept(rows: list[Row], cells: pd.DataFrame) -> Columns:
         "s per\nstep": [_number(row.step_seconds, ".2f") for row in rows],
         "choosing": [_percent(row.selection_share, ".0%") for row in rows],
         "damaged\nkept": [_percent(mean(row, 0)) for row in rows],
-        "damaged\nweight": [_percent(mean(row, 1)) for row in rows],
-        "target\nkept": [_percent(mean(row, 2)) for row in rows],
-        "dupli-\ncates": [_percent(mean(row, 3)) for row in rows],
-        "length": [_number(mean(row, 4), ".0f") for row in rows],
+        "target\nkept": [_percent(mean(row, 1)) for row in rows],
+        "dupli-\ncates": [_percent(mean(row, 2)) for row in rows],
+        "length": [_number(mean(row, 3), ".0f") for row in rows],
     })  # fmt: skip
 
 
