@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pipeline.data.demo import generate
 from pipeline.data.sources import read
 
 GOOD = {"prompt": "2 + 2 =", "completion": " 4"}
@@ -141,3 +142,16 @@ def test_a_dataset_that_cannot_be_loaded_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="needs 'pip install datasets'"):
         read(["org/name"], "error")
+
+
+def test_the_demo_data_can_be_read_without_files():
+    for part, lines in generate(1200, seed=0).items():
+        records, counts = read([f"demo:{part}"], "error")
+        assert counts == {"samples": len(lines)}
+        assert [(r.id, r.prompt, r.completion, r.damage) for r in records] == [
+            (line["id"], line["prompt"], line["completion"], line["damage"]) for line in lines
+        ]
+    with pytest.raises(
+        ValueError, match=r"data.pool: there is no demo:pol; the demo data are demo:pool, demo:target, demo:test"
+    ):
+        read(["demo:pol"], "error")
