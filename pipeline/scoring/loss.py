@@ -13,9 +13,9 @@ CPU_LOGITS_BYTES = (
 )  # what malloc keeps for the next chunk; larger ones are given back and cost page faults, a third of the time
 
 
-def logit_chunk_bytes(logits_mib: int, device_type: str) -> int:
+def logit_chunk_bytes(logits_mib: float, device_type: str) -> float:
     """Most that one chunk of float32 logits may take: ``selection.logits_mib``, and on CPU no more than CPU_LOGITS_BYTES."""
-    return min(logits_mib << 20, CPU_LOGITS_BYTES) if device_type == "cpu" else logits_mib << 20
+    return min(logits_mib * 2**20, CPU_LOGITS_BYTES) if device_type == "cpu" else logits_mib * 2**20
 
 
 def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
