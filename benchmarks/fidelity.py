@@ -75,7 +75,7 @@ def main() -> None:
     _, world_size, device = start_process_group(600)
     if world_size > 1:
         raise SystemExit("fidelity: one rank is enough; the ranks' agreement is what the tests are for")
-    result = {"settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}}
+    result = {"settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}}
     for case in arguments.cases:
         result[case] = compare(case, arguments, world_size, device)
         print(f"\n{case}: {arguments.looks} x {arguments.candidates} candidates, {arguments.keep} kept")

@@ -316,6 +316,11 @@ def check_settings(config: Config) -> None:
         raise ValueError(
             f"training.learning_rate_warmup_steps = {t.learning_rate_warmup_steps} never ends within training.steps = {t.steps}"
         )
+    if s.contraction != "auto" and s.backend != "exact":
+        raise ValueError(
+            f"selection.contraction = {s.contraction} has no meaning with selection.backend = {s.backend}, which forms no inner product "
+            "of whole gradients: leave it at auto"
+        )
     if s.method == "full" and s.score_every != 1:
         raise ValueError(f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to 1")
     if t.evaluation_answers and config.data.loss_on == "all":

@@ -83,8 +83,15 @@ class SelectionHook:
         self.layers: dict[str, torch.nn.Linear] = {}
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}  # found out at the first scoring pass
         self.collectives = Collectives(engine.seq_data_parallel_group, engine.device)
-        if self.method.needs == "reference_loss" and reference_model is None:
-            raise ValueError(f"selection.method = {settings.method} needs a reference model")
+        if (self.method.needs == "reference_loss") != (reference_model is not None):
+            need = "has no use for a" if reference_model is not None else "needs a"
+            raise ValueError(f"selection.method = {settings.method} {need} reference model")
+        rates = set(engine.get_lr()) if self.method.reads_learning_rate else ()
+        if len(rates) > 1:
+            raise ValueError(
+                f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups have "
+                f"{len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take another method"
+            )
         if not self.method.scores_gradients:
             return
         if engine.fp16_enabled():

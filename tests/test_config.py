@@ -42,6 +42,10 @@ REFUSED = {
     ),
     "several steps keep more than candidates": (["--selection.score_every", "5"], "= 8 x 5 is more than"),
     "score_every without scores": (["--selection.method", "full", "--selection.score_every", "2"], "set it to 1"),
+    "contraction without gradients": (
+        ["--selection.contraction", "row_chunks", "--selection.backend", "factored"],
+        "selection.contraction = row_chunks has no meaning with selection.backend = factored",
+    ),
     "zero": (["--selection.keep_per_step", "0"], "selection.keep_per_step is 0: the smallest value is 1"),
     "negative ridge": (["--selection.ridge", "-1"], "selection.ridge is -1"),
     "not a number": (["--selection.ridge", "nan"], "selection.ridge"),

@@ -146,6 +146,9 @@ def test_settings_that_contradict_a_method_are_refused_by_the_hook_too(by_method
     refused = by_method[0][str(METHOD_CASES[0])]["refused"]
     assert refused["rho_loss"] == "ValueError: selection.method = rho_loss needs a reference model"
     assert refused["greats"].startswith("ValueError: selection.geometry = update contradicts selection.method = greats")
+    assert refused["useless reference"].endswith("filter_then_weight has no use for a reference model")
+    assert refused["too deep"].startswith("ValueError: selection.last_blocks = 9, and the model has")
+    assert "and the optimizer's groups have 2 (" in refused["two rates"]
     assert refused["less"].startswith("ValueError: selection.momentum = compensate contradicts selection.method = less")
 
 

@@ -30,7 +30,7 @@ def scored_layers(module: nn.Module, last_blocks: int = 0) -> dict[str, nn.Linea
 
     A weight tied to the embedding has a second gradient that no linear layer sees, so such a layer is not scored.
     """
-    skipped = tuple(f"{name}." for name in list(blocks(module))[:-last_blocks]) if last_blocks else ()
+    skipped = tuple(f"{name}." for name in _before_last(module, last_blocks))
     uses: dict[int, int] = {}
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -47,8 +47,18 @@ def scored_layers(module: nn.Module, last_blocks: int = 0) -> dict[str, nn.Linea
 
 def leaf_module(module: nn.Module, last_blocks: int = 0) -> nn.Module:
     """The module whose output becomes the leaf: the embedding, or the block before the last ones."""
-    earlier = list(blocks(module).values())[:-last_blocks] if last_blocks else []
+    earlier = list(_before_last(module, last_blocks).values())
     return earlier[-1] if earlier else module.get_input_embeddings()
+
+
+def _before_last(module: nn.Module, last_blocks: int) -> dict[str, nn.Module]:
+    """The blocks that are not scored; none for 0. Raises ValueError where there are fewer than ``last_blocks``."""
+    if last_blocks == 0:
+        return {}
+    known = blocks(module)
+    if last_blocks > len(known):
+        raise ValueError(f"selection.last_blocks = {last_blocks}, and the model has {len(known)} blocks: 0 scores all")
+    return dict(list(known.items())[:-last_blocks])
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:

@@ -89,6 +89,8 @@ class Method:
     select: Callable[..., Selection] = field(repr=False)
     geometry: Optional[str] = None
     """The space of phi that belongs to the method; None leaves it to ``selection.geometry``."""
+    reads_learning_rate: bool = False
+    """Whether ``select`` uses ``Settings.learning_rate``, which is then one for all scored weights."""
 
     @property
     def scores_gradients(self) -> bool:

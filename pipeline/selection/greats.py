@@ -29,4 +29,4 @@ def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Gene
     return usable.uniform_selection(np.array(kept))
 
 
-METHOD = Method("greats", needs="gram", select=select, geometry="identity")
+METHOD = Method("greats", needs="gram", select=select, geometry="identity", reads_learning_rate=True)

@@ -35,4 +35,4 @@ def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Gene
     return usable.uniform_selection(np.array(kept))
 
 
-METHOD = Method("opus", needs="gram", select=select, geometry="update_to_gradient")
+METHOD = Method("opus", needs="gram", select=select, geometry="update_to_gradient", reads_learning_rate=True)

@@ -99,14 +99,22 @@ def every_method(model_folder: str, folder: str) -> dict:
         found[str(case)]["all at once"] = hook.scores.loss_C
         hooks.has_plain_logits = has_plain_logits
 
-        def refusal(engine=engine, selection=settings.selection, **changes):
-            return error_of(lambda: hooks.SelectionHook.attach(engine, target_set(), replace(selection, **changes), 0))
+        def refusal(engine=engine, selection=settings.selection, reference=None, **changes):
+            attach = hooks.SelectionHook.attach
+            return error_of(lambda: attach(engine, target_set(), replace(selection, **changes), 0, reference_model=reference))
 
         found[str(case)]["refused"] = {
             "rho_loss": refusal(method="rho_loss"),
             "greats": refusal(method="greats", geometry="update"),
             "less": refusal(method="less", momentum="compensate"),
+            "useless reference": refusal(reference=engine.module),
+            "too deep": refusal(last_blocks=9),
         }
+        groups = engine.optimizer.param_groups
+        first_rate = groups[0]["lr"]
+        groups[0]["lr"] = first_rate / 2
+        found[str(case)]["refused"]["two rates"] = refusal(method="opus") if len(groups) > 1 else None
+        groups[0]["lr"] = first_rate
         close(engine)
     return found
 
