@@ -2,7 +2,6 @@
 """The README's predictions are those of the result file, and of the size that one finds by hand."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from pipeline.planning.model_shapes import read_shapes
 from pipeline.planning.work import flops
 from tests.planning.plan_cases import sizes
 
-ROOT = Path(__file__).parents[2]
 PARAMETERS, EMBEDDING, BLOCKS, WIDTH = 6_738_415_616, 32000 * 4096, 32, 4096  # Llama 2 7B
 
 
@@ -28,8 +26,7 @@ def shapes():
     return read_shapes(ModelConfig(name="llama-7b", lora_rank=0))
 
 
-def test_readme_shows_the_result_file(found):
-    assert plan_table.markdown(found) in (ROOT / "README.md").read_text()
+def test_the_result_file_holds_the_cases(found):
     assert [(row["model"], row["num_gpus"]) for row in found["rows"]] == [(c.model, c.num_gpus) for c in plan_table.CASES]
 
 

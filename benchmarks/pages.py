@@ -1,0 +1,174 @@
+"""Write the tables of README.md and benchmarks/RESULTS.md anew from the result files.
+
+    python -m benchmarks.pages
+
+In these pages a table stands between ``<!-- KIND FILE ... -->`` and ``<!-- end -->``, KIND being a function below and FILE a result
+file, relative to the repository. What stands between them is never edited by hand.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import plan_table as predictions
+from pipeline.comparison import outcome
+from pipeline.comparison.statistics import Estimate, Row
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md")
+BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
+PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
+
+
+def render(page: str) -> str:
+    """The page with all its tables made from the files they name. Raises ValueError for an unknown kind or a missing file."""
+    return BLOCK.sub(_block, page)
+
+
+def step_cost(*results: dict) -> str:
+    """Scoring + Gram + solve over a plain forward and backward."""
+    rows = []
+    for result in results:
+        settings = result["settings"]
+        depth = f", last {settings['last_blocks']} blocks" if settings["last_blocks"] else ""
+        ranks = f", {result['world_size']} ranks" if result["world_size"] > 1 else ""
+        for case in settings["cases"]:
+            found = result[case]
+            rows.append([
+                f"{'LoRA' if case == 'lora' else 'full'}, `{settings['backend']}`{depth}{ranks}",
+                f"{settings['candidates']} x {settings['tokens']}",
+                _ranged(found["time_ratio"], found["time_ratio_range"]), f"{found['time_ratio_with_target']:.2f}",
+                f"{found['memory_ratio']:.2f}", str(settings["rounds"]),
+            ])  # fmt: skip
+    headings = ["", "candidates x tokens", "time ratio (range)", "with the target's pass", "peak memory ratio", "rounds"]
+    return _table(headings, rows)
+
+
+def cost_curves(result: dict) -> str:
+    rows = [
+        [f"{point['case']}, `{point['backend']}`", point["candidates"], point["tokens"], f"{point['time_ratio']:.2f}",
+         f"{point['memory_ratio']:.2f}", *(f"{point['seconds'][name][0]:.1f}" for name in ("plain", "scoring"))]
+        for point in result["points"]
+    ]  # fmt: skip
+    return _table(["", "C", "T", "time ratio", "peak memory ratio", "plain pass, s", "scoring, s"], rows)
+
+
+def fidelity(result: dict) -> str:
+    names = ("spearman", "overlap", "cosine", "reached")
+    rows = [
+        ["LoRA" if case == "lora" else "full", found["way"], *(f"{found[name]:.2f}" for name in names)]
+        for case in result["settings"]["cases"]
+        for found in result[case]
+    ]
+    headings = ["", "", "Spearman of alignments", "overlap of kept", "cosine of updates", "reached"]
+    return _table(headings, rows)
+
+
+def peers(result: dict) -> str:
+    """Time and memory over ours."""
+    rows = []
+    for case in result["settings"]["cases"]:
+        found = result[case]["peers"]
+        ranged = [_ranged(found[name]["time_ratio_to_ours"], found[name]["time_ratio_range"]) for name in PEERS]
+        memory = [f"{found[name]['memory_ratio_to_ours']:.2f}" for name in PEERS]
+        label = "LoRA" if case == "lora" else "full fine-tuning"
+        rows += [[f"{label}, time", *ranged], [f"{label}, memory", *memory]]
+    return _table(["", *PEERS.values()], rows)
+
+
+def solve(result: dict) -> str:
+    sizes = {int(size): found["median_seconds"] for size, found in result["sizes"].items()}
+    return _table(
+        ["candidates", *map(str, sizes)], [["rank 0's solve", *(f"{1000 * seconds:,.1f} ms" for seconds in sizes.values())]]
+    )
+
+
+def plan_table(result: dict) -> str:
+    return predictions.markdown(result)
+
+
+def comparison(result: dict) -> str:
+    """The tables that ``pipeline.compare`` prints, and its notes."""
+    rows = [_row(row) for row in result["variants"].values()]
+    names, cells = [row.variant for row in rows], pd.DataFrame(result["cells"])
+    num_seeds, num_cells = cells["seed"].nunique(), len(cells)
+    by_target = [
+        (target, [_with_error(_row(rows_of[name]).auc) if name in rows_of else "-" for name in names])
+        for target, rows_of in result["targets"].items()
+    ]
+    of_machine = result["environment"]
+    return "\n\n".join([
+        f"{num_cells} runs: {len(names)} variants, {len(result['targets'])} target(s), {num_seeds} seeds.",
+        _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
+        *([_columns(names, by_target)] if len(by_target) > 1 else []),
+        _columns(names, outcome.time_and_kept(rows, cells)),
+        "\n".join(f"- {note}" for note in result["notes"]),
+        f"Versions: {', '.join(f'{k} {v}' for k, v in of_machine.get('versions', {}).items())}.",
+    ])  # fmt: skip
+
+
+def machine(*results: dict) -> str:
+    """Where results were measured."""
+    known = {json.dumps(result["machine"], sort_keys=True): result["machine"] for result in results}
+    return "\n".join(
+        f"- {m['device']}, {m['threads']} thread(s), Python {m['python']}, "
+        f"{', '.join(f'{k} {v}' for k, v in m['versions'].items())}, {m['date']}"
+        for m in known.values()
+    )
+
+
+KINDS = {f.__name__: f for f in (step_cost, cost_curves, fidelity, peers, solve, plan_table, comparison, machine)}
+
+
+def _block(match: re.Match) -> str:
+    start, kind, files, end = match.groups()
+    if kind not in KINDS:
+        raise ValueError(f"<!-- {kind} -->: tables are made by {', '.join(KINDS)}")
+    results = []
+    for name in files.split():
+        path = ROOT / name
+        if not path.is_file():
+            raise ValueError(f"<!-- {kind} -->: there is no result file {name}")
+        results.append(json.loads(path.read_text()))
+    return f"{start}{KINDS[kind](*results)}\n{end}"
+
+
+def _row(values: dict) -> Row:
+    return Row(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()})
+
+
+def _with_error(value: Estimate) -> str:
+    return "-" if value.mean is None else f"{value.mean:.3f}" + (f" ±{value.error:.3f}" if value.error is not None else "")
+
+
+def _columns(names: list[str], columns: outcome.Columns) -> str:
+    headings = ["variant", *(heading.replace("\n", " ").replace("- ", "") for heading, _ in columns)]
+    return _table(headings, [[name, *(cells[i] for _, cells in columns)] for i, name in enumerate(names)])
+
+
+def _ranged(value: float, between: list[float]) -> str:
+    low, high = between
+    return f"{value:.2f} ({low:.2f}-{high:.2f})" if low != high else f"{value:.2f}"
+
+
+def _table(headings: list, rows: list[list]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def main() -> int:
+    for page in PAGES:
+        try:
+            page.write_text(render(page.read_text()))
+        except ValueError as error:
+            print(f"{page.name}: {error}", file=sys.stderr)
+            return 2
+        print(f"written: {page.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
