@@ -214,9 +214,14 @@ def parse_with(
             check_data(config)
     except ValueError as error:
         parser.error(str(error))
-    if registry.get(config.selection.method).scores_gradients:
-        config.selection.geometry = geometry(config.selection)  # the saved copy says what was done
+    resolve(config)
     return config, namespace
+
+
+def resolve(config: Config) -> None:
+    """Put what will be done where settings leave it open, so that the saved copy says it."""
+    if registry.get(config.selection.method).scores_gradients:
+        config.selection.geometry = geometry(config.selection)
 
 
 def save(config: Config, path: Path) -> None:

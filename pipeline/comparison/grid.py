@@ -200,6 +200,7 @@ def _cell(grid: Grid, target: str, files: TargetFiles, variant: str, config: Con
     try:
         configuration.check(cell.config)
         configuration.check_world_size(cell.config, grid.ranks)
+        configuration.resolve(cell.config)  # as the run does, whose saved copy is compared
     except ValueError as error:
         raise ValueError(f"{cell}: {error}") from error
     return cell

@@ -115,3 +115,11 @@ def test_only_settings_that_change_results_count_as_changes(valid, parse, tmp_pa
     saved["selection"]["ridge"] = 7
     del saved["training"]["eps"]
     assert changed(cell.config, saved) == ["selection.ridge: 7 -> 1.0", "training.eps: - -> 1e-08"]
+
+
+def test_a_cell_is_known_again_by_what_its_run_saves(valid, parse, tmp_path):
+    """The run resolves what settings leave open, and saves that."""
+    for cell in parse(valid)[1]:
+        configuration.save(cell.config, tmp_path / "asked.yaml")
+        configuration.save(configuration.parse("", ["--config", str(tmp_path / "asked.yaml")]), tmp_path / "saved.yaml")
+        assert changed(cell.config, yaml.safe_load((tmp_path / "saved.yaml").read_text())) == []
