@@ -19,18 +19,24 @@ MOST_BARS = 8
 
 
 def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> Figure:
-    """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard error over seeds."""
+    """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard error over seeds.
+
+    Where the loss before training would press all curves together, the axis ends above the second evaluation and the start is said.
+    """
     figure, (by_step, by_seconds) = draw_panels(2)
+    means = []
     for variant, style in styles.items():
         curves = cells.loc[cells["variant"] == variant, "curve"].tolist()
         if not curves:
             continue
         loss = np.array([curve["loss"] for curve in curves])
         mean, seconds = loss.mean(0), np.mean([curve["seconds"] for curve in curves], axis=0)
+        means.append(mean)
         error = loss.std(0, ddof=1) / len(loss) ** 0.5 if len(loss) > 1 else np.zeros_like(mean)
         for axis, x in ((by_step, curves[0]["step"]), (by_seconds, seconds)):
             axis.plot(x, mean, marker="o", markersize=3, label=variant, **style)
             axis.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
+    start, second, low = (max(m[0] for m in means), max(m[1] for m in means), min(m.min() for m in means))
     for axis, title, x_label in (
         (by_step, "Equal number of steps", "optimizer step"),
         (by_seconds, "Equal time", "seconds of training, evaluations left out"),
@@ -38,6 +44,9 @@ def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> Figure:
         axis.set(title=title, xlabel=x_label, ylabel="held-out loss (nats per token)")
         axis.title.set_fontsize(10)
         frame(axis)
+        if start - low > 2 * (second - low) > 0:
+            axis.set_ylim(low - 0.05 * (second - low), second + 0.1 * (second - low))
+            axis.text(0.99, 0.97, f"before training: {start:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=8)
     return legend_below(figure, [by_step])
 
 
