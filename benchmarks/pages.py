@@ -110,6 +110,16 @@ def comparison(result: dict) -> str:
     ])  # fmt: skip
 
 
+def standings(result: dict) -> str:
+    """A comparison in few columns."""
+    rows = [_row(row) for row in result["variants"].values()]
+    shown = dict(
+        [*outcome.equal_samples(rows, result["best_baseline"]), *outcome.time_and_kept(rows, pd.DataFrame(result["cells"]))]
+    )
+    names = ("auc", "final", "auc minus\nrandom's", "s per\nstep", "time to\nrandom's", "damaged\nkept", "target\nkept")
+    return _columns([row.variant for row in rows], [(name, shown[name]) for name in names if name in shown])
+
+
 def machine(*results: dict) -> str:
     """Where results were measured."""
     known = {json.dumps(result["machine"], sort_keys=True): result["machine"] for result in results}
@@ -120,7 +130,7 @@ def machine(*results: dict) -> str:
     )
 
 
-KINDS = {f.__name__: f for f in (step_cost, cost_curves, fidelity, peers, solve, plan_table, comparison, machine)}
+KINDS = {f.__name__: f for f in (step_cost, cost_curves, fidelity, peers, solve, plan_table, comparison, standings, machine)}
 
 
 def _block(match: re.Match) -> str:
