@@ -116,7 +116,7 @@ def standings(result: dict) -> str:
     shown = dict(
         [*outcome.equal_samples(rows, result["best_baseline"]), *outcome.time_and_kept(rows, pd.DataFrame(result["cells"]))]
     )
-    names = ("auc", "final", "auc minus\nrandom's", "s per\nstep", "time to\nrandom's", "damaged\nkept", "target\nkept")
+    names = ("auc", "final", "auc minus\nrandom's", "s per\nstep", "in random's\ntime", "damaged\nkept", "target\nkept")
     return _columns([row.variant for row in rows], [(name, shown[name]) for name in names if name in shown])
 
 
