@@ -58,14 +58,16 @@ def test_recipe_is_a_valid_configuration(recipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("recipe", GRIDS, ids=named)
 def test_grid_is_valid_and_every_variant_differs(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("DATA", str(tmp_path))
-    for name in re.findall(r"\$\{DATA\}/([\w/.]+)", recipe.read_text()):
+    for variable in ("DATA", "TEST"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    for name in re.findall(r"\$\{(?:DATA|TEST)\}/([\w/.]+)", recipe.read_text()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n")
     read, cells, _ = grid.parse("", ["--config", str(recipe)])
     assert len(cells) == len(read.variants) * len(read.seeds) * len(read.targets)
     first = [cell for cell in cells if (cell.target, cell.seed) == (cells[0].target, cells[0].seed)]
-    assert len({(str(cell.config.selection), str(cell.config.training)) for cell in first}) == len(read.variants)
+    settings = [(str(cell.config.selection), str(cell.config.training), str(cell.config.data)) for cell in first]
+    assert len(set(settings)) == len(read.variants)
 
 
 @pytest.mark.parametrize("name", ["lora", "full_finetune"])
