@@ -106,10 +106,13 @@ def test_factors_of_the_last_blocks_are_those_of_a_full_pass(checkpointing):
         assert all((a - b).abs().max() < 1e-12 for a, b in zip(pair, full[name])), name
 
 
-def test_a_depth_beyond_the_model_scores_all():
+def test_all_blocks_are_all_and_more_are_refused():
     model = tiny_llama(num_hidden_layers=3)
-    assert scored_layers(model, 3).keys() == scored_layers(model, 9).keys() == scored_layers(model).keys()
-    assert leaf_module(model, 3) is leaf_module(model, 9) is model.get_input_embeddings()
+    assert scored_layers(model, 3).keys() == scored_layers(model).keys()
+    assert leaf_module(model, 3) is model.get_input_embeddings()
+    for find in (scored_layers, leaf_module):
+        with pytest.raises(ValueError, match="selection.last_blocks = 4, and the model has 3 blocks"):
+            find(model, 4)
 
 
 def test_a_model_without_a_list_of_blocks_is_refused_by_name():
