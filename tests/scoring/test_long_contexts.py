@@ -111,7 +111,7 @@ def test_all_blocks_are_all_and_more_are_refused():
     assert scored_layers(model, 3).keys() == scored_layers(model).keys()
     assert leaf_module(model, 3) is model.get_input_embeddings()
     for find in (scored_layers, leaf_module):
-        with pytest.raises(ValueError, match="selection.last_blocks = 4, and the model has 3 blocks"):
+        with pytest.raises(ValueError, match=r"selection\.last_blocks = 4, and the model has 3 blocks"):
             find(model, 4)
 
 
