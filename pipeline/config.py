@@ -17,6 +17,11 @@ from pipeline.selection import registry
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+CHANGE_NO_RESULT = (
+    "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
+    "training.save_every", "training.keep_last", "training.keep_every",
+)  # fmt: skip
+"""Settings that say where and how safely a run runs, and nothing about what comes out."""
 
 
 @dataclass
@@ -153,6 +158,12 @@ class TrainingConfig:
     evaluation_answers: int = 0
     """Held-out prompts, the first of data.test, that the final model answers greedily; their exact-match accuracy is recorded.
     An answer may become as long as the longest reference among them. 0 asks none."""
+    save_every: int = 500
+    """Steps between checkpoints; 0 writes one only when the run is asked to stop (SIGTERM, SIGUSR1)."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept; 0 keeps all. Two, so that there is another if the newest turns out to be damaged."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
 
 
 @dataclass
@@ -160,7 +171,8 @@ class RunConfig:
     """Where results go and what holds for the whole run."""
 
     folder: str = "runs/latest"
-    """Results: resolved configuration, step records, kept samples, evaluations, final model. Must be empty or new."""
+    """Results: resolved configuration, step records, kept samples, evaluations, checkpoints, final model. Must be empty or new,
+    unless resume continues what is there. Several nodes need it on a file system that they share."""
     overwrite: bool = False
     """Empty the folder first if it holds an earlier run."""
     seed: int = 0
@@ -177,6 +189,9 @@ class Config:
 
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed configuration: partitioning, offload, monitors."""
+    resume: Optional[str] = None
+    """auto continues the run in run.folder from its newest good checkpoint, and starts it where it has none: the same command starts
+    and restarts a job. A path continues that checkpoint, or the run in that folder, in run.folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -289,7 +304,7 @@ def check_settings(config: Config) -> None:
         (s, "projection_size", 1), (s, "last_blocks", 0), (s, "logits_mib", 0),
         (t, "steps", 1), (t, "micro_batch_size", 1), (t, "learning_rate_warmup_steps", 0), (t, "weight_decay", 0),
         (t, "gradient_clipping", 0), (t, "evaluate_every", 0), (t, "evaluation_micro_batch_size", 1),
-        (t, "evaluation_answers", 0),
+        (t, "evaluation_answers", 0), (t, "save_every", 0), (t, "keep_last", 0), (t, "keep_every", 0),
         (config.model, "lora_rank", 0), (config.data, "max_tokens", 2), (config.run, "timeout_seconds", 1), (config.run, "seed", 0),
     ):  # fmt: skip
         if not getattr(section, name) >= smallest:
@@ -333,6 +348,14 @@ def check_settings(config: Config) -> None:
             f"training.evaluation_answers = {t.evaluation_answers} needs to know where answers begin, which data.loss_on = all "
             "does not tell: set it to assistant, or ask for no answers"
         )
+    if t.keep_every and (t.save_every == 0 or t.keep_every % t.save_every):
+        raise ValueError(
+            f"training.keep_every = {t.keep_every} is no multiple of training.save_every = {t.save_every}: nothing would be there to keep"
+        )
+    if config.resume is not None and config.run.overwrite:
+        raise ValueError(f"resume = {config.resume} continues what run.overwrite would delete: set one of them")
+    if config.resume not in (None, "auto") and not Path(config.resume).is_dir():
+        raise ValueError(f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto")
     if not Path(config.deepspeed).is_file():
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
     if config.model.chat_template and not Path(config.model.chat_template).is_file():

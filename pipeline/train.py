@@ -21,7 +21,8 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.selection.deal import deal
-from pipeline.training import run_folder, self_check
+from pipeline.training import checkpoint, run_folder, self_check
+from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.ending import end_together, together
 from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, resolve_dtype, start_process_group
 from pipeline.training.evaluation import exact_match, held_out_loss, questions
@@ -29,11 +30,13 @@ from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
 from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
+from pipeline.training.stopping import REQUEUE, StopRequests
 from pipeline.training.weighted_step import weighted_step
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse(__doc__.split("\n\n")[0], arguments)
+    stop = StopRequests()
     rank, world_size, device = start_process_group(config.run.timeout_seconds)
     say = Narrator(rank)
 
@@ -46,10 +49,17 @@ def main(arguments: list[str] | None = None) -> None:
     stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed)
     rotate = config.data.rotate_targets
     target_set = TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
-    folder = together(lambda: run_folder.prepare(config, merged))
+
+    identity = checkpoint.identity(config, merged, pool, targets, tests)
+    if together(lambda: run_folder.is_finished(config, identity)):
+        say(f"the run in {config.run.folder} is finished; there is nothing to resume")
+        return
+    found = checkpoint.find(config, identity, say)
+    folder = together(lambda: run_folder.prepare(config, merged, found, say))
 
     reference = load_reference_model(config.selection.reference_model, config.model, tokenizer, dtype, device)
     partitioned = partition_while_loading(merged)  # noqa: F841  under ZeRO-3 transformers looks for it while it loads
+    transformers.set_seed(config.run.seed)  # of Python's and numpy's generators too
     model, attention = load_model(config.model, dtype, device, config.run.seed)
     engine = build_engine(model, merged, config.training)
     hook = SelectionHook.attach(engine, target_set, config.selection, tokenizer.pad_token_id, config.run.seed, reference)
@@ -59,6 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
     say("self-check: what selection relies on, measured on this model, data and cluster")
     say.checks(self_check.run(hook, stream.shard(0, rank, world_size)))
 
+    checkpoints, first, chosen = Checkpoints(folder, hook, config, identity, say), 0, None
+    if found:
+        first, chosen = found.manifest.step, checkpoints.load(found)
+        together(lambda: run_folder.continue_records(folder, found, world_size, say))
+        if hook.needs_moments:
+            say.checks([self_check.check_state(hook)])
     journal = Journal(folder, engine, config) if rank == 0 else None
     if rank == 0:
         run_folder.write_environment(folder, {"attention": attention.kernel, "world_size": world_size, "dtype": str(dtype)})
@@ -77,17 +93,18 @@ def main(arguments: list[str] | None = None) -> None:
                 journal.evaluation(step, loss, tests, answers)
 
     steps, score_every = config.training.steps, config.selection.score_every
-    progress = tqdm(range(steps), desc=config.selection.method, unit="step", disable=rank != 0, mininterval=1.0)
+    progress = tqdm(
+        range(first, steps), config.selection.method, steps, initial=first, unit="step", disable=rank != 0, mininterval=1.0
+    )
     for step in progress:
         if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
             evaluate(step)
 
         begin = time.perf_counter()
+        candidates = stream.shard(step // score_every, rank, world_size)
         if step % score_every == 0:
-            candidates = stream.shard(step // score_every, rank, world_size)
             chosen = hook.select(candidates, step)
-            dealt = deal(chosen, score_every)
-        selection = dealt[step % score_every]
+        selection = deal(chosen, score_every)[step % score_every]
         learning_rate, update_begin = engine.get_lr()[0], time.perf_counter()
         result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
         end = time.perf_counter()
@@ -100,10 +117,19 @@ def main(arguments: list[str] | None = None) -> None:
             epoch = stream.epoch(look)
             journal.step(step, epoch, looked_at, chosen, selection, hook.scores, result, learning_rate, seconds)
         progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}")
+
+        requested = stop.agreed(hook.collectives)
+        if requested or checkpoints.is_due(step + 1):
+            saved = checkpoints.save(step + 1, chosen, journal.recorder.sizes() if journal else {})
+        if requested:
+            goes_on = "goes on" if saved else "goes on from the checkpoint before, if there is one"
+            say(f"{requested}: stopped after {step + 1} steps; --resume auto {goes_on}")
+            raise SystemExit(REQUEUE)
     evaluate(steps)
 
     if config.run.save_model:
         run_folder.save_model(engine, tokenizer, folder / "final", rank == 0)
+    together(lambda: run_folder.write_finished(folder, steps, identity))
     say(f"results in {folder}")
 
 

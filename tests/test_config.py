@@ -55,6 +55,12 @@ REFUSED = {
     "missing test": (["--data.test", "[nowhere.parquet]"], "data.test: there is no file nowhere.parquet"),
     "no target": (["--data.target", "[]"], "data.target is empty, and selection.method = filter_then_weight"),
     "missing deepspeed file": (["--deepspeed", "nowhere.json"], "deepspeed: there is no file nowhere.json"),
+    "checkpoints that never are": (
+        ["--training.keep_every", "700"],
+        "training.keep_every = 700 is no multiple of training.save_every = 500",
+    ),
+    "continue and delete": (["--resume", "auto", "--run.overwrite", "true"], "resume = auto continues what run.overwrite would delete"),
+    "nothing to resume": (["--resume", "nowhere"], "resume: there is no folder nowhere"),
     "missing recipe": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 

@@ -17,6 +17,7 @@ from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
 from tests.ranks import ENVIRONMENT, free_port, launch, run_ranks, tails
 from tests.reference import sample_loss
+from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
 
 ROOT = Path(__file__).parent.parent
@@ -36,16 +37,7 @@ def arguments(model_folder, data_folder):
     """Function of a run folder and changes: the command line."""
 
     def build(folder, *changes) -> list[str]:
-        settings = {
-            "deepspeed": "ds_configs/zero2.json", "model.name": model_folder, "model.lora_rank": 2,
-            "data.pool": f"[{data_folder}/pool.jsonl]", "data.target": f"[{data_folder}/target.jsonl]",
-            "data.test": f"[{data_folder}/test.jsonl]", "data.max_tokens": 60,
-            "selection.candidates_per_step": NUM_CANDIDATES, "selection.keep_per_step": 4, "selection.target_per_step": 3,
-            "selection.warmup_steps": 2, "training.steps": STEPS, "training.micro_batch_size": 2,
-            "training.learning_rate": 1e-2, "training.evaluate_every": 3, "run.folder": folder, "run.timeout_seconds": 60,
-        }  # fmt: skip
-        line = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        return [*line, *changes]
+        return run_arguments(model_folder, data_folder, folder, *changes)
 
     return build
 

@@ -22,8 +22,6 @@ OF_THE_GRID = {
     "run.overwrite": "overwrite",
 }
 """Settings of a run that the grid makes, and where it takes them from."""
-PLACES = ("run.folder", "run.overwrite")
-"""Settings that change no result."""
 # Of these the candidates and their order are a pure function (data/stream.py), together with the step.
 STREAM = ("data.pool", "data.max_tokens", "data.on_long", "data.on_broken", "data.loss_on", "model.name", "model.revision")
 
@@ -168,9 +166,10 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
 
 
 def changed(config: Config, saved: dict) -> list[str]:
-    """'setting: before -> now' for each setting in which a saved configuration differs; places count for nothing."""
+    """'setting: before -> now' for each setting in which a saved configuration differs and that a result depends on."""
     now, before = dict(flatten(configuration.plain(config))), dict(flatten(saved))
-    names = [name for name in {**now, **before} if name not in PLACES and now.get(name, "-") != before.get(name, "-")]
+    names = [name for name in {**now, **before} if now.get(name, "-") != before.get(name, "-")]
+    names = [name for name in names if name not in configuration.CHANGE_NO_RESULT]
     return [f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names]
 
 

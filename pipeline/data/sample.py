@@ -1,5 +1,8 @@
 """One tokenised sample: what the stream yields and the hook scores."""
 
+import hashlib
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 IGNORED = -100  # label of a token without supervision, torch's ignore_index
@@ -20,3 +23,11 @@ class Sample:
     def num_supervised(self) -> int:
         """Supervised tokens that a causal model can be asked for: the first token has no prediction."""
         return sum(label != IGNORED for label in self.labels[1:])
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """Hash of all tokens and labels, in order: other data, or data in another order, have another."""
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(array("q", [len(sample.input_ids), *sample.input_ids, *sample.labels]).tobytes())
+    return found.hexdigest()[:16]

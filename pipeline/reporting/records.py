@@ -11,8 +11,11 @@ Beside them stand ``config.yaml``, ``environment.json`` and ``pool.json``, writt
 
 import json
 import math
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import pandas as pd
 import yaml
@@ -26,6 +29,36 @@ STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "
     "candidate_tokens", "trained_tokens", "selection_hash", "seconds")  # fmt: skip
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
+LOGS = ("steps", "kept", "evaluations")
+
+
+def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
+    """The file that ends before the line that once ended at its size, said in a sentence; None where all reach that far."""
+    for name, size in sizes.items():
+        path = Path(folder) / f"{name}.jsonl"
+        found = path.stat().st_size if path.is_file() else 0
+        if found < size:
+            return f"{path} has {found:,} bytes, and {size:,} were written before"
+        with open(path, "rb") as file:
+            file.seek(max(0, size - 1))
+            if size and file.read(1) != b"\n":
+                return f"{path} has no line that ends at byte {size:,}: it was changed"
+    return None
+
+
+def cut(source: Path, folder: Path, sizes: dict[str, int]) -> dict[str, int]:
+    """Leave in ``folder`` the first ``sizes`` bytes of the files of ``source``, which may be the same; lines that this drops."""
+    dropped = {}
+    for name, size in sizes.items():
+        path = Path(folder) / f"{name}.jsonl"
+        if Path(source).resolve() != Path(folder).resolve():
+            shutil.copyfile(Path(source) / path.name, path)
+        with open(path, "r+b") as file:
+            file.seek(size)
+            dropped[name] = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+            file.truncate(size)
+            os.fsync(file.fileno())
+    return dropped
 
 
 class Recorder:
@@ -39,8 +72,7 @@ class Recorder:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         # All three are opened at once: an empty file tells a reader "none yet", a missing one "not a run".
-        names = ("steps", "kept", "evaluations")
-        self._files = {name: open(self.folder / f"{name}.jsonl", "a", encoding="utf-8") for name in names}  # noqa: SIM115
+        self._files = {name: open(self.folder / f"{name}.jsonl", "a", encoding="utf-8") for name in LOGS}  # noqa: SIM115
 
     def step(self, record: dict) -> None:
         self._append("steps", [record])
@@ -50,6 +82,12 @@ class Recorder:
 
     def evaluation(self, record: dict) -> None:
         self._append("evaluations", [record])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by name; all of them are on the disk itself when this returns."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
         for file in self._files.values():

@@ -1,38 +1,121 @@
 """What a run writes besides its records: the folder itself, environment, pool counts, final model."""
 
+import fcntl
 import json
 import os
 import platform
 import shutil
+import sys
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Optional, TextIO
 
 import torch
+import yaml
 from peft import PeftModel
 
 from pipeline import config as configuration
-from pipeline.config import Config
+from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample
+from pipeline.reporting import records
+from pipeline.reporting.html import flatten
+from pipeline.training import checkpoint
+from pipeline.training import checkpoint_files as files
+from pipeline.training.checkpoint import Found
 
+FINISHED, LOCK = "finished.json", "lock"
+_held: dict[Path, TextIO] = {}
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy", "scipy", "flash-attn", "flash-attn-4")
 
 
-def prepare(config: Config, merged: dict) -> Path:
-    """The empty run folder with the resolved configuration in it, DeepSpeed's (``merged``) too.
+def is_finished(config: Config, now: dict[str, Any]) -> bool:
+    """With ``resume`` auto: has this very run ended already? Raises ValueError if another one has, in the same folder."""
+    path = Path(config.run.folder) / FINISHED
+    if config.resume != "auto" or not path.is_file():
+        return False
+    changed = checkpoint.differences(json.loads(path.read_text())["identity"], now)
+    if changed:
+        raise ValueError(f"run.folder: {path.parent} holds a finished run of other settings ({'; '.join(changed.values())})")
+    return True
 
-    Raises ValueError if it holds an earlier run."""
+
+def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[[str], None]) -> Path:
+    """The run folder with the resolved configuration in it, DeepSpeed's (``merged``) too; empty but for that unless ``found`` lies in it.
+
+    It is held against other processes until this one ends. Raises ValueError if the folder holds an earlier run, or something else.
+    """
     folder = Path(config.run.folder)
-    if folder.exists() and any(folder.iterdir()):
-        if not ((folder / "config.yaml").is_file() and (folder / "steps.jsonl").is_file()):
+    goes_on = found is not None and found.run_folder.resolve() == folder.resolve()
+    if not goes_on and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
+        if config.resume == "auto":
+            _refuse_all_but_a_beginning(folder, config)
+            say(f"the earlier run in {folder} ended before its first checkpoint and starts again")
+        elif not ((folder / "config.yaml").is_file() and (folder / "steps.jsonl").is_file()):
             raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
-        if not config.run.overwrite:
-            raise ValueError(f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite")
-        shutil.rmtree(folder)
+        elif not config.run.overwrite:
+            raise ValueError(
+                f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite, or set resume to auto to go on "
+                "with it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, folder / "config.yaml")
+    _hold(folder)
+    if not goes_on:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    configuration.save(config, folder / "config.yaml.tmp")
+    os.replace(folder / "config.yaml.tmp", folder / "config.yaml")
     _write(folder / "deepspeed.json", merged)
     return folder
+
+
+def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
+    """Without a checkpoint the folder is emptied, so it must hold no more than the beginning of this run."""
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
+    before = dict(flatten(yaml.safe_load((folder / "config.yaml").read_text())))
+    changes = checkpoint.differences(before, dict(flatten(configuration.plain(config))))
+    changed = [text for name, text in changes.items() if name not in CHANGE_NO_RESULT]
+    if changed or (folder / "final").exists():
+        what = f"an earlier run of other settings ({'; '.join(changed)})" if changed else "a finished run"
+        raise ValueError(f"run.folder: {folder} holds {what} and no checkpoint; name another folder")
+
+
+def _hold(folder: Path) -> None:
+    """Two jobs in one folder would mix their records: a requeued job may start while the old one still writes."""
+    if folder in _held:
+        _held.pop(folder).close()
+    file = open(folder / LOCK, "a")  # noqa: SIM115  let go by the kernel, also if the process is killed
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"run.folder: another process trains in {folder}; wait for its end, or name another folder") from error
+    except OSError as error:
+        print(f"run.folder: {folder} cannot be locked ({error.strerror}): let no other job write to it", file=sys.stderr)
+    _held[folder] = file
+
+
+def continue_records(folder: Path, found: Found, world_size: int, say: Callable[[str], None]) -> None:
+    """Cut the records to the checkpoint (copy them, if it is another run's), and write down that the run was continued."""
+    dropped = records.cut(found.run_folder, folder, found.manifest.records)
+    for path in files.checkpoints(folder / files.FOLDER):
+        if files.step_of(path) > found.manifest.step:
+            say(f"{path} is set aside as {files.set_aside(path).name}")
+    line = {
+        "step": found.manifest.step, "checkpoint": str(found.path), "ranks": world_size, "ranks_before": found.manifest.world_size,
+        "dropped": dropped, "unusable": found.unusable,
+    }  # fmt: skip
+    with open(folder / "resumes.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    say(f"goes on from {found.path}, {dropped['steps']} steps after it are done again")
+
+
+def write_finished(folder: Path, steps: int, now: dict[str, Any]) -> None:
+    files.write(folder / FINISHED, json.dumps({"steps": steps, "identity": now}, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_environment(folder: Path, facts: dict) -> None:

@@ -1,0 +1,357 @@
+"""Kill runs with SIGKILL at random moments, continue them, and compare the outcome bit by bit with runs that nobody disturbed.
+
+    python -m benchmarks.kill_resume --kills 36                  # each at ZeRO 0, 1, 2 and 3 in turn
+    python -m benchmarks.kill_resume --kills 3 --quick           # minutes: one kill a run
+
+Two ranks on CPU train a tiny random model on the demo data, with a checkpoint every other step.  Every second kill waits for a phase
+(scoring, a collective, the optimizer step, a file of a checkpoint, ...), the others for a random time.  A kill takes all ranks, or one
+of them, and then the others must end by themselves.  Without ``--quick`` the continued run is killed once more.  Compared are parameters
+and Adam state (all tensors of the last checkpoint), step records but for their seconds, kept samples with weights, evaluations, and
+the final model.  The last line printed is JSON; ``moments`` are the phases that the kills hit.
+"""
+
+import argparse
+import json
+import mmap
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe
+from pipeline.data import demo
+
+RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
+RANKS, STEPS, SAVE_EVERY, TIMEOUT = 2, 8, 2, 30  # TIMEOUT in seconds, run.timeout_seconds
+PHASES = (
+    "start", "loading", "resuming", "evaluation", "scoring", "collective", "backward", "optimizer step", "records",
+    "checkpoint: states", "checkpoint: file", "checkpoint: commit", "checkpoint: prune", "between", "final model",
+)  # fmt: skip
+AIMED_AT = (
+    "checkpoint: file",
+    "scoring",
+    "optimizer step",
+    "collective",
+    "checkpoint: commit",
+    "backward",
+    "resuming",
+    "records",
+)
+VARIANTS = (
+    {"deepspeed": "zero1", "model.lora_rank": 4},
+    {"deepspeed": "zero2", "model.lora_rank": 0, "selection.score_every": 3},  # checkpoints fall between scoring passes
+    {"deepspeed": "zero3", "model.lora_rank": 4},
+    {"deepspeed": "zero0", "model.lora_rank": 0},
+    {"deepspeed": "zero3", "model.lora_rank": 0, "training.precision": "bf16"},
+    {"deepspeed": "zero2", "model.lora_rank": 4, "training.precision": "bf16"},
+)
+PRELOADED = [
+    "pipeline.train",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.ops.op_builder.all_ops",
+    "transformers.models.llama.modeling_llama",
+]
+SLOT = struct.Struct("iiq")  # a rank's phase and step, and how often it has entered the phase that the kill waits for
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=36)
+    parser.add_argument("--quick", action="store_true", help="one kill a run, and no result file unless --output is given")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="result file (default: benchmarks/results/kill_resume_cpu.json)")
+    arguments = parser.parse_args()
+    begin, rng = time.perf_counter(), random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_inputs(folder)
+        kills, undisturbed = [], {}
+        while len(kills) < arguments.kills:
+            index = len(set(kill["run"] for kill in kills))
+            variant = VARIANTS[index % len(VARIANTS)]
+            label = " ".join(f"{name.split('.')[-1]}={value}" for name, value in variant.items())
+            if label not in undisturbed:
+                undisturbed[label] = folder / f"undisturbed_{len(undisturbed)}"
+                ended = run(folder, undisturbed[label], variant, None, rng)
+                if ended["codes"] != [0] * RANKS:
+                    sys.exit(f"an undisturbed run failed: {label}\n{ended['output']}")
+            wanted = 1 if arguments.quick else min(2, arguments.kills - len(kills))
+            done = killed_run(folder, folder / f"run_{index}", variant, wanted, len(kills), rng)
+            differences = done["problems"] or compare(undisturbed[label], folder / f"run_{index}")
+            for kill in done["kills"]:
+                kills.append(
+                    {"run": index, "settings": label, **kill, "bitwise_equal": not differences, "differences": differences[:5]}
+                )
+                print(f"{len(kills):3d}  {label:45s}  {kill['moment']:20s} step {kill['step']:2d}  {kill['killed']:9s}"
+                      f"  {'equal' if not differences else differences[0]}", flush=True)  # fmt: skip
+            if not done["kills"]:
+                sys.exit(f"a run ended before it could be killed: {done['problems']}")
+            shutil.rmtree(folder / f"run_{index}")
+    outcome = {
+        "kills": len(kills), "bitwise_equal": sum(kill["bitwise_equal"] for kill in kills), "moments": [kill["moment"] for kill in kills],
+    }  # fmt: skip
+    output = arguments.output or (None if arguments.quick else RESULTS / "kill_resume_cpu.json")
+    if output:
+        result = {
+            **outcome, "by_moment": Counter(outcome["moments"]), "ranks": RANKS, "steps": STEPS, "save_every": SAVE_EVERY,
+            "seed": arguments.seed, "seconds": round(time.perf_counter() - begin, 1), "each": kills, "machine": describe(),
+        }  # fmt: skip
+        output.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {output}")
+    print(json.dumps(outcome))
+    sys.exit(outcome["bitwise_equal"] < outcome["kills"])
+
+
+def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random) -> dict:
+    """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong besides."""
+    kills = []
+    while len(kills) < wanted:
+        aim = {"phase": None, "seconds": rng.uniform(0, 6)}  # from the first step, or from the start of a continued run
+        if (number + len(kills)) % 2 == 0:
+            at = AIMED_AT[(number + len(kills)) // 2 % len(AIMED_AT)]
+            if at == "resuming" and not kills:
+                at = "checkpoint: states"
+            entries = {"collective": 60, "records": 8, "backward": STEPS, "scoring": 4, "optimizer step": STEPS}.get(at, 2)
+            aim = {"phase": at, "entry": rng.randint(1, entries), "seconds": rng.uniform(0, 0.01)}
+        aim["victims"] = "all ranks" if rng.random() < 0.5 else f"rank {rng.randrange(RANKS)}"
+        ended = run(folder, run_folder, variant, aim, rng)
+        if ended["moment"] is None:
+            if ended["codes"] != [0] * RANKS:
+                return {"kills": kills, "problems": [f"the run failed before the kill: {ended['codes']} {ended['output']}"]}
+            if not kills:  # it was over before the moment came: once more, from the beginning
+                shutil.rmtree(run_folder)
+                continue
+            break
+        kills.append(
+            {"moment": ended["moment"], "step": ended["step"], "killed": aim["victims"], "others_ended": ended["others_ended"]}
+        )
+        if not ended["others_ended"]:
+            return {"kills": kills, "problems": [f"a rank went on for more than {TIMEOUT} s after the other was killed"]}
+    ended = run(folder, run_folder, variant, None, rng)
+    problems = [] if ended["codes"] == [0] * RANKS else [f"the continued run failed: {ended['codes']} {ended['output']}"]
+    return {"kills": kills, "problems": problems}
+
+
+def run(folder: Path, run_folder: Path, variant: dict, aim: dict | None, rng: random.Random) -> dict:
+    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the end of the output."""
+    settings = {
+        "model.name": folder / "model", "data.pool": "[demo:pool]", "data.target": "[demo:target]", "data.test": f"[{folder}/test.jsonl]",
+        "data.max_tokens": 32, "selection.candidates_per_step": 12, "selection.keep_per_step": 4, "selection.target_per_step": 4,
+        "selection.warmup_steps": 2, "training.steps": STEPS, "training.micro_batch_size": 2, "training.learning_rate": 1e-2,
+        "training.evaluate_every": 3, "training.save_every": SAVE_EVERY, "run.folder": run_folder, "run.timeout_seconds": TIMEOUT,
+        "resume": "auto", **variant, "deepspeed": ROOT / f"ds_configs/{variant['deepspeed']}.json",
+    }  # fmt: skip
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    board = folder / "board"
+    board.write_bytes(bytes(SLOT.size * RANKS))
+    log, port = folder / "log", free_port()
+    log.write_bytes(b"")
+    aimed_at = PHASES.index(aim["phase"]) if aim and aim["phase"] else -1
+    processes = [
+        context.Process(target=rank_process, args=(rank, port, board, log, aimed_at, arguments)) for rank in range(RANKS)
+    ]
+    for process in processes:
+        process.start()
+    outcome = {"moment": None, "step": None, "others_ended": True}
+    if aim:
+        outcome |= kill(processes, board, aim)
+    for process in processes:
+        process.join()
+    return {**outcome, "codes": [process.exitcode for process in processes], "output": log.read_text(errors="replace")[-3000:]}
+
+
+def kill(processes: list, board: Path, aim: dict) -> dict:
+    """Wait for the moment, stop all ranks to see where they are, and kill."""
+    alive = lambda: all(process.exitcode is None for process in processes)
+    due = None
+    with open(board, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        read = lambda rank: SLOT.unpack_from(memory, rank * SLOT.size)
+        while alive():
+            slots = [read(rank) for rank in range(RANKS)]
+            if due is None:
+                if aim["phase"] is None:
+                    begun = all(PHASES[phase] not in ("start", "loading") for phase, _, _ in slots)
+                else:
+                    begun = any(entered >= aim["entry"] for _, _, entered in slots)
+                due = time.monotonic() + aim["seconds"] if begun else None
+            if due is not None and time.monotonic() >= due:
+                break
+            time.sleep(0.0002)
+        if not alive():
+            return {}
+        for process in processes:
+            os.kill(process.pid, signal.SIGSTOP)
+        victims = range(RANKS) if aim["victims"] == "all ranks" else [int(aim["victims"].split()[1])]
+        phase, step, _ = read(victims[0])
+        for rank in victims:
+            os.kill(processes[rank].pid, signal.SIGKILL)
+        others = [process for rank, process in enumerate(processes) if rank not in victims]
+        for process in others:
+            os.kill(process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + TIMEOUT + 10
+        for process in others:
+            process.join(max(0.0, deadline - time.monotonic()))
+        others_ended = all(process.exitcode is not None for process in others)
+        for process in others:
+            if process.exitcode is None:
+                process.kill()
+        return {"moment": PHASES[phase], "step": step, "others_ended": others_ended}
+
+
+def rank_process(rank: int, port: int, board: Path, log: Path, aimed_at: int, arguments: list[str]) -> None:
+    """One rank: the training program, with the phase it is in on the board."""
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    from pipeline import train
+
+    with open(board, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    mark_phases(memory, rank, aimed_at)
+    train.run(arguments)
+
+
+def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
+    """Wrap what is called in each phase, so that the board shows the innermost one."""
+    import deepspeed
+
+    from pipeline import hook, train
+    from pipeline.reporting.records import Recorder
+    from pipeline.training import checkpoint, checkpoint_files, run_folder
+
+    state = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
+    show = lambda: SLOT.pack_into(memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"])
+
+    @contextmanager
+    def within(phase: int):
+        state["entered"] += phase == aimed_at
+        state["stack"].append(phase)
+        show()
+        try:
+            yield
+        finally:
+            state["stack"].pop()
+            show()
+
+    def wrap(owner, name: str, phase: str, lasting: bool = False) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            if name == "step":
+                state["step"] = args[0].global_steps
+            with within(PHASES.index(phase)):
+                result = original(*args, **kwargs)
+            if lasting:
+                state["stack"][0] = PHASES.index("between")
+                show()
+            return result
+
+        setattr(owner, name, wrapped)
+
+    wrap(train, "load_model", "loading")
+    wrap(checkpoint.Checkpoints, "__init__", "loading", lasting=True)
+    wrap(checkpoint.Checkpoints, "load", "resuming")
+    wrap(run_folder, "continue_records", "resuming")
+    wrap(train, "held_out_loss", "evaluation")
+    wrap(hook.SelectionHook, "_score", "scoring")
+    wrap(deepspeed.DeepSpeedEngine, "backward", "backward")
+    wrap(deepspeed.DeepSpeedEngine, "step", "optimizer step")
+    wrap(Recorder, "_append", "records")
+    wrap(checkpoint.Checkpoints, "save", "checkpoint: states")
+    wrap(checkpoint.DurableWriter, "save", "checkpoint: file")
+    wrap(checkpoint_files, "commit", "checkpoint: commit")
+    wrap(checkpoint_files, "prune", "checkpoint: prune")
+    wrap(run_folder, "save_model", "final model")
+    for name in (
+        "all_reduce",
+        "all_gather",
+        "all_to_all_single",
+        "broadcast",
+        "reduce_scatter_tensor",
+        "all_gather_into_tensor",
+        "reduce",
+    ):
+        wrap(torch.distributed, name, "collective")
+
+
+def make_inputs(folder: Path) -> None:
+    """A random model with its tokenizer, and a few test samples."""
+    from pipeline.training.small_model import demo_records, make
+
+    make(
+        demo_records()[:64],
+        folder / "model",
+        hidden_size=32,
+        num_layers=2,
+        vocabulary=300,
+        max_tokens=64,
+        batch_tokens=2048,
+        epochs=1,
+    )
+    rows = demo.generate(demo.POOL_SAMPLES, seed=0)["test"][:8]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def compare(undisturbed: Path, other: Path) -> list[str]:
+    """Where two finished runs differ; [] if they are equal bit by bit."""
+    found = [f"{name}.jsonl" for name in ("steps", "kept", "evaluations") if records(undisturbed, name) != records(other, name)]
+    found += differences(states(undisturbed), states(other))
+    for path in sorted((undisturbed / "final").glob("*.safetensors")):
+        found += [] if path.read_bytes() == (other / "final" / path.name).read_bytes() else [f"final/{path.name}"]
+    return found
+
+
+def records(run_folder: Path, name: str) -> list[dict]:
+    """The lines of a record but for their seconds."""
+    lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def states(run_folder: Path) -> dict:
+    """All that is in the last checkpoint, by file."""
+    latest = run_folder / "checkpoints" / (run_folder / "checkpoints/latest").read_text()
+    return {path.name: torch.load(path, weights_only=False) for path in sorted(latest.glob("*.pt"))}
+
+
+def differences(one, other, where: str = "") -> list[str]:
+    """Names of what differs in two nests of tensors and values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        alone = sorted({str(name) for name in one} ^ {str(name) for name in other})
+        inner = [text for name in one if name in other for text in differences(one[name], other[name], f"{where}.{name}")]
+        return [f"{where}: only in one of them: {alone}"] * bool(alone) + inner
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{where}: {len(one)} and {len(other)} items"]
+        return [text for i, pair in enumerate(zip(one, other)) for text in differences(*pair, f"{where}[{i}]")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype == other.dtype and torch.equal(one, other):
+            return []
+        return [f"{where}: {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)} differ"]
+    return [] if str(one) == str(other) else [f"{where}: {str(one)[:80]} and {str(other)[:80]}"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Checkpoints of a run: everything that the steps still to come depend on, written so that a kill at any moment costs steps, never the run.
+
+What follows from seed and step alone (order of candidates, rotation of the target, warm-up, draws) needs no more than the number of
+steps done.  Besides that a checkpoint holds DeepSpeed's own (parameters, Adam state, schedule), a selection whose samples are not all
+trained on yet (``selection.score_every``), random generators, and how long the records were.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+from pipeline import config as configuration
+from pipeline.config import CHANGE_NO_RESULT, Config
+from pipeline.data.sample import Sample, digest
+from pipeline.hook import Scores, SelectionHook
+from pipeline.reporting import records
+from pipeline.reporting.html import flatten
+from pipeline.selection.contract import Selection, Signals
+from pipeline.training import checkpoint_files as files
+from pipeline.training.checkpoint_files import Manifest
+from pipeline.training.ending import together
+
+# Compared by content, or under another name.
+COMPARED_OTHERWISE = ("deepspeed", "data.pool", "data.target", "data.test")
+# These change how the work is cut, and with it the rounding, but not the method: a run may go on with others, and says so.
+CHANGE_ROUNDING = (
+    "training.micro_batch_size", "training.evaluate_every", "training.evaluation_micro_batch_size", "training.evaluation_answers",
+    "selection.scoring_micro_batch_size", "selection.exchange_mib", "selection.logits_mib", "selection.contraction",
+    "model.gradient_checkpointing", "model.attention", "deepspeed.train_micro_batch_size_per_gpu", "deepspeed.gradient_accumulation_steps",
+)  # fmt: skip
+SAYS_NOTHING_OF_THE_RUN = (
+    "steps_per_print", "tensorboard", "wandb", "csv_monitor", "comet", "wall_clock_breakdown", "memory_breakdown", "flops_profiler",
+    "comms_logger", "dump_state", "checkpoint",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint that the run goes on from."""
+
+    path: Path
+    manifest: Manifest
+    unusable: list[str]
+    """Newer ones that cannot be used, with the reason."""
+
+    @property
+    def run_folder(self) -> Path:
+        return self.path.parent.parent
+
+
+def identity(config: Config, merged: dict, pool: list[Sample], targets: list[Sample], tests: list[Sample]) -> dict[str, Any]:
+    """What a run is made of: settings, DeepSpeed's configuration, data. Raises RuntimeError where the ranks have read other data."""
+    settings = dict(flatten(configuration.plain(config)))
+    found = {name: value for name, value in settings.items() if name not in (*CHANGE_NO_RESULT, *COMPARED_OTHERWISE)}
+    found |= {f"deepspeed.{n}": v for n, v in flatten({k: v for k, v in merged.items() if k not in SAYS_NOTHING_OF_THE_RUN})}
+    for name, samples in (("pool", pool), ("target", targets), ("test", tests)):
+        digests = [None] * dist.get_world_size()
+        dist.all_gather_object(digests, f"{len(samples)} samples {digest(samples)}")
+        if len(set(digests)) > 1:
+            raise RuntimeError(
+                f"the ranks have read different samples from data.{name}, was a file replaced meanwhile? "
+                + ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(digests))
+            )
+        found[f"content of data.{name}"] = digests[0]
+    return found
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """'before -> now' by name."""
+    names = [name for name in {**before, **now} if before.get(name, "-") != now.get(name, "-")]
+    return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
+
+
+def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Optional[Found]:
+    """The newest good checkpoint that ``resume`` allows; None where the run starts from the beginning. All ranks call it.
+
+    One that is damaged, or of a run with another identity than ``now``, is passed over and said. Raises ValueError where checkpoints
+    are there and none can be used, or where ``resume`` names a folder without one.
+    """
+    if config.resume is None:
+        return None
+    own = Path(config.run.folder) / files.FOLDER
+    paths = together(lambda: _candidates(config.resume, own))
+    unusable = []
+    for path in paths:
+        manifest, problem = together(lambda path=path: _read(path, now))
+        problem = problem or _damage(path, manifest)
+        if problem is None:
+            changed = differences(manifest.identity, now)
+            if changed:
+                say(f"{path} was written with other settings that change rounding alone: {'; '.join(changed.values())}")
+            return Found(path, manifest, unusable)
+        unusable.append(f"{path}: {problem}")
+        say(f"CHECKPOINT NOT USED: {unusable[-1]}")
+    if unusable:
+        raise ValueError(
+            f"resume = {config.resume}: none of {len(unusable)} checkpoints can be used ({'; '.join(unusable)}). Name another "
+            "run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
+        )
+    return None
+
+
+def _candidates(resume: str, own: Path) -> list[Path]:
+    """Checkpoints to try, best first."""
+    if resume == "auto":
+        return files.checkpoints(own)
+    given = Path(resume)
+    if files.step_of(given) is None:
+        found = files.checkpoints(given / files.FOLDER) or files.checkpoints(given)
+        if not found:
+            raise ValueError(f"resume: there is no checkpoint in {given}, nor in {given / files.FOLDER}")
+        return found
+    newer = [path.name for path in files.checkpoints(own) if files.step_of(path) > files.step_of(given)]
+    if given.parent.resolve() == own.resolve() and newer:
+        raise ValueError(
+            f"resume = {resume} would lose the steps up to {newer[0]} in the same folder: set resume to auto to go on from the newest "
+            "good one, or name another run.folder to branch off"
+        )
+    return [given]
+
+
+def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional[str]]:
+    """Its manifest, and what speaks against going on from it as far as one rank can tell."""
+    try:
+        manifest = files.read_manifest(path)
+    except ValueError as error:
+        return None, str(error)
+    forbidden = [text for name, text in differences(manifest.identity, now).items() if name not in CHANGE_ROUNDING]
+    if forbidden:
+        return manifest, f"it belongs to another run ({'; '.join(forbidden)})"
+    if manifest.world_size != dist.get_world_size():
+        return manifest, f"it was written by {manifest.world_size} ranks, and there are {dist.get_world_size()}"
+    return manifest, records.too_short(path.parent.parent, manifest.records)
+
+
+def _damage(path: Path, manifest: Manifest) -> Optional[str]:
+    """Reading all files takes time, so the ranks share it."""
+    mine = sorted(manifest.files.items())[dist.get_rank() :: dist.get_world_size()]
+    found = [files.damage(path / name, expected) for name, expected in mine]
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, [problem for problem in found if problem])
+    problems = [problem for part in everywhere for problem in part]
+    return "; ".join(problems) or None
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run. Every rank calls every method, at the same step."""
+
+    def __init__(self, folder: Path, hook: SelectionHook, config: Config, now: dict[str, Any], say: Callable[[str], None]):
+        """Raises ValueError where a rank does not see ``folder``."""
+        self.folder, self.hook, self.engine, self.identity, self.say = folder / files.FOLDER, hook, hook.engine, now, say
+        self.settings = config.training
+        blind = [rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees]
+        if blind:
+            raise ValueError(
+                f"run.folder = {folder} is not there for ranks {blind}: it must lie on a file system that all nodes share"
+            )
+        self.writer = self.engine.checkpoint_engine = DurableWriter()
+        # A copy of a program that DeepSpeed has anyway (deepspeed.utils.zero_to_fp32): on a full disk rank 0 would fail over it while
+        # the others wait for rank 0.
+        self.engine._copy_recovery_script = lambda folder: None
+
+    def is_due(self, step: int) -> bool:
+        return self.settings.save_every > 0 and step % self.settings.save_every == 0
+
+    def save(self, step: int, chosen: Selection, sizes: dict[str, int]) -> bool:
+        """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be written.
+
+        ``chosen`` is what the latest scoring pass kept, ``sizes`` those of the records on rank 0.
+        """
+        begin, path = time.perf_counter(), files.path_of(self.folder, step)
+        partial = path.with_name(path.name + files.PARTIAL)
+        try:
+            together(lambda: files.make_empty(partial))
+            is_trained_on = step % self.hook.settings.score_every == 0
+            problem, written = self._write(partial, None if is_trained_on else chosen)
+            manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
+            if problem is None:
+                together(lambda: files.commit(partial, manifest))
+                together(lambda: files.prune(self.folder, self.settings.keep_last, self.settings.keep_every))
+        except OSError as error:
+            problem = str(error)
+        if problem is not None:
+            self.say(f"NO CHECKPOINT at step {step}: {problem}. The run goes on; the one before stays the latest")
+            return False
+        size = sum(size for size, _ in written.values())
+        self.say(f"step {step}: {path.name}, {size / 2**20:,.1f} MiB in {time.perf_counter() - begin:.1f} s")
+        return True
+
+    def load(self, found: Found) -> Optional[Selection]:
+        """Put the run back to where ``found`` was written; the selection that waits. Its records are cut to that step."""
+        path, state = self.engine.load_checkpoint(
+            str(found.path.parent), tag=found.path.name, load_module_strict=False  # frozen parameters are the base model's
+        )  # fmt: skip
+        if path is None or self.engine.global_steps != found.manifest.step:
+            raise RuntimeError(f"DeepSpeed has loaded {path} with {self.engine.global_steps} steps done, not {found.path}")
+        state = state["selection"]
+        _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
+        if state["waiting"] is None:
+            return None
+        signals = state["scores"].pop("signals")
+        self.hook.scores = Scores(**state["scores"], signals=Signals(**signals) if signals else None)
+        return Selection(**state["waiting"])
+
+    def _write(self, partial: Path, waiting: Optional[Selection]) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
+        """What went wrong on any rank, and size and hash of all files."""
+        state = {
+            "generators": self.hook.collectives.gather_objects(_generators()),
+            "waiting": None if waiting is None else asdict(waiting),
+            "scores": None if waiting is None else {**asdict(self.hook.scores), "seconds": {}},  # recorded with the pass itself
+        }
+        self.writer.start()
+        self.engine.save_checkpoint(
+            str(partial.parent), tag=partial.name, client_state={"selection": state}, save_latest=False, exclude_frozen_parameters=True
+        )  # fmt: skip
+        parts = self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
+        problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(parts) if problem]
+        return "; ".join(problems) or None, {name: described for _, part in parts for name, described in part.items()}
+
+
+class DurableWriter(TorchCheckpointEngine):
+    """What DeepSpeed writes with: files are forced to the disk, and remembered with their hashes.
+
+    A failure is remembered too instead of raised: DeepSpeed's next barrier would keep the other ranks waiting for this one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.start()
+
+    def start(self) -> None:
+        self.files: dict[str, tuple[int, str]] = {}
+        self.problem: Optional[str] = None
+
+    def save(self, state_dict, path: str) -> None:
+        try:
+            with open(path, "wb") as file:
+                torch.save(state_dict, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self.files[Path(path).name] = files.describe(path)
+        except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
+            self.problem = f"{Path(path).name} could not be written: {error}"
+
+
+def _generators() -> dict[str, Any]:
+    """State of this rank's random generators: dropout draws from torch's, code of the hub may draw from any."""
+    return {
+        "torch": torch.get_rng_state(), "device": get_accelerator().get_rng_state(), "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }  # fmt: skip
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    get_accelerator().set_rng_state(state["device"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])

@@ -1,0 +1,32 @@
+"""Stopping when asked to: batch systems send a signal some time before they kill.
+
+SIGTERM comes from Kubernetes, from Slurm's preemption and time limit; SIGUSR1 is what ``sbatch --signal=USR1@120`` asks for.  A
+signal is only noted; the ranks compare notes after each step, and stop after the same one even if one of them alone got it.
+"""
+
+import os
+import signal
+
+import torch
+
+from pipeline.scoring.collectives import Collectives
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+REQUEUE = os.EX_TEMPFAIL
+"""Exit code 75, "temporary failure, try again": the checkpoint is there, and the same command with ``--resume auto`` goes on."""
+
+
+class StopRequests:
+    def __init__(self):
+        """Listens from now on, also while the model is being loaded."""
+        self._received = 0
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _) -> None:
+        self._received = number
+
+    def agreed(self, collectives: Collectives) -> str:
+        """Name of the signal that some rank has got, on every rank; '' where none has. Every rank calls it."""
+        received = collectives.gather(torch.tensor(self._received, device=collectives.device)).max().item()
+        return signal.Signals(received).name if received else ""
