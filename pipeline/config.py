@@ -19,7 +19,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 CHANGE_NO_RESULT = (
     "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
-    "training.save_every", "training.keep_last", "training.keep_every",
+    "training.save_every", "training.keep_last", "training.keep_every", "training.verify_every",
 )  # fmt: skip
 """Settings that say where and how safely a run runs, and nothing about what comes out."""
 
@@ -164,6 +164,8 @@ class TrainingConfig:
     """Newest checkpoints that are kept; 0 keeps all. Two, so that there is another if the newest turns out to be damaged."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
+    verify_every: int = 100
+    """Steps between comparisons of all parameters over ranks, bit by bit (ZeRO 0 to 2, where each rank has a copy); 0 compares never."""
 
 
 @dataclass
@@ -304,7 +306,7 @@ def check_settings(config: Config) -> None:
         (s, "projection_size", 1), (s, "last_blocks", 0), (s, "logits_mib", 0),
         (t, "steps", 1), (t, "micro_batch_size", 1), (t, "learning_rate_warmup_steps", 0), (t, "weight_decay", 0),
         (t, "gradient_clipping", 0), (t, "evaluate_every", 0), (t, "evaluation_micro_batch_size", 1),
-        (t, "evaluation_answers", 0), (t, "save_every", 0), (t, "keep_last", 0), (t, "keep_every", 0),
+        (t, "evaluation_answers", 0), (t, "save_every", 0), (t, "keep_last", 0), (t, "keep_every", 0), (t, "verify_every", 0),
         (config.model, "lora_rank", 0), (config.data, "max_tokens", 2), (config.run, "timeout_seconds", 1), (config.run, "seed", 0),
     ):  # fmt: skip
         if not getattr(section, name) >= smallest:

@@ -14,6 +14,7 @@ from typing import Optional
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from pipeline.config import SelectionConfig, geometry, needs_moments
@@ -55,7 +56,19 @@ class Scores:
     candidate_tokens: int = 0
     bytes_sent: int = 0
     selection_hash: str = ""
+    target_lost: bool = False
+    """The target's gradient was not finite, and the selection is a uniform draw."""
+    out_of_memory: int = 0
+    """How often this scoring pass began again with half the samples in a forward."""
+    warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+MOST_TARGETS_LOST = 3  # in a row; more are no accident of a few target samples
+
+
+class OutOfMemory(RuntimeError):
+    """In the forward of a scoring pass, on some rank; raised on all of them."""
 
 
 class SelectionHook:
@@ -79,7 +92,8 @@ class SelectionHook:
         self.engine, self.targets, self.settings, self.pad_token_id, self.seed = engine, targets, settings, pad_token_id, seed
         self.method, self.reference_model = registry.get(settings.method), reference_model
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
-        self.scores = Scores()
+        self.scores, self.num_targets_lost = Scores(), 0
+        self.rows_per_pass = settings.scoring_micro_batch_size  # halved where memory runs out; 0 is all of the rank's
         self.layers: dict[str, torch.nn.Linear] = {}
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}  # found out at the first scoring pass
         self.collectives = Collectives(engine.seq_data_parallel_group, engine.device)
@@ -143,12 +157,15 @@ class SelectionHook:
         elif method.needs != "nothing":
             scores.signals = self._score(candidates, num_tokens, step, watch)
         with watch("solve"):
-            selection = None
+            selection, drawn_from_U = None, self._without_target(step)
             if collectives.rank == 0:
                 rng = np.random.default_rng((self.seed, step, 1))  # a stream of its own, apart from the order of epochs
                 try:
                     known = Settings(settings.ridge, settings.temperature, self.engine.get_lr()[0])
-                    selection = method.select(scores.signals, keep, num_candidates, rng, known)
+                    if drawn_from_U is None:
+                        selection = method.select(scores.signals, keep, num_candidates, rng, known)
+                    else:
+                        selection = _draw(drawn_from_U, keep, num_candidates, rng, known)
                 except Exception as error:  # raised again below: every rank must end, not only the one that solves
                     selection = error
             selection = collectives.broadcast_object(selection)
@@ -176,16 +193,59 @@ class SelectionHook:
             )
         return step >= self.settings.warmup_steps and has_updated
 
+    def _without_target(self, step: int) -> Optional[np.ndarray]:
+        """The usable candidates (U,), where the target's gradient is not finite and the step must do without it; else None.
+
+        A method that is given such a target refuses it with a sentence: so it is after MOST_TARGETS_LOST steps in a row.
+        """
+        scores = self.scores
+        if scores.signals is None or scores.signals.target_norm_squared is None:
+            return None
+        if math.isfinite(scores.signals.target_norm_squared):
+            self.num_targets_lost = 0
+            return None
+        self.num_targets_lost += 1
+        usable_U = np.flatnonzero(np.isfinite(np.diagonal(scores.signals.gram_CC)) & np.isfinite(scores.loss_C))
+        if self.num_targets_lost > MOST_TARGETS_LOST or len(usable_U) == 0:
+            return None
+        scores.target_lost, scores.target_loss, scores.signals = True, None, None
+        scores.warnings.append(
+            f"WARNING at step {step}: the gradient of its target samples is not finite, {self.num_targets_lost} in a row; it trains on a "
+            f"uniform draw of {len(usable_U)} usable candidates"
+        )
+        return usable_U
+
     # -- scoring -----------------------------------------------------------------------------------------------------
 
     def _score(self, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
-        """What the method needs, of the candidates of all ranks and in their order."""
+        """What the method needs, of the candidates of all ranks and in their order.
+
+        Where memory runs out in a forward, all ranks begin again with half the samples in it, and stay with that.
+        """
+        while True:
+            rows_per_pass = min(self.rows_per_pass or len(candidates), len(candidates))
+            try:
+                return self._score_by(rows_per_pass, candidates, num_tokens, step, watch)
+            except OutOfMemory as error:
+                if rows_per_pass == 1:
+                    raise RuntimeError(
+                        f"step {step}: a scoring pass of one sample a rank does not fit into memory at {num_tokens} tokens: lower "
+                        "data.max_tokens, selection.logits_mib or selection.last_blocks, or take ZeRO-3"
+                    ) from error
+            self.rows_per_pass = -(-rows_per_pass // 2)
+            self.scores.out_of_memory += 1
+            self.scores.warnings.append(
+                f"WARNING at step {step}: scoring {rows_per_pass} samples a rank at once ran out of memory; from now on it takes "
+                f"{self.rows_per_pass}. selection.scoring_micro_batch_size = {self.rows_per_pass} saves the attempt"
+            )
+            get_accelerator().empty_cache()
+
+    def _score_by(self, rows_per_pass: int, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
         for module in (self.engine.module, self.reference_model):
             if module is not None and module not in self._has_plain_logits:
                 self._has_plain_logits[module] = has_plain_logits(module, self.engine.device)
                 release_gathered(self.engine)
         collectives, scores = self.collectives, self.scores
-        rows_per_pass = self.settings.scoring_micro_batch_size or len(candidates)
         gram, target_loss = None, 0.0
         if self.method.needs == "gram":
             with watch("gram"):
@@ -281,9 +341,20 @@ class SelectionHook:
 
     def _losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
         num_chunks = self._logit_chunks(module, len(input_ids_BT), num_tokens)
-        if num_chunks == 0:
-            return per_sample_loss(causal_logits(module, input_ids_BT), labels_BT)
-        return per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks)
+        losses_B, lacks_memory = None, None
+        try:
+            if num_chunks == 0:
+                losses_B = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT)
+            else:
+                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks)
+        except RuntimeError as error:
+            # Under ZeRO-3 the others wait in the middle of this forward for a parameter: no way to begin again together.
+            if not _is_out_of_memory(error) or self.engine.zero_optimization_partition_weights():
+                raise
+            lacks_memory = error
+        if self.collectives.any(lacks_memory is not None):
+            raise OutOfMemory() from lacks_memory
+        return losses_B
 
     def _logit_chunks(self, module: torch.nn.Module, num_rows: int, num_tokens: int) -> int:
         """In how many chunks to form the logits of up to ``num_rows`` x ``num_tokens`` positions, the same on all ranks; 0: all at once."""
@@ -301,6 +372,18 @@ class SelectionHook:
                 )
             return 0
         return math.ceil(size / logit_chunk_bytes(self.settings.logits_mib, self.engine.device.type))
+
+
+def _draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings) -> Selection:
+    """A uniform draw among the usable candidates."""
+    drawn = registry.get("random").select(None, min(keep, len(usable_U)), len(usable_U), rng, settings)
+    dropped = tuple(np.setdiff1d(np.arange(num_candidates), usable_U).tolist())
+    return Selection(usable_U[drawn.indices], drawn.weights, fallback=True, dropped=dropped)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On CPU torch says it in words alone."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _shape(weight: torch.Tensor) -> tuple[int, int]:

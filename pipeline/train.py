@@ -26,6 +26,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.ending import end_together, together
 from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, resolve_dtype, start_process_group
 from pipeline.training.evaluation import exact_match, held_out_loss, questions
+from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
 from pipeline.training.progress import Narrator
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = together(lambda: run_folder.prepare(config, merged, found, say))
 
     reference = load_reference_model(config.selection.reference_model, config.model, tokenizer, dtype, device)
+    merged = checkpoint.for_other_ranks(merged, found, world_size)
     partitioned = partition_while_loading(merged)  # noqa: F841  under ZeRO-3 transformers looks for it while it loads
     transformers.set_seed(config.run.seed)  # of Python's and numpy's generators too
     model, attention = load_model(config.model, dtype, device, config.run.seed)
@@ -115,9 +117,13 @@ def main(arguments: list[str] | None = None) -> None:
             look, seconds = step // score_every, {"update": end - update_begin, "total": end - begin}
             looked_at = [pool[i] for i in stream.positions(look)]
             epoch = stream.epoch(look)
-            journal.step(step, epoch, looked_at, chosen, selection, hook.scores, result, learning_rate, seconds)
+            for warning in journal.step(step, epoch, looked_at, chosen, selection, hook.scores, result, learning_rate, seconds):
+                say(warning)
         progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}")
 
+        verify_every = config.training.verify_every
+        if verify_every and (step + 1) % verify_every == 0 and not engine.zero_optimization_partition_weights():
+            check_replicas(engine.module, hook.collectives, step + 1)
         requested = stop.agreed(hook.collectives)
         if requested or checkpoints.is_due(step + 1):
             saved = checkpoints.save(step + 1, chosen, journal.recorder.sizes() if journal else {})

@@ -59,7 +59,10 @@ REFUSED = {
         ["--training.keep_every", "700"],
         "training.keep_every = 700 is no multiple of training.save_every = 500",
     ),
-    "continue and delete": (["--resume", "auto", "--run.overwrite", "true"], "resume = auto continues what run.overwrite would delete"),
+    "continue and delete": (
+        ["--resume", "auto", "--run.overwrite", "true"],
+        "resume = auto continues what run.overwrite would delete",
+    ),
     "nothing to resume": (["--resume", "nowhere"], "resume: there is no folder nowhere"),
     "missing recipe": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }

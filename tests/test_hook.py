@@ -164,7 +164,26 @@ def test_a_candidate_with_a_non_finite_row_is_dropped_and_disturbs_no_other(brok
         assert np.isfinite(outcomes["step after"])
 
 
+def test_a_step_whose_target_is_not_finite_trains_on_a_uniform_draw_and_says_so(broken):
+    for outcomes in broken:
+        for number, (target_lost, fallback, num_kept, warnings) in enumerate(outcomes["targets lost"], 1):
+            assert target_lost and fallback and num_kept == KEEP
+            assert f"not finite, {number} in a row" in warnings[0]
+
+
+def test_a_scoring_pass_that_runs_out_of_memory_on_one_rank_is_halved_on_all_and_stays_so(broken):
+    """Three samples a rank: three at once, two, one; the Gram is that of the pass with all of them, up to float32 sums."""
+    for outcomes in broken:
+        whole_CC, (retries, rows, warnings, gram_CC), (no_retries, same_rows, no_warnings, again_CC) = outcomes["out of memory"]
+        assert (retries, rows, len(warnings)) == (2, 1, 2) and "ran out of memory; from now on it takes 1" in warnings[1]
+        assert (no_retries, same_rows, no_warnings) == (0, 1, [])
+        for found_CC in (gram_CC, again_CC):
+            assert np.abs(found_CC - whole_CC).max() < 1e-6 * whole_CC.max()
+
+
 @pytest.mark.parametrize("what, message", [
+    ("target lost again", "ValueError: the target's gradient is not finite"),
+    ("no memory at all", "RuntimeError: step 2: a scoring pass of one sample a rank does not fit into memory"),
     ("unequal", r"ValueError: every rank must bring the same number of candidates, at least one; they bring [3, 2]"),
     ("none", "ValueError: every rank must bring the same number of candidates, at least one; they bring [0, 0]"),
     ("no target", "ValueError: selection.method = filter_then_weight needs target samples"),

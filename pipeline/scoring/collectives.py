@@ -47,6 +47,14 @@ class Collectives:
             self.bytes_sent += 2 * tensor.numel() * tensor.element_size() * (self.world_size - 1) // self.world_size
         return tensor
 
+    def any(self, holds: bool) -> bool:
+        """Does it hold on some rank? A question between collectives; it is not counted."""
+        if self.world_size == 1:
+            return holds
+        flag = torch.tensor(int(holds), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(flag.item())
+
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Tensors of equal shape from all ranks, (W, ...)."""
         if self.world_size == 1:

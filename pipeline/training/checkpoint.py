@@ -7,6 +7,7 @@ trained on yet (``selection.score_every``), random generators, and how long the 
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from pipeline.reporting import records
 from pipeline.reporting.html import flatten
 from pipeline.selection.contract import Selection, Signals
 from pipeline.training import checkpoint_files as files
+from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
 from pipeline.training.ending import together
 
@@ -97,6 +99,10 @@ def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Opt
         problem = problem or _damage(path, manifest)
         if problem is None:
             changed = differences(manifest.identity, now)
+            if manifest.world_size != dist.get_world_size():
+                say(
+                    f"{path} was written by {manifest.world_size} ranks, and there are {dist.get_world_size()}: sums are rounded otherwise"
+                )
             if changed:
                 say(f"{path} was written with other settings that change rounding alone: {'; '.join(changed.values())}")
             return Found(path, manifest, unusable)
@@ -138,8 +144,6 @@ def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional
     forbidden = [text for name, text in differences(manifest.identity, now).items() if name not in CHANGE_ROUNDING]
     if forbidden:
         return manifest, f"it belongs to another run ({'; '.join(forbidden)})"
-    if manifest.world_size != dist.get_world_size():
-        return manifest, f"it was written by {manifest.world_size} ranks, and there are {dist.get_world_size()}"
     return manifest, records.too_short(path.parent.parent, manifest.records)
 
 
@@ -151,6 +155,14 @@ def _damage(path: Path, manifest: Manifest) -> Optional[str]:
     dist.all_gather_object(everywhere, [problem for problem in found if problem])
     problems = [problem for part in everywhere for problem in part]
     return "; ".join(problems) or None
+
+
+def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> dict:
+    """DeepSpeed's configuration for an engine that is to load ``found``. At stage 0 every rank holds all, and any number reads it."""
+    stage = merged.get("zero_optimization", {}).get("stage", 0)
+    if found is None or found.manifest.world_size == world_size or stage == 0:
+        return merged
+    return {**merged, "checkpoint": {**merged.get("checkpoint", {}), "load_universal": True}}
 
 
 class Checkpoints:
@@ -187,25 +199,41 @@ class Checkpoints:
             manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
             if problem is None:
                 together(lambda: files.commit(partial, manifest))
-                together(lambda: files.prune(self.folder, self.settings.keep_last, self.settings.keep_every))
         except OSError as error:
             problem = str(error)
         if problem is not None:
+            together(lambda: shutil.rmtree(partial, ignore_errors=True))
             self.say(f"NO CHECKPOINT at step {step}: {problem}. The run goes on; the one before stays the latest")
             return False
+        try:
+            together(lambda: files.prune(self.folder, self.settings.keep_last, self.settings.keep_every))
+        except OSError as error:
+            self.say(f"older checkpoints stay: {error}")
         size = sum(size for size, _ in written.values())
         self.say(f"step {step}: {path.name}, {size / 2**20:,.1f} MiB in {time.perf_counter() - begin:.1f} s")
         return True
 
     def load(self, found: Found) -> Optional[Selection]:
-        """Put the run back to where ``found`` was written; the selection that waits. Its records are cut to that step."""
-        path, state = self.engine.load_checkpoint(
-            str(found.path.parent), tag=found.path.name, load_module_strict=False  # frozen parameters are the base model's
+        """Put the run back to where ``found`` was written; the selection that waits.
+
+        Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``.
+        """
+        path, stage = found.path, self.engine.zero_optimization_stage()
+        is_universal = self.engine.load_universal_checkpoint()
+        if is_universal:
+            path = universal.convert(path, self.folder, stage, self.say)
+        loaded, state = self.engine.load_checkpoint(
+            str(path.parent), tag=path.name, load_module_strict=False  # frozen parameters are the base model's
         )  # fmt: skip
-        if path is None or self.engine.global_steps != found.manifest.step:
-            raise RuntimeError(f"DeepSpeed has loaded {path} with {self.engine.global_steps} steps done, not {found.path}")
+        if loaded is None or self.engine.global_steps != found.manifest.step:
+            raise RuntimeError(f"DeepSpeed has loaded {loaded} with {self.engine.global_steps} steps done, not {found.path}")
         state = state["selection"]
+        if is_universal:
+            universal.repair(self.engine, state["groups"])
+            dist.barrier()  # until all have read it
+            together(lambda: universal.remove(path))
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
+        vars(self.hook).update(state["hook"])
         if state["waiting"] is None:
             return None
         signals = state["scores"].pop("signals")
@@ -216,8 +244,10 @@ class Checkpoints:
         """What went wrong on any rank, and size and hash of all files."""
         state = {
             "generators": self.hook.collectives.gather_objects(_generators()),
+            "groups": universal.groups(self.engine),
+            "hook": {"rows_per_pass": self.hook.rows_per_pass, "num_targets_lost": self.hook.num_targets_lost},
             "waiting": None if waiting is None else asdict(waiting),
-            "scores": None if waiting is None else {**asdict(self.hook.scores), "seconds": {}},  # recorded with the pass itself
+            "scores": None if waiting is None else {**asdict(self.hook.scores), "seconds": {}, "warnings": []},
         }
         self.writer.start()
         self.engine.save_checkpoint(

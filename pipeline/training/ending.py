@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 PACKAGE = Path(__file__).parents[1]
+SECONDS_FOR_NOTES = 10  # a rank that has met the same broken collective leaves its note within moments
+COLLECTIVE_WORDS = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Connection reset")
 
 
 def end_together(main: Callable[[], None]) -> None:
@@ -27,7 +30,9 @@ def end_together(main: Callable[[], None]) -> None:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not (isinstance(error, (ValueError, RuntimeError)) and raised_in.is_relative_to(PACKAGE)):
             traceback.print_exc()
-        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        for sentence in _others(error):
+            print(f"rank {os.environ.get('RANK', '0')}: {sentence}", file=sys.stderr)
     wandb = sys.modules.get("wandb")  # DeepSpeed's monitor has loaded it if the run uses it; it would finish at a normal exit
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
@@ -36,6 +41,39 @@ def end_together(main: Callable[[], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _others(error: BaseException) -> list[str]:
+    """What this rank, which has failed, finds out about the others.
+
+    Each rank leaves a note of its failure where the ranks have met.  One that failed because others did not answer in a collective
+    waits for their notes: who leaves none is dead or stalls, and a note with another error tells the cause.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return []
+    rank, others = dist.get_rank(), [r for r in range(dist.get_world_size()) if r != dist.get_rank()]
+    is_answer_missing = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in COLLECTIVE_WORDS)
+    )
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        cause = "" if is_answer_missing else f"{type(error).__name__}: {error}"
+        store.set(f"failed/{rank}", cause)
+        if not is_answer_missing:
+            return []
+        deadline = time.monotonic() + SECONDS_FOR_NOTES
+        while silent := [r for r in others if not store.check([f"failed/{r}"])]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        causes = {r: store.get(f"failed/{r}").decode() for r in others if r not in silent}
+    except (RuntimeError, dist.DistError):  # rank 0 keeps the notes
+        return ["rank 0 is gone: what it or its launcher has said last is the cause"]
+    found = [f"rank {r} failed with {cause}" for r, cause in causes.items() if cause]
+    if silent:
+        names = ", ".join(map(str, silent))
+        found.append(f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its machine")
+    return found
 
 
 def together(action: Callable):

@@ -11,18 +11,21 @@ from pipeline.data.sample import Sample
 from pipeline.hook import Scores
 from pipeline.reporting.records import Recorder
 from pipeline.selection.contract import Selection
+from pipeline.training.guards import Watch
 from pipeline.training.weighted_step import StepResult
 
 
 class Journal:
     def __init__(self, folder: Path, engine, config: Config):
-        self.engine, self.config, self.recorder = engine, config, Recorder(folder)
+        self.engine, self.config, self.recorder, self.watch = engine, config, Recorder(folder), Watch()
 
     def step(
         self, step: int, epoch: float, candidates: list[Sample], chosen: Selection, selection: Selection, scores: Scores,
         result: StepResult, learning_rate: float, seconds: dict[str, float],
-    ) -> None:  # fmt: skip
-        """``chosen`` is what the scoring pass kept for ``score_every`` steps, ``selection`` this step's part of it.
+    ) -> list[str]:  # fmt: skip
+        """Write a step down; warnings about it, in sentences.
+
+        ``chosen`` is what the scoring pass kept for ``score_every`` steps, ``selection`` this step's part of it.
 
         The scoring pass is written down with the first of its steps; the others have its fields empty.
         """
@@ -43,6 +46,8 @@ class Journal:
             "cosine": match.cosine,
             "fallback": int(selection.fallback),
             "dropped": [candidates[i].id for i in selection.dropped],
+            "target_dropped": int(scored.target_lost),
+            "out_of_memory": scored.out_of_memory,
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
             "zero_moment_share": scored.zero_moment_share,
@@ -59,6 +64,7 @@ class Journal:
             for i, weight in zip(selection.indices.tolist(), selection.weights)
         ])  # fmt: skip
         self._monitor(record)
+        return scored.warnings + self.watch(record, selection.weights)
 
     def evaluation(self, step: int, loss: float, samples: list[Sample], answers: Optional[dict] = None) -> None:
         """``answers``: accuracy and num_answers, where answers were asked for."""

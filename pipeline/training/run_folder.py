@@ -25,7 +25,7 @@ from pipeline.training import checkpoint
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint import Found
 
-FINISHED, LOCK = "finished.json", "lock"
+FINISHED, LOCK, UNFINISHED = "finished.json", "lock", "config.yaml.tmp"
 _held: dict[Path, TextIO] = {}
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy", "scipy", "flash-attn", "flash-attn-4")
 
@@ -48,7 +48,7 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
     """
     folder = Path(config.run.folder)
     goes_on = found is not None and found.run_folder.resolve() == folder.resolve()
-    if not goes_on and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK}:
+    if not goes_on and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK, UNFINISHED}:
         if config.resume == "auto":
             _refuse_all_but_a_beginning(folder, config)
             say(f"the earlier run in {folder} ended before its first checkpoint and starts again")
@@ -62,13 +62,15 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder)
     if not goes_on:
-        for path in folder.iterdir():
+        for path in sorted(
+            folder.iterdir(), key=lambda path: path.name == "config.yaml"
+        ):  # last, as it tells whose folder this is
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
-    configuration.save(config, folder / "config.yaml.tmp")
-    os.replace(folder / "config.yaml.tmp", folder / "config.yaml")
+    configuration.save(config, folder / UNFINISHED)
+    os.replace(folder / UNFINISHED, folder / "config.yaml")
     _write(folder / "deepspeed.json", merged)
     return folder
 

@@ -168,6 +168,42 @@ def broken(model_folder: str, folder: str) -> dict:
     outcomes["target"] = error_of(lambda: attach().select(own, 2))
     hooks.SelectionHook._losses = original
 
+    backward = hooks.SelectionHook._backward
+
+    def without_target(hook, samples, num_rows, num_tokens, weight, on_factors):
+        is_target = on_factors.__name__ == "add_target"
+        return backward(hook, samples, num_rows, num_tokens, np.nan if is_target else weight, on_factors)
+
+    hooks.SelectionHook._backward = without_target
+    hook, lost = attach(), []
+    for _ in range(hooks.MOST_TARGETS_LOST):
+        selection = hook.select(own, 2)
+        lost.append((hook.scores.target_lost, selection.fallback, len(selection.indices), hook.scores.warnings))
+    outcomes["targets lost"] = lost
+    outcomes["target lost again"] = error_of(lambda: hook.select(own, 2))
+    hooks.SelectionHook._backward = backward
+
+    causal_logits = hooks.causal_logits
+    fitting = 1
+
+    def scarce(module, input_ids_BT):
+        """Memory on rank 1 is for ``fitting`` samples at a time."""
+        if rank == 1 and len(input_ids_BT) > fitting:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return causal_logits(module, input_ids_BT)
+
+    hook = attach()
+    hook.select(own, 2)
+    whole_CC = hook.scores.signals.gram_CC
+    hooks.causal_logits = scarce
+    hook, halved = attach(), []
+    for _ in range(2):
+        hook.select(own, 2)
+        halved.append((hook.scores.out_of_memory, hook.rows_per_pass, hook.scores.warnings, hook.scores.signals.gram_CC))
+    outcomes["out of memory"], fitting = (whole_CC, *halved), 0
+    outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
+    hooks.causal_logits = causal_logits
+
     def only_here(signals, keep, num_candidates, rng, _):
         raise ValueError("the solver of rank 0 gives up")
 

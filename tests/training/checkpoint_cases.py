@@ -1,16 +1,26 @@
 """The ranks' side of test_checkpoint.py: runs that are stopped and continued."""
 
 import os
+import resource
 import signal
+from contextlib import contextmanager
 
 from tests.training.train_cases import runs
 
 
-def stopped_and_continued(groups: list[tuple[list[str], int, int]]) -> list:
-    """For each (arguments, step, rank): a run whose rank gets SIGUSR1 in that step, continued; exit codes of the stopped parts."""
+def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
+    """For each (arguments, step, rank): a run whose rank gets SIGUSR1 in that step, and whose disk is full for rank 1 before; its code."""
     from pipeline import train
+    from pipeline.training.checkpoint import DurableWriter
 
-    codes, original = [], train.weighted_step
+    codes, original, save = [], train.weighted_step, DurableWriter.save
+
+    def save_on_a_full_disk(writer, state_dict, path):
+        is_full = os.environ["RANK"] == "1" and "checkpoint-2.tmp" in path
+        with files_up_to(2000 if is_full else resource.RLIM_INFINITY):
+            save(writer, state_dict, path)
+
+    DurableWriter.save = save_on_a_full_disk
     for arguments, step, rank in groups:
 
         def signalled(engine, *others, step=step, rank=rank):
@@ -24,7 +34,24 @@ def stopped_and_continued(groups: list[tuple[list[str], int, int]]) -> list:
         except SystemExit as ended:
             codes.append(ended.code)
         train.weighted_step = original
-        runs([[*arguments, "--resume", "auto"]])
+    DurableWriter.save = save
+    return codes
+
+
+@contextmanager
+def files_up_to(num_bytes: int):
+    """Writing beyond fails in the middle of a file, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def stopped_and_continued(groups: list[tuple[list[str], int, int]]) -> list[int]:
+    codes = stopped(groups)
+    runs([[*arguments, "--resume", "auto"] for arguments, _, _ in groups])
     return codes
 
 

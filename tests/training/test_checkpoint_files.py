@@ -5,9 +5,14 @@ import os
 from contextlib import suppress
 
 import pytest
+import torch
 
+from pipeline.reporting import records
+from pipeline.reporting.records import Recorder
 from pipeline.training import checkpoint_files as files
+from pipeline.training.checkpoint import DurableWriter
 from pipeline.training.checkpoint_files import Manifest
+from tests.training.checkpoint_cases import files_up_to
 
 CONTENT = {"model.pt": b"weights" * 1000, "zero_pp_rank_0.pt": b"moments" * 3000}
 
@@ -126,3 +131,27 @@ def test_what_is_set_aside_is_not_found_again(tmp_path):
     written(tmp_path, 1)
     assert files.set_aside(written(tmp_path, 2)).name == "checkpoint-2.damaged"
     assert steps(tmp_path) == [1]
+
+
+def test_a_full_disk_is_remembered_by_the_writer_and_not_raised(tmp_path):
+    writer = DurableWriter()
+    state = {"weights": torch.zeros(10_000)}
+    with files_up_to(2000):
+        writer.save(state, str(tmp_path / "full.pt"))
+    assert "full.pt could not be written" in writer.problem and writer.files == {}
+    writer.start()
+    writer.save(state, str(tmp_path / "good.pt"))
+    assert writer.problem is None and writer.files == {"good.pt": files.describe(tmp_path / "good.pt")}
+
+
+def test_half_a_line_that_a_full_disk_left_in_the_records_is_cut(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.step({"step": 0, "train_loss": 2.0})
+        sizes = recorder.sizes()
+        with files_up_to(sizes["steps"] + 10), pytest.raises(OSError, match="too large"):
+            recorder.step({"step": 1, "train_loss": 1.9})
+        assert (tmp_path / "steps.jsonl").stat().st_size == sizes["steps"] + 10
+    assert records.too_short(tmp_path, sizes) is None
+    records.cut(tmp_path, tmp_path, sizes)
+    assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [0]
+    assert f"and {sizes['steps'] + 5} were written before" in records.too_short(tmp_path, {"steps": sizes["steps"] + 5})

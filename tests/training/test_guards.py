@@ -1,0 +1,123 @@
+"""What goes wrong without an error is noticed, and what is well is left alone."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.training.guards import WINDOW, Watch, check_replicas, checksum
+from tests.ranks import launch, run_ranks, tails
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_checksum_ignores_order_and_sees_every_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    parameters = [torch.randn(5, 3, generator=generator).to(dtype), torch.randn(7, generator=generator).to(dtype)]
+    whole = checksum(parameters)
+    pieces = [piece for parameter in parameters for piece in parameter.flatten().split(4)]
+    assert checksum(reversed(pieces)) == whole
+    bits = parameters[1].view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    for bit in range(8 * dtype.itemsize - 1):
+        bits[3] ^= 1 << bit
+        assert checksum(parameters) != whole, f"bit {bit}"
+        bits[3] ^= 1 << bit
+    assert checksum(parameters) == whole
+
+
+def replicas() -> tuple[str, str]:
+    """What three ranks hear before and after one bit of one of them has changed."""
+    from pipeline.scoring.collectives import Collectives
+    from pipeline.training.engine import start_process_group
+
+    rank, _, device = start_process_group(60)
+    torch.manual_seed(0)
+    module, collectives = torch.nn.Linear(4, 4), Collectives(torch.distributed.group.WORLD, device)
+    heard = []
+    for step in (1, 2):
+        try:
+            check_replicas(module, collectives, step)
+            heard.append("")
+        except RuntimeError as error:
+            heard.append(str(error))
+        if rank == 1:
+            module.weight.data.view(torch.int32)[2, 3] ^= 1
+    return tuple(heard)
+
+
+def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
+    for before, after in run_ranks("tests.training.test_guards:replicas", 3):
+        assert before == ""
+        assert "after step 2 ranks [1] hold other parameters than the 2 ranks that agree" in after
+
+
+def record(step: int, **changes) -> dict:
+    usual = {"residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8, "target_loss": 2.0 - 0.01 * step}
+    return {"step": step, **usual, **changes}
+
+
+def said(records: list[dict], weights=None) -> list[str]:
+    watch = Watch()
+    return [sentence for line in records for sentence in watch(line, np.full(8, 1 / 8) if weights is None else weights)]
+
+
+def test_a_healthy_run_hears_nothing():
+    rng = np.random.default_rng(0)
+    noisy = [record(step, residual=rng.uniform(0.3, 0.7), target_loss=rng.uniform(1, 3)) for step in range(WINDOW)]
+    assert said(noisy) == []
+    assert said([record(step) for step in range(5 * WINDOW)]) == []
+    assert said([record(step, residual=None, target_loss=None) for step in range(5 * WINDOW)]) == [], "random, and warm-up"
+
+
+def test_a_dead_filter_is_named_once_in_a_window():
+    found = said([record(step, fallback=1) for step in range(2 * WINDOW)])
+    assert len(found) == 2 and f"in {WINDOW} scored steps no candidate was aligned" in found[0]
+    assert said([record(step, fallback=int(step != 5)) for step in range(WINDOW)]) == []
+
+
+def test_collapsed_weights_are_named():
+    weights = np.array([0.97, *[0.03 / 7] * 7])
+    assert (
+        "8.0 samples were kept, and their weights amount to 1.1 of equal weight"
+        in said([record(s) for s in range(WINDOW)], weights)[0]
+    )
+
+
+def test_a_target_that_is_missed_though_the_match_improves_is_named():
+    rising = [record(step, target_loss=2 + 0.05 * step, residual=0.9 - 0.02 * step) for step in range(WINDOW)]
+    assert "the target's loss has risen (2.225 -> 2.725) while the match has become better" in said(rising)[0]
+    assert said([{**line, "residual": 0.5} for line in rising]) == []
+    assert said([{**line, "target_loss": 2.0} for line in rising]) == []
+
+
+def meet(how: str) -> None:
+    """Rank 1 does not come to the second meeting of three ranks."""
+    import torch.distributed as dist
+
+    from pipeline.training.ending import end_together
+    from pipeline.training.engine import start_process_group
+
+    def main():
+        rank, _, _ = start_process_group(5)
+        dist.all_reduce(torch.zeros(1))
+        if rank == 1 and how == "dies":
+            os._exit(9)
+        if rank == 1 and how == "stalls":
+            time.sleep(40)
+        if rank == 1 and how == "raises":
+            raise KeyError("only here")
+        dist.all_reduce(torch.zeros(1))
+
+    end_together(main)
+
+
+@pytest.mark.parametrize("how, message", [
+    ("dies", "no word from rank 1 in"), ("stalls", "no word from rank 1 in"), ("raises", "rank 1 failed with KeyError: 'only here'"),
+])  # fmt: skip
+def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(how, message):
+    ended = launch("tests.training.test_guards:meet", 3, how=how)
+    for rank in (0, 2):
+        assert ended[rank].code == 1, tails(ended)
+        assert message in ended[rank].output or "rank 0 is gone" in ended[rank].output, tails(ended)
+    assert message in ended[0].output, tails(ended)
