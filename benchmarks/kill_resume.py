@@ -33,7 +33,8 @@ from benchmarks.machine import describe
 from pipeline.data import demo
 
 RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
-RANKS, STEPS, SAVE_EVERY, TIMEOUT = 2, 8, 2, 30  # TIMEOUT in seconds, run.timeout_seconds
+RANKS, STEPS, SAVE_EVERY = 2, 8, 2
+TIMEOUT, PATIENCE = 30, 150  # seconds: run.timeout_seconds, and how long the others may take to notice a kill on a busy machine
 PHASES = (
     "start", "loading", "resuming", "evaluation", "scoring", "collective", "backward", "optimizer step", "records",
     "checkpoint: states", "checkpoint: file", "checkpoint: commit", "checkpoint: prune", "between", "final model",
@@ -69,46 +70,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=36)
     parser.add_argument("--quick", action="store_true", help="one kill a run, and no result file unless --output is given")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments, and which settings come first (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, help="result file (default: benchmarks/results/kill_resume_cpu.json)")
     arguments = parser.parse_args()
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
     begin, rng = time.perf_counter(), random.Random(arguments.seed)
+    output = arguments.output or (None if arguments.quick else RESULTS / "kill_resume_cpu.json")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder)
         kills, undisturbed = [], {}
         while len(kills) < arguments.kills:
-            index = len(set(kill["run"] for kill in kills))
-            variant = VARIANTS[index % len(VARIANTS)]
+            index = len({kill["run"] for kill in kills})
+            variant = VARIANTS[(index + arguments.seed) % len(VARIANTS)]
             label = " ".join(f"{name.split('.')[-1]}={value}" for name, value in variant.items())
             if label not in undisturbed:
                 undisturbed[label] = folder / f"undisturbed_{len(undisturbed)}"
-                ended = run(folder, undisturbed[label], variant, None, rng)
+                ended = run(folder, arguments_of(folder, undisturbed[label], variant))
                 if ended["codes"] != [0] * RANKS:
                     sys.exit(f"an undisturbed run failed: {label}\n{ended['output']}")
             wanted = 1 if arguments.quick else min(2, arguments.kills - len(kills))
             done = killed_run(folder, folder / f"run_{index}", variant, wanted, len(kills), rng)
-            differences = done["problems"] or compare(undisturbed[label], folder / f"run_{index}")
-            for kill in done["kills"]:
-                kills.append(
-                    {"run": index, "settings": label, **kill, "bitwise_equal": not differences, "differences": differences[:5]}
-                )
-                print(f"{len(kills):3d}  {label:45s}  {kill['moment']:20s} step {kill['step']:2d}  {kill['killed']:9s}"
-                      f"  {'equal' if not differences else differences[0]}", flush=True)  # fmt: skip
             if not done["kills"]:
                 sys.exit(f"a run ended before it could be killed: {done['problems']}")
+            found = done["problems"] or compare(undisturbed[label], folder / f"run_{index}")
             shutil.rmtree(folder / f"run_{index}")
-    outcome = {
-        "kills": len(kills), "bitwise_equal": sum(kill["bitwise_equal"] for kill in kills), "moments": [kill["moment"] for kill in kills],
-    }  # fmt: skip
-    output = arguments.output or (None if arguments.quick else RESULTS / "kill_resume_cpu.json")
-    if output:
-        result = {
-            **outcome, "by_moment": Counter(outcome["moments"]), "ranks": RANKS, "steps": STEPS, "save_every": SAVE_EVERY,
-            "seed": arguments.seed, "seconds": round(time.perf_counter() - begin, 1), "each": kills, "machine": describe(),
-        }  # fmt: skip
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written to {output}")
+            for kill in done["kills"]:
+                kills.append({"run": index, "settings": label, **kill, "bitwise_equal": not found, "differences": found[:5]})
+                print(f"{len(kills):3d}  {label:45s}  {kill['moment']:20s} step {kill['step']:2d}  {kill['killed']:9s}"
+                      f"  {found[0] if found else 'equal'}", flush=True)  # fmt: skip
+            outcome = {
+                "kills": len(kills), "bitwise_equal": sum(kill["bitwise_equal"] for kill in kills),
+                "moments": [kill["moment"] for kill in kills],
+            }  # fmt: skip
+            if output:  # after every run, so that a long series is not lost either
+                output.write_text(json.dumps({
+                    **outcome, "by_moment": Counter(outcome["moments"]), "ranks": RANKS, "steps": STEPS, "save_every": SAVE_EVERY,
+                    "seed": arguments.seed, "seconds": round(time.perf_counter() - begin, 1), "each": kills, "machine": describe(),
+                }, indent=1) + "\n")  # fmt: skip
     print(json.dumps(outcome))
     sys.exit(outcome["bitwise_equal"] < outcome["kills"])
 
@@ -125,7 +129,7 @@ def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, numbe
             entries = {"collective": 60, "records": 8, "backward": STEPS, "scoring": 4, "optimizer step": STEPS}.get(at, 2)
             aim = {"phase": at, "entry": rng.randint(1, entries), "seconds": rng.uniform(0, 0.01)}
         aim["victims"] = "all ranks" if rng.random() < 0.5 else f"rank {rng.randrange(RANKS)}"
-        ended = run(folder, run_folder, variant, aim, rng)
+        ended = run(folder, arguments_of(folder, run_folder, variant), aim)
         if ended["moment"] is None:
             if ended["codes"] != [0] * RANKS:
                 return {"kills": kills, "problems": [f"the run failed before the kill: {ended['codes']} {ended['output']}"]}
@@ -137,14 +141,13 @@ def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, numbe
             {"moment": ended["moment"], "step": ended["step"], "killed": aim["victims"], "others_ended": ended["others_ended"]}
         )
         if not ended["others_ended"]:
-            return {"kills": kills, "problems": [f"a rank went on for more than {TIMEOUT} s after the other was killed"]}
-    ended = run(folder, run_folder, variant, None, rng)
+            return {"kills": kills, "problems": [f"a rank went on for more than {PATIENCE} s after the other was killed"]}
+    ended = run(folder, arguments_of(folder, run_folder, variant))
     problems = [] if ended["codes"] == [0] * RANKS else [f"the continued run failed: {ended['codes']} {ended['output']}"]
     return {"kills": kills, "problems": problems}
 
 
-def run(folder: Path, run_folder: Path, variant: dict, aim: dict | None, rng: random.Random) -> dict:
-    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the end of the output."""
+def arguments_of(folder: Path, run_folder: Path, variant: dict) -> list[str]:
     settings = {
         "model.name": folder / "model", "data.pool": "[demo:pool]", "data.target": "[demo:target]", "data.test": f"[{folder}/test.jsonl]",
         "data.max_tokens": 32, "selection.candidates_per_step": 12, "selection.keep_per_step": 4, "selection.target_per_step": 4,
@@ -152,7 +155,14 @@ def run(folder: Path, run_folder: Path, variant: dict, aim: dict | None, rng: ra
         "training.evaluate_every": 3, "training.save_every": SAVE_EVERY, "run.folder": run_folder, "run.timeout_seconds": TIMEOUT,
         "resume": "auto", **variant, "deepspeed": ROOT / f"ds_configs/{variant['deepspeed']}.json",
     }  # fmt: skip
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
+    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the end of the output.
+
+    ``folder`` takes the ranks' output and what they show of themselves.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     board = folder / "board"
@@ -201,7 +211,7 @@ def kill(processes: list, board: Path, aim: dict) -> dict:
         others = [process for rank, process in enumerate(processes) if rank not in victims]
         for process in others:
             os.kill(process.pid, signal.SIGCONT)
-        deadline = time.monotonic() + TIMEOUT + 10
+        deadline = time.monotonic() + PATIENCE
         for process in others:
             process.join(max(0.0, deadline - time.monotonic()))
         others_ended = all(process.exitcode is not None for process in others)

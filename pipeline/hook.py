@@ -342,17 +342,18 @@ class SelectionHook:
     def _losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
         num_chunks = self._logit_chunks(module, len(input_ids_BT), num_tokens)
         losses_B, lacks_memory = None, None
+        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
+        can_retry = not self.engine.zero_optimization_partition_weights()
         try:
             if num_chunks == 0:
                 losses_B = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT)
             else:
                 losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks)
         except RuntimeError as error:
-            # Under ZeRO-3 the others wait in the middle of this forward for a parameter: no way to begin again together.
-            if not _is_out_of_memory(error) or self.engine.zero_optimization_partition_weights():
+            if not (can_retry and _is_out_of_memory(error)):
                 raise
             lacks_memory = error
-        if self.collectives.any(lacks_memory is not None):
+        if can_retry and self.collectives.any(lacks_memory is not None):
             raise OutOfMemory() from lacks_memory
         return losses_B
 

@@ -58,10 +58,11 @@ def stopped_and_continued(groups: list[tuple[list[str], int, int]]) -> list[int]
 def found_in(folder: str, now: dict, asked: list[str]) -> list[tuple]:
     """For each value of ``resume``: (name of the checkpoint, reasons against others) or the error; and what was said."""
     from pipeline.config import Config
+    from pipeline.data.sample import Sample
     from pipeline.training import checkpoint
     from pipeline.training.engine import start_process_group
 
-    start_process_group(60)
+    rank, _, _ = start_process_group(60)
     outcomes = []
     for resume in asked:
         config, said = Config(resume=resume), []
@@ -71,4 +72,9 @@ def found_in(folder: str, now: dict, asked: list[str]) -> list[tuple]:
             outcomes.append((found and found.path.name, found.unusable if found else [], said))
         except ValueError as error:
             outcomes.append(("error", str(error), said))
+    pool = [Sample([1, 2, 3 + rank], [1, 2, 3])]  # a file that was replaced between two ranks' reading
+    try:
+        checkpoint.identity(Config(), {}, pool, [], [])
+    except RuntimeError as error:
+        outcomes.append(("error", str(error), []))
     return outcomes

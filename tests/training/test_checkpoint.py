@@ -38,7 +38,7 @@ def pairs(build, tmp_path_factory):
     run_ranks("tests.training.train_cases:runs", 2, all_arguments=undisturbed)
     continued = [build(name, root / "continued" / name, "--training.save_every", "2") for name in VARIANTS]
     groups = [(arguments, STOPPED_IN, rank) for rank, arguments in enumerate(continued)]
-    codes = run_ranks("tests.training.checkpoint_cases:stopped_and_continued", 2, groups=groups)
+    codes = run_ranks("tests.training.checkpoint_cases:stopped_and_continued", 2, timeout=900, groups=groups)
     assert codes == [[75] * len(VARIANTS)] * 2
     return {name: (root / "undisturbed" / name, root / "continued" / name) for name in VARIANTS}
 
@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(pairs, build, tmp_path, befo
 
 def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_named(tmp_path):
     """Torn, of other settings, with records that are gone, of more ranks; the same on both ranks."""
-    now = {"selection.ridge": 1.0, "training.micro_batch_size": 2}
+    now = {"selection.ridge": 1.0, "training.micro_batch_size": 2, "content of data.pool": "48 samples 0123"}
 
     def write(run, step, identity=now, records=0, world_size=2):
         partial = tmp_path / run / "checkpoints" / f"checkpoint-{step}.tmp"
@@ -107,6 +107,7 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
     write("run", 2, {**now, "training.micro_batch_size": 4}, records=30)
     write("run", 3, records=31)
     write("run", 4, {**now, "selection.ridge": 0.5})
+    write("run", 5, {**now, "content of data.pool": "47 samples 4567"})  # the file was truncated since
     os.truncate(write("run", 6) / "b.pt", 41)
     for step in (1, 2):
         os.remove(write("torn", step) / "a.pt")
@@ -114,13 +115,16 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
     asked = ["auto", str(tmp_path / "torn"), str(tmp_path / "empty"), str(tmp_path / "run/checkpoints/checkpoint-2")]
     results = run_ranks("tests.training.checkpoint_cases:found_in", 2, folder=str(tmp_path / "run"), now=now, asked=asked)
     assert results[0] == results[1]
-    (name, unusable, said), torn, empty, older = results[0]
-    assert name == "checkpoint-2" and len(unusable) == 3, unusable
-    for text, reason in zip(
-        unusable, ["b.pt has 41 bytes, and 42 were", "selection.ridge: 0.5 -> 1.0", "has 30 bytes, and 31 were"]
-    ):
+    (name, unusable, said), torn, empty, older, replaced = results[0]
+    assert name == "checkpoint-2" and len(unusable) == 4, unusable
+    reasons = [
+        "b.pt has 41 bytes, and 42 were", "content of data.pool: 47 samples 4567 -> 48 samples 0123", "selection.ridge: 0.5 -> 1.0",
+        "has 30 bytes, and 31 were",
+    ]  # fmt: skip
+    for text, reason in zip(unusable, reasons):
         assert reason in text and f"CHECKPOINT NOT USED: {text}" in said
     assert "other settings that change rounding alone: training.micro_batch_size: 4 -> 2" in said[-1]
     assert torn[0] == "error" and "none of 2 checkpoints can be used" in torn[1] and "a.pt cannot be read" in torn[1]
     assert empty[0] == "error" and "there is no checkpoint in" in empty[1]
+    assert "the ranks have read different samples from data.pool, was a file replaced" in replaced[1]
     assert older[0] == "error" and "would lose the steps up to checkpoint-6" in older[1]
