@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pipeline.training import peers
+
 PACKAGE = Path(__file__).parents[1]
 SECONDS_FOR_NOTES = 10  # a rank that has met the same broken collective leaves its note within moments
 COLLECTIVE_WORDS = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Connection reset")
@@ -68,10 +70,10 @@ def _others(error: BaseException) -> list[str]:
             time.sleep(0.1)
         causes = {r: store.get(f"failed/{r}").decode() for r in others if r not in silent}
     except (RuntimeError, dist.DistError):  # rank 0 keeps the notes
-        return ["rank 0 is gone: what it or its launcher has said last is the cause"]
+        return [f"rank 0 on {peers.place(0)} is gone or out of reach: what it or its launcher has said last is the cause"]
     found = [f"rank {r} failed with {cause}" for r, cause in causes.items() if cause]
     if silent:
-        names = ", ".join(map(str, silent))
+        names = ", ".join(f"{r} on {peers.place(r)}" for r in silent)
         found.append(f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its machine")
     return found
 
