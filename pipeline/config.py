@@ -149,8 +149,9 @@ class TrainingConfig:
     adam: Literal["torch", "deepspeed"] = "torch"
     """torch.optim.AdamW needs no build; deepspeed takes FusedAdam, or DeepSpeedCPUAdam with optimizer offload, which a C++ compiler
     builds at first use."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto is bf16 on GPUs and fp32 on CPU: the switch that lets the files in ds_configs/ run on both."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto is bf16 on GPUs and fp32 on CPU: the switch that lets the files in ds_configs/ run on both. fp16, for cards without bf16,
+    comes with DeepSpeed's dynamic loss scale: a step whose gradient overflows is skipped and recorded."""
     evaluate_every: int = 0
     """Steps between measurements of the held-out loss; 0 measures only before and after."""
     evaluation_micro_batch_size: int = 16

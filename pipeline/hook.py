@@ -24,7 +24,7 @@ from pipeline.data.targets import TargetSet
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
-from pipeline.scoring.factors import leaf_module, scored_layers, scoring_pass
+from pipeline.scoring.factors import factor_bytes, leaf_module, scored_layers, scoring_pass
 from pipeline.scoring.loss import (
     causal_logits,
     evaluating,
@@ -33,13 +33,19 @@ from pipeline.scoring.loss import (
     per_sample_loss,
     per_sample_loss_in_chunks,
 )
-from pipeline.scoring.moments import Fragment, fragments, release_gathered
+from pipeline.scoring.moments import Fragment, fragments, loss_scale, release_gathered
 from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection import registry
 from pipeline.selection.contract import Selection, Settings, Signals
+
+OVERFLOW_STEP = 16.0  # a scoring pass whose gradients overflow in float16 is taken again with the loss scale divided by this
+NO_FLOAT16_AT_STAGE_0 = (
+    "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied the loss by, so updates are "
+    "wrong: take stage 1, which needs no more memory"
+)
 
 
 @dataclass
@@ -82,7 +88,7 @@ class SelectionHook:
         """Find the scored layers and the Adam fragments of ``engine``, which has just come from ``deepspeed.initialize``.
 
         ``targets`` are for methods that need a Gram, ``reference_model`` (whole on this rank's device) is for ``rho_loss``.
-        Raises ValueError for a model without a trainable linear layer, an optimizer without Adam moments, fp16, or parallelism
+        Raises ValueError for a model without a trainable linear layer, an optimizer without Adam moments, or parallelism
         other than data parallelism.
         """
         return cls(engine, targets, settings, pad_token_id, seed, reference_model)
@@ -96,6 +102,7 @@ class SelectionHook:
         self.rows_per_pass = settings.scoring_micro_batch_size  # halved where memory runs out; 0 is all of the rank's
         self.layers: dict[str, torch.nn.Linear] = {}
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}  # found out at the first scoring pass
+        self.loss_scale = 1.0  # of the scoring pass under way
         self.collectives = Collectives(engine.seq_data_parallel_group, engine.device)
         if (self.method.needs == "reference_loss") != (reference_model is not None):
             need = "has no use for a" if reference_model is not None else "needs a"
@@ -106,12 +113,10 @@ class SelectionHook:
                 f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups have "
                 f"{len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take another method"
             )
+        if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
+            raise ValueError(NO_FLOAT16_AT_STAGE_0)
         if not self.method.scores_gradients:
             return
-        if engine.fp16_enabled():
-            raise ValueError(
-                "selection does not run in fp16: per-sample gradients underflow; set training.precision to bf16 or fp32"
-            )
         if targets is None and self.method.needs == "gram":
             raise ValueError(f"selection.method = {settings.method} needs target samples")
         self.layers = scored_layers(engine.module, settings.last_blocks)
@@ -155,7 +160,7 @@ class SelectionHook:
         if scores.is_warmup:
             method = registry.get("random")
         elif method.needs != "nothing":
-            scores.signals = self._score(candidates, num_tokens, step, watch)
+            scores.signals = self._score_without_overflow(candidates, num_tokens, step, watch)
         with watch("solve"):
             selection, drawn_from_U = None, self._without_target(step)
             if collectives.rank == 0:
@@ -191,7 +196,14 @@ class SelectionHook:
                 f"after {self.engine.global_steps} updates {num_missing:,} scored elements have no Adam state: is the optimizer AdamW, "
                 "and was its state loaded with the checkpoint? selection.geometry = identity needs none"
             )
-        return step >= self.settings.warmup_steps and has_updated
+        return step - self.engine.skipped_steps >= self.settings.warmup_steps and has_updated
+
+    def scoring_loss_scale(self) -> float:
+        """In float16 a power of two near what a kept sample's loss is multiplied by in the training step, else 1."""
+        if not self.engine.fp16_enabled():
+            return 1.0
+        per_sample = loss_scale(self.engine) * self.collectives.world_size / self.settings.keep_per_step
+        return 2.0 ** max(0, math.floor(math.log2(per_sample)))
 
     def _without_target(self, step: int) -> Optional[np.ndarray]:
         """The usable candidates (U,), where the target's gradient is not finite and the step must do without it; else None.
@@ -216,6 +228,16 @@ class SelectionHook:
         return usable_U
 
     # -- scoring -----------------------------------------------------------------------------------------------------
+
+    def _score_without_overflow(self, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
+        """In float16: again with less of a loss scale, as long as a sample with a finite loss has a gradient that overflows. All ranks
+        see the same signals, so all go again."""
+        self.loss_scale = self.scoring_loss_scale()
+        signals = self._score(candidates, num_tokens, step, watch)
+        while self.loss_scale > 1 and _has_overflowed(signals, self.scores.target_loss):
+            self.loss_scale = max(1.0, self.loss_scale / OVERFLOW_STEP)
+            signals = self._score(candidates, num_tokens, step, watch)
+        return signals
 
     def _score(self, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
         """What the method needs, of the candidates of all ranks and in their order.
@@ -318,8 +340,7 @@ class SelectionHook:
             settings.exchange_mib << 20,
         )  # fmt: skip
         if settings.backend == "exact":
-            element_size = next(iter(self.layers.values())).weight.element_size()
-            return ExactGram(*arguments, num_tokens, element_size, settings.contraction)
+            return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction)
         backend = {"projected": ProjectedGram, "factored": FactoredGram}[settings.backend]
         return backend(*arguments, settings.projection_size, seed=f"{self.seed} {step}")
 
@@ -327,9 +348,9 @@ class SelectionHook:
         """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows."""
         module = self.engine.module  # not the engine: its own hooks would start a training backward
         input_ids_BT, labels_BT = collate(samples, self.pad_token_id, num_rows, self.engine.device)
-        with torch.enable_grad(), scoring_pass(module, self.layers, on_factors, self.leaf):
+        with torch.enable_grad(), scoring_pass(module, self.layers, on_factors, self.leaf, self.loss_scale):
             loss_B = self._losses(module, input_ids_BT, labels_BT, num_tokens)
-            (loss_B.sum() * weight).backward()
+            (loss_B.sum() * (weight * self.loss_scale)).backward()
         release_gathered(self.engine)
         return loss_B.detach()[: len(samples)]
 
@@ -348,7 +369,7 @@ class SelectionHook:
             if num_chunks == 0:
                 losses_B = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT)
             else:
-                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks)
+                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale)
         except RuntimeError as error:
             if not (can_retry and _is_out_of_memory(error)):
                 raise
@@ -385,6 +406,15 @@ def _draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.G
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On CPU torch says it in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:
+    """Is a gradient not finite whose loss is?"""
+    norm_C = signals.squared_norm_C if signals.gram_CC is None else np.diagonal(signals.gram_CC)
+    if norm_C is None:
+        return False
+    lost_target = target_loss is not None and math.isfinite(target_loss) and not math.isfinite(signals.target_norm_squared)
+    return lost_target or bool((np.isfinite(signals.loss_C) & ~np.isfinite(norm_C)).any())
 
 
 def _shape(weight: torch.Tensor) -> tuple[int, int]:

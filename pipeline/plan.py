@@ -80,7 +80,7 @@ def plan_run(config: Config, options: Namespace, hardware: Hardware) -> Run:
         tokens=options.tokens or config.data.max_tokens, element_size=dtype.itemsize, trained_samples=samples_per_step(config),
         offloads_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
         checkpoints=config.model.gradient_checkpointing, is_flash=config.model.attention != "eager",
-        device_type=hardware.device_type,
+        device_type=hardware.device_type, is_float16=dtype == torch.float16,
     )  # fmt: skip
 
 

@@ -24,7 +24,14 @@ from pipeline.selection.deal import deal
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.ending import end_together, together
-from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, resolve_dtype, start_process_group
+from pipeline.training.engine import (
+    build_engine,
+    check_hardware,
+    deepspeed_config,
+    partition_while_loading,
+    resolve_dtype,
+    start_process_group,
+)
 from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
@@ -43,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     dtype = resolve_dtype(config.training.precision, device)
     merged = deepspeed_config(config, world_size, dtype)
+    check_hardware(config, merged, device)
     together(lambda: located(config.model.name))
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
@@ -111,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
         end = time.perf_counter()
 
-        if step == 0 and hook.needs_moments:
+        if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
             say.checks([self_check.check_state(hook)])
         if journal:
             look, seconds = step // score_every, {"update": end - update_begin, "total": end - begin}

@@ -206,7 +206,7 @@ def test_engines_that_selection_cannot_work_with_are_refused_with_the_way_out(mo
 
 
 @pytest.mark.parametrize("trait, message", [
-    ({"fp16_enabled": lambda: True}, "selection does not run in fp16.*training.precision to bf16 or fp32"),
+    ({"fp16_enabled": lambda: True}, "at ZeRO stage 0 DeepSpeed .* take stage 1"),
     ({"sequence_parallel_size": 2}, "sequence parallelism of degree 2"),
     ({"mp_world_size": 4}, "tensor parallelism of degree 4"),
 ])  # fmt: skip
@@ -217,6 +217,7 @@ def test_engines_that_no_cpu_can_build_are_refused_too(trait, message, monkeypat
         "seq_data_parallel_group": None,
         "device": None,
         "fp16_enabled": lambda: False,
+        "zero_optimization_stage": lambda: 0,
         "sequence_parallel_size": 1,
         "mp_world_size": 1,
     }

@@ -35,8 +35,8 @@ def target(shapes: ModelShapes, run: Run) -> Work:
         if run.selection.backend == "exact":  # what goes by tokens keeps the target's factors for the candidates
             by_rows, _ = ways(shapes, run)
             numel = sum(layer.numel for layer in by_rows)
-            work += [product(layer.out_features, tokens, layer.in_features, run.element_size) for layer in by_rows]
-            work += [Compute(memory_bytes=float(numel) * (4 * run.element_size + 2 * FLOAT32)), *_to_owners(numel, 1, run)]
+            work += [product(layer.out_features, tokens, layer.in_features, run.factor_size) for layer in by_rows]
+            work += [Compute(memory_bytes=float(numel) * (4 * run.factor_size + 2 * FLOAT32)), *_to_owners(numel, 1, run)]
         elif run.selection.backend == "projected":
             for layer in scored:
                 scale = _whole_scale(layer, run) if scales_target(run.geometry) else []
@@ -49,7 +49,7 @@ def target(shapes: ModelShapes, run: Run) -> Work:
 
 def norms(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     """What ``needs="norm"`` adds to the passes: gradients, turned to float32, squared and summed where they are."""
-    scored, e = shapes.scored(run.selection.last_blocks), run.element_size
+    scored, e = shapes.scored(run.selection.last_blocks), run.factor_size
     cast = e + FLOAT32 if e < FLOAT32 else 0
     return {
         "contraction": [product(layer.out_features, run.tokens, layer.in_features, e, run.rows) for layer in scored],
@@ -89,7 +89,7 @@ def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
     for layer in shapes.scored(selection.last_blocks):
         found = choose(
             (layer.out_features, layer.in_features), run.rows, run.world_size, run.tokens,
-            run.world_size * run.rows * run.element_size, layer.numel if whole_layers else ceil(layer.numel / run.world_size),
+            run.world_size * run.rows * run.factor_size, layer.numel if whole_layers else ceil(layer.numel / run.world_size),
             selection.exchange_mib << 20, is_separable, selection.contraction,
         )  # fmt: skip
         (by_tokens if found.way == "token_token" else by_rows).append(layer)
@@ -103,7 +103,7 @@ def own_tokens(run: Run) -> int:
 
 def _token_products(layers: list[Linear], run: Run) -> Work:
     """TokenProducts: the products of own tokens with all, on both sides; multiplied and summed."""
-    own, e = own_tokens(run), run.element_size
+    own, e = own_tokens(run), run.factor_size
     total = run.world_size * own
     sides = [features for layer in layers for features in (layer.in_features, layer.out_features)]
     passes = Compute(memory_bytes=4.0 * e * own * total * len(layers))
@@ -113,7 +113,7 @@ def _token_products(layers: list[Linear], run: Run) -> Work:
 def _gathered_tokens(layers: list[Linear], run: Run) -> Work:
     others = run.world_size - 1
     return [
-        Transfer(float(others * (own_tokens(run) * (layer.out_features + layer.in_features) * run.element_size + 16)), 3, "ring")
+        Transfer(float(others * (own_tokens(run) * (layer.out_features + layer.in_features) * run.factor_size + 16)), 3, "ring")
         for layer in layers if others
     ]  # fmt: skip
 
@@ -127,18 +127,18 @@ def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
 
         1 + W (ceil(x) - 1)    with x buffers to each owner.
     """
-    buffers = max(1, ceil(num_rows * numel * run.element_size / (run.selection.exchange_mib << 20)))
+    buffers = max(1, ceil(num_rows * numel * run.factor_size / (run.selection.exchange_mib << 20)))
     return 1 + run.world_size * (buffers - 1) if run.zero_stage in (1, 2) else buffers
 
 
 def turns(run: Run, numel: int, num_rows: int) -> float:
     """How many times as long as with all owners at work at once: 1, or up to W where they receive one after the other."""
-    buffers = num_rows * numel * run.element_size / (run.selection.exchange_mib << 20)
+    buffers = num_rows * numel * run.factor_size / (run.selection.exchange_mib << 20)
     return num_exchanges(run, numel, num_rows) / buffers if run.zero_stage in (1, 2) and buffers > 1 else 1.0
 
 
 def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
-    e, ranks, rows = run.element_size, run.world_size, run.rows
+    e, ranks, rows = run.factor_size, run.world_size, run.rows
     by_rows, by_tokens = ways(shapes, run)
     numel, num_candidates = sum(layer.numel for layer in by_rows), run.selection.candidates_per_step
     copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)  # joined; cut by owner and laid out to be sent
@@ -163,7 +163,7 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 def _to_owners(numel: int, num_rows: int, run: Run) -> Work:
     if run.world_size == 1 or not numel:
         return []
-    sent, in_turn = num_rows * numel * run.element_size, turns(run, numel, num_rows)
+    sent, in_turn = num_rows * numel * run.factor_size, turns(run, numel, num_rows)
     count = num_exchanges(run, numel, num_rows)
     return [Transfer(sent * (run.world_size - 1) / run.world_size, count, "all_to_all", in_turn)]
 
@@ -191,10 +191,10 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
     """P (D . G_i) Q of each sample, the projection in float32."""
     k_out, k_in = _sizes(layer, run)
     elements = float(num_samples * layer.numel)
-    cast = run.element_size + FLOAT32 if run.element_size < FLOAT32 else 0
+    cast = run.factor_size + FLOAT32 if run.factor_size < FLOAT32 else 0
     scaling = 2 * FLOAT32 if run.geometry != "identity" else 0
     work = [
-        product(layer.out_features, tokens, layer.in_features, run.element_size, num_samples),
+        product(layer.out_features, tokens, layer.in_features, run.factor_size, num_samples),
         Compute(memory_bytes=elements * (cast + scaling) + _random_bytes(layer, run)),
     ]
     if k_in < layer.in_features:
@@ -244,7 +244,7 @@ def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 def _project_factors(layer: Linear, run: Run, num_samples: int, tokens: int) -> Work:
     """(output_grad . u P')' (activation . v Q) of each sample; a side that is no longer than k is scaled alone."""
-    e, sizes = run.element_size, _sizes(layer, run)
+    e, sizes = run.factor_size, _sizes(layer, run)
     work: Work = [Compute(memory_bytes=_random_bytes(layer, run))]
     for features, size in zip((layer.out_features, layer.in_features), sizes):
         if size < features:

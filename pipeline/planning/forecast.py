@@ -142,7 +142,7 @@ def advice(shapes: ModelShapes, run: Run) -> str:
     in_turn = backends.turns(run, numel, run.rows)
     if in_turn == 1:
         return ""
-    enough = -(-run.rows * numel * run.element_size // (1 << 20))
+    enough = -(-run.rows * numel * run.factor_size // (1 << 20))
     return (
         f"exact at ZeRO-{run.zero_stage}: whole layers belong to one rank, so owners receive and multiply one after the other, "
         f"{in_turn:.1f} x as long. ZeRO-3 splits every layer over all ranks; selection.exchange_mib of {enough:,} would hold all "

@@ -77,9 +77,9 @@ def backend(shapes: ModelShapes, run: Run) -> float:
         by_rows, by_tokens = ways(shapes, run)
         numel, num_held = sum(layer.numel for layer in by_rows), rows - run.passes[-1]
         held = held_bytes(
-            {layer.name: (layer.out_features, layer.in_features) for layer in by_rows}, num_held, run.tokens, run.element_size
+            {layer.name: (layer.out_features, layer.in_features) for layer in by_rows}, num_held, run.tokens, run.factor_size
         )
-        buffer = min(exchange, float(rows * numel * run.element_size))
+        buffer = min(exchange, float(rows * numel * run.factor_size))
         # At most: rows that wait, the same joined, and the next rows, which find no room. Between ranks also their copies to send and to
         # receive, and both of the exchange before, which travels meanwhile.
         return FLOAT32 * numel / ranks + held + (7 if ranks > 1 else 3) * buffer + gram + _by_tokens(by_tokens, run, num_held)

@@ -41,6 +41,12 @@ class Run:
     is_flash: bool = True
     """Causal attention without its (T, T) matrices."""
     device_type: str = "cuda"
+    is_float16: bool = False
+
+    @property
+    def factor_size(self) -> int:
+        """Bytes of an element of a factor, and of the gradients made of it: float16 factors are turned to float32."""
+        return 4 if self.is_float16 else self.element_size
 
     @property
     def rows(self) -> int:

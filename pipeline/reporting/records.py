@@ -26,7 +26,7 @@ SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "upda
 # What a line must hold, and what it may hold; a table always has all of these columns.
 STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "train_loss", "candidate_loss", "target_loss",
     "residual", "cosine", "fallback", "dropped", "target_dropped", "out_of_memory",
-    "learning_rate", "grad_norm", "zero_moment_share", "bytes_sent",
+    "learning_rate", "grad_norm", "skipped", "loss_scale", "zero_moment_share", "bytes_sent",
     "candidate_tokens", "trained_tokens", "selection_hash", "seconds")  # fmt: skip
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")

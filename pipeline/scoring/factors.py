@@ -12,6 +12,9 @@ Where only the last blocks are scored, the leaf is the output of the block befor
 no activation, and the backward ends there.
 
 No parameter takes part in autograd, so no ``.grad`` is touched, no ZeRO reduction hook fires and no micro-step counter moves.
+
+In float16 most of a small output_grad would round to zero.  The caller then multiplies the loss by ``loss_scale``, and the tap hands on
+float32 factors with that scale divided out: nothing after it knows of a scale.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,25 +80,30 @@ class _Tap(torch.autograd.Function):
     the activation instead of keeping it."""
 
     @staticmethod
-    def forward(ctx, output_BTO, activation_BTI, on_factors, name):
+    def forward(ctx, output_BTO, activation_BTI, on_factors, name, loss_scale):
         ctx.save_for_backward(activation_BTI)
-        ctx.on_factors, ctx.name = on_factors, name
+        ctx.on_factors, ctx.name, ctx.loss_scale = on_factors, name, loss_scale
         return output_BTO.view_as(output_BTO)
 
     @staticmethod
     def backward(ctx, output_grad_BTO):
         (activation_BTI,) = ctx.saved_tensors
-        ctx.on_factors(ctx.name, activation_BTI, output_grad_BTO)
-        return output_grad_BTO, None, None, None
+        if output_grad_BTO.dtype == torch.float16:
+            ctx.on_factors(ctx.name, activation_BTI.float(), output_grad_BTO.float() / ctx.loss_scale)
+        else:
+            ctx.on_factors(ctx.name, activation_BTI, output_grad_BTO)
+        return output_grad_BTO, None, None, None, None
 
 
 @contextmanager
 def scoring_pass(
-    module: nn.Module, layers: dict[str, nn.Linear], on_factors: OnFactors, leaf: Optional[nn.Module] = None
-) -> Iterator[None]:
+    module: nn.Module, layers: dict[str, nn.Linear], on_factors: OnFactors, leaf: Optional[nn.Module] = None,
+    loss_scale: float = 1.0,
+) -> Iterator[None]:  # fmt: skip
     """Inside, a forward through ``module`` and ``loss.backward()`` call ``on_factors`` once per layer.
 
-    ``leaf`` is the module at whose output the backward ends; by default the embedding.
+    ``leaf`` is the module at whose output the backward ends; by default the embedding. ``loss_scale`` is what the caller multiplies
+    a float16 loss by; other dtypes need none.
 
     Raises RuntimeError when a layer delivered nothing or more than once: its input does not come from the embedding, or it
     runs twice in a forward.
@@ -113,7 +121,7 @@ def scoring_pass(
 
     def tap(name):
         def hook(_, inputs, output_BTO):
-            return _Tap.apply(output_BTO, inputs[0], deliver, name) if output_BTO.requires_grad else None
+            return _Tap.apply(output_BTO, inputs[0], deliver, name, loss_scale) if output_BTO.requires_grad else None
 
         return hook
 
@@ -150,6 +158,12 @@ def _make_leaf(_, __, output):
     if isinstance(output, tuple):
         return (output[0].detach().requires_grad_(), *output[1:])
     return output.detach().requires_grad_()
+
+
+def factor_bytes(layers: dict[str, nn.Linear]) -> int:
+    """Of an element of a factor: as the weights have it, and float32 for float16."""
+    dtype = next(iter(layers.values())).weight.dtype
+    return 4 if dtype == torch.float16 else dtype.itemsize
 
 
 def per_sample_gradient(activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> torch.Tensor:

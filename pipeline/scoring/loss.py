@@ -37,14 +37,15 @@ def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.
 
 
 def per_sample_loss_in_chunks(
-    module: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int
+    module: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0
 ) -> torch.Tensor:
     """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never all of them at once.
 
     Prompts and padding cost no logits, and 32,000 tokens times 128,000 words no 16 GB, three times over.  The output layer runs forward
     and backward on ``num_chunks`` parts of the supervised positions, one after the other, and leaves the gradient of the hidden states,
     which waits for the backward of the rest; under ``torch.no_grad`` it runs forward alone.  Under ZeRO-3 every rank must come with
-    the same number of chunks, as each gathers the layer.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2.
+    the same number of chunks, as each gathers the layer.  ``loss_scale`` keeps the waiting gradients of a float16 model from rounding to
+    zero, and is divided out.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2.
     """
     output_layer = module.get_output_embeddings()
     hidden_BTH = _hidden_states(module, input_ids_BT)
@@ -54,11 +55,11 @@ def per_sample_loss_in_chunks(
     for chunk_nH, labels_n in zip(hidden_NH.detach().tensor_split(num_chunks), labels_N.tensor_split(num_chunks)):
         loss_n = _token_loss(output_layer(chunk_nH.requires_grad_()), labels_n)
         if torch.is_grad_enabled():
-            grads.append(torch.autograd.grad(loss_n.sum(), chunk_nH)[0])
+            grads.append(torch.autograd.grad(loss_n.sum() * loss_scale, chunk_nH)[0])
         losses.append(loss_n.detach())
     token_loss_N = torch.cat(losses)
     if torch.is_grad_enabled():
-        token_loss_N = _KnownGradient.apply(hidden_NH, token_loss_N, torch.cat(grads))
+        token_loss_N = _KnownGradient.apply(hidden_NH, token_loss_N, torch.cat(grads), loss_scale)
     return _mean_by_sample(token_loss_N, is_supervised_BT)
 
 
@@ -99,17 +100,18 @@ def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor) -> torch
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Token losses (N,) whose gradients (N, H) for their own hidden states are there already."""
+    """Token losses (N,) whose gradients (N, H) for their own hidden states are there already, times ``loss_scale``."""
 
     @staticmethod
-    def forward(ctx, hidden_NH, token_loss_N, grad_NH):
+    def forward(ctx, hidden_NH, token_loss_N, grad_NH, loss_scale):
         ctx.save_for_backward(grad_NH)
+        ctx.loss_scale = loss_scale
         return token_loss_N
 
     @staticmethod
     def backward(ctx, loss_grad_N):
         (grad_NH,) = ctx.saved_tensors
-        return (loss_grad_N[:, None] * grad_NH).to(grad_NH.dtype), None, None
+        return (loss_grad_N[:, None] / ctx.loss_scale * grad_NH).to(grad_NH.dtype), None, None, None
 
 
 def _token_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ Each wrapper owns flat fp32 tensors that key the state of a torch-style optimize
     ZeRO-1/2       |<--- rank 0 --->|<--- rank 1 --->|         a fragment is what of a parameter lies in this rank's partition
     ZeRO-3         every parameter is split over all ranks, padded at its tail
     stage 0        every rank holds all of it; each rank then answers for an equal slice, so that nothing counts twice
+    NVMe offload   a partition's state lies in a file between steps; it is mapped, and read page by page where it is used
 
 The slices come from the storage itself, because DeepSpeed's own mapping (``_hp_mapping``, ``safe_get_*``) is unlinked for a
 second parameter group, after a resume and before the first step, and points elsewhere under ``round_robin_gradients``.
@@ -28,7 +29,8 @@ class Fragment:
     start: int
     numel: int
     exp_avg: Optional[torch.Tensor]
-    """(numel,) view of live optimizer memory, on the optimizer's device; None before the first update."""
+    """(numel,) view of live optimizer memory (under NVMe offload of its file), on the optimizer's device; None before the first
+    update."""
     exp_avg_sq: Optional[torch.Tensor]
     step: int
     """Updates done, as the optimizer counts them; 0 before the first."""
@@ -43,7 +45,8 @@ def fragments(engine, with_moments: bool = True) -> list[Fragment]:
 
     ``with_moments=False`` gives the addresses alone, for any optimizer. Raises ValueError for one without Adam moments.
     """
-    return [_fragment(with_moments, *address) for address in _addresses(engine)]
+    swapped = _swapped_state(engine.optimizer)
+    return [_fragment(with_moments, swapped, *address) for address in _addresses(engine)]
 
 
 def release_gathered(engine) -> None:
@@ -53,7 +56,14 @@ def release_gathered(engine) -> None:
         engine.optimizer.parameter_offload.release_backward_leftovers()
 
 
-def _fragment(with_moments: bool, name: str, start: int, numel: int, key, offset: int, group: dict, optimizer) -> Fragment:
+def loss_scale(engine) -> float:
+    """What the engine multiplies the next loss by, in float16."""
+    return float(engine.optimizer.cur_scale)
+
+
+def _fragment(
+    with_moments: bool, swapped: dict, name: str, start: int, numel: int, key, offset: int, group: dict, optimizer
+) -> Fragment:
     if not with_moments:
         return Fragment(name, start, numel, None, None, 0, 0.0, 0.0, 0.0, False)
     if "betas" not in group or "eps" not in group or group.get("amsgrad"):
@@ -64,13 +74,28 @@ def _fragment(with_moments: bool, name: str, start: int, numel: int, key, offset
     state = optimizer.state.get(key, {})
     exp_avg = exp_avg_sq = None
     if "exp_avg_sq" in state:
-        exp_avg = state["exp_avg"].reshape(-1).narrow(0, offset, numel)
-        exp_avg_sq = state["exp_avg_sq"].reshape(-1).narrow(0, offset, numel)
+        exp_avg = _resident(state["exp_avg"], swapped).reshape(-1).narrow(0, offset, numel)
+        exp_avg_sq = _resident(state["exp_avg_sq"], swapped).reshape(-1).narrow(0, offset, numel)
     beta1, beta2 = group["betas"]
     bias_correction = bool(group.get("bias_correction", True))
     return Fragment(
         name, start, numel, exp_avg, exp_avg_sq, _step(state, group, optimizer), beta1, beta2, group["eps"], bias_correction
     )
+
+
+def _swapped_state(zero) -> dict[int, tuple[str, int]]:
+    """(file, numel) of each tensor of the optimizer state that DeepSpeed has written to NVMe, by the id of the emptied tensor."""
+    swapper = getattr(zero, "optimizer_swapper", None)
+    infos = swapper.swap_params_info.values() if swapper else ()
+    return {id(tensor.compute_tensor): (tensor.swap_path, info.numel()) for info in infos for tensor in info.tensors}
+
+
+def _resident(tensor: torch.Tensor, swapped: dict[int, tuple[str, int]]) -> torch.Tensor:
+    """The tensor itself, or a private view of its file: DeepSpeed gives its memory back between steps."""
+    if id(tensor) not in swapped or tensor.numel():
+        return tensor
+    path, numel = swapped[id(tensor)]
+    return torch.from_file(path, shared=False, size=numel, dtype=torch.float32)
 
 
 def _step(state: dict, group: dict, optimizer) -> int:

@@ -10,12 +10,17 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import groups
 from transformers.integrations import HfDeepSpeedConfig
 
-from pipeline.config import Config, TrainingConfig, check_world_size
+from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
+from pipeline.hook import NO_FLOAT16_AT_STAGE_0
+from pipeline.selection import registry
+from pipeline.training import peers
 from pipeline.training.kernels import clear_stale_locks
 
+QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 OWNED = ("train_batch_size", "scheduler")  # they follow from settings; the other owned keys are merged below
 
 
@@ -34,13 +39,14 @@ def start_process_group(timeout_seconds: int) -> tuple[int, int, torch.device]:
     deepspeed.init_distributed(timeout=timeout, auto_mpi_discovery=False, verbose=False)
     # DeepSpeed works on a copy of this group, made without the timeout.
     dist.distributed_c10d._set_pg_timeout(timeout, groups._clone_world_group())
+    peers.meet()
     return dist.get_rank(), dist.get_world_size(), torch.device(accelerator.current_device_name())
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dict:
@@ -50,34 +56,72 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
     """
     with open(config.deepspeed) as file:
         try:
-            from_file = _without_auto(json.load(file))
+            from_file = json.load(file)
         except json.JSONDecodeError as error:
             raise ValueError(f"deepspeed: {config.deepspeed} is no JSON: {error}") from error
+    _check_partitioning(config.deepspeed, from_file.get("zero_optimization", {}), world_size)
+    from_file = _without_auto(from_file)
     for key in OWNED:
         if key in from_file:
             raise ValueError(
                 f"deepspeed: {config.deepspeed} sets '{key}', which follows from selection.* and training.*: remove it"
             )
-    if from_file.get("fp16", {}).get("enabled"):
-        raise ValueError(f"deepspeed: {config.deepspeed} enables fp16, where per-sample gradients underflow: use bf16")
+    if dtype == torch.float16 and from_file.get("zero_optimization", {}).get("stage", 0) == 0:
+        raise ValueError(
+            f"deepspeed: {config.deepspeed} sets no zero_optimization.stage or 0, and training.precision = fp16: {NO_FLOAT16_AT_STAGE_0}"
+        )
     training = config.training
-    parameters = {
-        "lr": training.learning_rate, "betas": list(training.betas), "eps": training.eps, "weight_decay": training.weight_decay,
-    }  # fmt: skip
-    if training.adam == "torch":
-        parameters["torch_adam"] = True
+    optimizer = _optimizer(config, from_file.get("optimizer", {}).get("type", "AdamW"))
     derived = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": check_world_size(config, world_size),
         "gradient_clipping": training.gradient_clipping,
         "bf16": {"enabled": dtype == torch.bfloat16},
-        "optimizer": {"type": "AdamW", "params": parameters},
+        "fp16": {"enabled": dtype == torch.float16},
+        "optimizer": optimizer,
     }
     merged = _merge(from_file, derived, "", config.deepspeed)
     merged.setdefault("steps_per_print", 10**9)  # the progress bar and the step records say it
+    if optimizer["type"] != "AdamW":
+        merged.setdefault("zero_allow_untested_optimizer", True)
     if "offload_optimizer" in merged.get("zero_optimization", {}) and training.adam == "torch":
         merged.setdefault("zero_force_ds_cpu_optimizer", False)
     return merged
+
+
+def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
+    """Refuse what this machine cannot run, before the model is loaded. Raises ValueError with what it takes."""
+    zero, file = merged.get("zero_optimization", {}), config.deepspeed
+    if merged["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            "training.precision = fp16 needs a CUDA card or a CPU with float16 arithmetic (AVX512-FP16), and DeepSpeed finds neither on "
+            f"{socket.gethostname()}: set it to bf16 or fp32"
+        )
+    for key in QUANTIZED:
+        if zero.get(key) and device.type != "cuda":
+            raise ValueError(
+                f"deepspeed: {file} sets zero_optimization.{key}, whose kernels run on CUDA cards alone, and this run is on "
+                f"{device.type}: take ds_configs/zero3_hpz.json, which partitions in the same way and quantises nothing"
+            )
+    for key in ("offload_optimizer", "offload_param"):
+        if zero.get(key, {}).get("device") != "nvme":
+            continue
+        folder = zero[key].get("nvme_path", "")
+        if "$" in folder:
+            raise ValueError(
+                f"deepspeed: {file} sets zero_optimization.{key}.nvme_path = {folder!r}, and there is no such environment variable on "
+                f"{socket.gethostname()}: export it on every node, as a folder on a local disk"
+            )
+        if not os.access(folder, os.W_OK):
+            raise ValueError(
+                f"deepspeed: zero_optimization.{key}.nvme_path of {file} is {folder!r}, where {socket.gethostname()} cannot write: "
+                "name a folder on a local disk of every node"
+            )
+        if not AsyncIOBuilder().is_compatible():
+            raise ValueError(
+                f"deepspeed: {file} offloads to NVMe through DeepSpeed's async_io, which does not build on {socket.gethostname()}: "
+                "install libaio's headers (Debian: libaio-dev) and a C++ compiler"
+            )
 
 
 def partition_while_loading(merged: dict):
@@ -109,6 +153,71 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
     return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[training.schedule]
+
+
+def ranks_per_node(world_size: int) -> int:
+    """As the launcher says: deepspeed's LOCAL_SIZE, torchrun's LOCAL_WORLD_SIZE, else all on one node."""
+    return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+
+
+def _optimizer(config: Config, named: str) -> dict:
+    """The optimizer's part of the configuration; ``named`` is the type that the file gives.
+
+    Raises ValueError for one without the moments that selection measures with.
+    """
+    training, selection = config.training, config.selection
+    if named.lower() in ("adam", "adamw"):
+        parameters = {
+            "lr": training.learning_rate,
+            "betas": list(training.betas),
+            "eps": training.eps,
+            "weight_decay": training.weight_decay,
+        }
+        if training.adam == "torch":
+            parameters["torch_adam"] = True
+        return {"type": "AdamW", "params": parameters}
+    if needs_moments(selection):
+        own = registry.get(selection.method).geometry is not None
+        offer = (
+            "selection.method = filter_then_weight with selection.geometry = identity"
+            if own
+            else "selection.geometry = identity"
+        )
+        raise ValueError(
+            f"deepspeed: {config.deepspeed} sets optimizer.type = {named!r}, which keeps no second moments, and selection.method = "
+            f"{selection.method} with selection.geometry = {geometry(selection)} measures with Adam's: remove it from the file, or set "
+            f"{offer}"
+        )
+    return {"type": named, "params": {"lr": training.learning_rate, "weight_decay": training.weight_decay}}
+
+
+def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
+    """Fill in what depends on the nodes; refuse what selection or ZeRO cannot do."""
+    stage = zero.get("stage", 0)
+    for key in ("offload_param", "offload_optimizer"):
+        offload = zero.get(key, {})
+        device = offload.get("device", "none")
+        needed = 3 if key == "offload_param" or device == "nvme" else 1
+        if device != "none" and stage < needed:
+            raise ValueError(
+                f"deepspeed: {file} sets zero_optimization.{key}.device = {device!r}, which needs at least stage {needed}, and "
+                f"zero_optimization.stage = {stage}: change one of them"
+            )
+        if "nvme_path" in offload:
+            offload["nvme_path"] = os.path.expandvars(offload["nvme_path"])
+    if zero.get("mics_shard_size", -1) > 0:
+        raise ValueError(
+            f"deepspeed: {file} sets zero_optimization.mics_shard_size = {zero['mics_shard_size']}: MiCS keeps the Adam state once for "
+            "every shard group, which selection has no map of; take zero_hpz_partition_size (ds_configs/zero3_hpz.json)"
+        )
+    if zero.get("zero_hpz_partition_size") == "auto":
+        zero["zero_hpz_partition_size"] = ranks_per_node(world_size)
+    group = zero.get("zero_hpz_partition_size", 1)
+    if group > 1 and world_size % group:
+        raise ValueError(
+            f"deepspeed: {file} sets zero_optimization.zero_hpz_partition_size = {group}, which does not divide the number of ranks, "
+            f"{world_size}: set it to the number of ranks of a node"
+        )
 
 
 def _without_auto(value):

@@ -50,6 +50,8 @@ class Journal:
             "out_of_memory": scored.out_of_memory,
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
+            "skipped": int(not result.was_applied),
+            "loss_scale": result.loss_scale,
             "zero_moment_share": scored.zero_moment_share,
             "bytes_sent": scored.bytes_sent,
             "candidate_tokens": scored.candidate_tokens,

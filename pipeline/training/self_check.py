@@ -17,10 +17,10 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline.data.collate import collate
 from pipeline.data.sample import Sample
-from pipeline.hook import SelectionHook
+from pipeline.hook import OVERFLOW_STEP, SelectionHook
 from pipeline.scoring.contraction import summary
 from pipeline.scoring.exact import held_bytes
-from pipeline.scoring.factors import per_sample_gradient, scoring_pass
+from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
 from pipeline.scoring.loss import causal_logits, per_sample_loss
 from pipeline.scoring.moments import release_gathered
 from pipeline.scoring.stopwatch import Stopwatch
@@ -102,9 +102,9 @@ def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
     worst, worst_layer, compared, num_zero = 0.0, "", 0, 0
     for group in _groups(hook):
         perturbations = _perturbations(hook, group)
-        scored = _scored(hook, perturbations, samples)
-        for row, sample in enumerate(samples):
-            for name, reference_OI in _reference(hook, perturbations, sample).items():
+        scored, references = _both(hook, perturbations, samples)
+        for row, reference in enumerate(references):
+            for name, reference_OI in reference.items():
                 norm = reference_OI.float().norm().item()
                 error = (scored[name][row].float() - reference_OI.float()).norm().item() / max(norm, 1e-30)
                 compared, num_zero = compared + 1, num_zero + (norm == 0)
@@ -117,6 +117,20 @@ def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
         f"{worst_layer}",
         "this layer's forward is not a plain x W': leave it out of model.lora_targets, or report the model",
     )  # fmt: skip
+
+
+def _both(hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample]) -> tuple[dict, list[dict]]:
+    """Gradients of all samples by the code that selection uses, and of each by autograd; in float16 with a loss scale that fits, the
+    same on all ranks."""
+    scale = hook.scoring_loss_scale()
+    while True:
+        scored = _scored(hook, perturbations, samples, scale)
+        references = [_reference(hook, perturbations, sample, scale) for sample in samples]
+        found = [*scored.values(), *(gradient for reference in references for gradient in reference.values())]
+        overflows = torch.tensor(sum(not gradient.isfinite().all() for gradient in found), device=hook.engine.device)
+        if scale == 1 or hook.collectives.sum(overflows).item() == 0:
+            return scored, references
+        scale = max(1.0, scale / OVERFLOW_STEP)
 
 
 def _groups(hook: SelectionHook) -> Iterator[list[str]]:
@@ -151,7 +165,9 @@ def _perturbed(hook: SelectionHook, perturbations: dict[str, torch.Tensor]):
         release_gathered(hook.engine)
 
 
-def _scored(hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample]) -> dict[str, torch.Tensor]:
+def _scored(
+    hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample], scale: float
+) -> dict[str, torch.Tensor]:
     """Per-sample gradients (B, O, I) by the code that selection uses."""
     found: dict[str, torch.Tensor] = {}
     module, layers = hook.engine.module, {name: hook.layers[name] for name in perturbations}
@@ -161,19 +177,21 @@ def _scored(hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples
         found[name] = per_sample_gradient(activation_BTI, output_grad_BTO)
 
     constants = {name: perturbation.detach() for name, perturbation in perturbations.items()}
-    with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.leaf):
-        per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum().backward()
+    with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.leaf, scale):
+        (per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum() * scale).backward()
     return found
 
 
-def _reference(hook: SelectionHook, perturbations: dict[str, torch.Tensor], sample: Sample) -> dict[str, torch.Tensor]:
+def _reference(
+    hook: SelectionHook, perturbations: dict[str, torch.Tensor], sample: Sample, scale: float
+) -> dict[str, torch.Tensor]:
     """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of the weight."""
     module = hook.engine.module
     input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, 1, hook.engine.device)
     with torch.enable_grad(), _perturbed(hook, perturbations), scoring_pass(module, {}, lambda *_: None, hook.leaf):
         loss = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum()
-        gradients = torch.autograd.grad(loss, list(perturbations.values()))
-    return dict(zip(perturbations, gradients))
+        gradients = torch.autograd.grad(loss * scale, list(perturbations.values()))
+    return {name: gradient.float() / scale for name, gradient in zip(perturbations, gradients)}
 
 
 def _addresses(hook: SelectionHook) -> Line:
@@ -196,8 +214,7 @@ def _contraction(hook: SelectionHook, num_candidates: int, num_tokens: int) -> L
 def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     """What waits between the scoring micro-batches must fit; a single pass keeps nothing."""
     rows_per_pass = hook.settings.scoring_micro_batch_size or num_candidates
-    element_size = next(iter(hook.layers.values())).weight.element_size()
-    held = held_bytes(hook.owners.shapes, max(0, num_candidates - rows_per_pass), num_tokens, element_size)
+    held = held_bytes(hook.owners.shapes, max(0, num_candidates - rows_per_pass), num_tokens, factor_bytes(hook.layers))
     if hook.engine.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(hook.engine.device)
     else:

@@ -11,6 +11,7 @@ step.
 
 import math
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -19,6 +20,7 @@ from pipeline.data.collate import collate
 from pipeline.data.sample import Sample
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.loss import causal_logits, per_sample_loss
+from pipeline.scoring.moments import loss_scale
 from pipeline.selection.contract import Selection
 from pipeline.training.balance import deal, fetch_kept
 
@@ -27,16 +29,21 @@ from pipeline.training.balance import deal, fetch_kept
 class StepResult:
     loss: float
     """sum_k w_k l_k before the update, over all ranks."""
-    grad_norm: float
-    """Before clipping."""
+    grad_norm: Optional[float]
+    """Before clipping; None where the step was skipped."""
     num_tokens: int
     """Tokens of the kept samples, over all ranks, without padding."""
+    was_applied: bool = True
+    """False where a float16 gradient overflowed: parameters and Adam state are as before, and the next step has a smaller loss scale."""
+    loss_scale: Optional[float] = None
+    """What the gradients were multiplied by, in float16."""
 
 
 def weighted_step(engine, candidates: list[Sample], selection: Selection, pad_token_id: int) -> StepResult:
     """Train on the kept samples; ``candidates`` are this rank's, as given to ``SelectionHook.select``.
 
-    Raises RuntimeError on all ranks, and leaves the parameters as they were, where the loss or the gradient is not finite.
+    Raises RuntimeError on all ranks, and leaves the parameters as they were, where the loss or the gradient is not finite. In float16 a
+    gradient that overflows is DeepSpeed's to handle, by skipping the step, as long as its loss scale can be lowered.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
     kept = fetch_kept(candidates, selection, collectives)
@@ -44,6 +51,7 @@ def weighted_step(engine, candidates: list[Sample], selection: Selection, pad_to
     num_tokens_K = [len(sample.input_ids) for sample in kept]
     own = deal(num_tokens_K, collectives.world_size, micro_steps, engine.train_micro_batch_size_per_gpu())[collectives.rank]
     step, total = engine.global_steps, torch.zeros((), device=engine.device)
+    scale = loss_scale(engine) if engine.fp16_enabled() else None
     for micro_step, positions in enumerate(own):
         # A rank whose share is short brings blank rows: their loss is 0, their cost next to nothing.
         input_ids_BT, labels_BT = collate([kept[k] for k in positions], pad_token_id, max(1, len(positions)), engine.device)
@@ -58,11 +66,14 @@ def weighted_step(engine, candidates: list[Sample], selection: Selection, pad_to
                 grad_norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
                 _require_finite(step, "gradient norm", grad_norm)
         engine.step()
+    was_applied = engine.was_step_applied()
+    if not was_applied and scale is not None and scale > 1:
+        return StepResult(total.item(), None, sum(num_tokens_K), was_applied, scale)
     if not isinstance(engine.optimizer, torch.optim.Optimizer):
         grad_norm = float(engine.get_global_grad_norm())
-    if not engine.was_step_applied():  # ZeRO has seen a gradient that overflowed, on any rank
+    if not was_applied:  # ZeRO has seen a gradient that overflowed, on any rank
         _require_finite(step, "gradient norm", grad_norm if not math.isfinite(grad_norm) else math.inf)
-    return StepResult(total.item(), grad_norm, sum(num_tokens_K))
+    return StepResult(total.item(), grad_norm, sum(num_tokens_K), was_applied, scale)
 
 
 def _require_finite(step: int, name: str, value: float) -> None:
