@@ -28,9 +28,20 @@ free_port() {
   python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-# launch_ranks MODULE [ARGUMENT ...]: run a module on all ranks under the deepspeed launcher.
+# launch_ranks MODULE [ARGUMENT ...]: run a module on all ranks, under the deepspeed launcher or, with LAUNCHER=torchrun, under torchrun.
 launch_ranks() {
   local launcher=(--log_level error) port
+  if [[ "${LAUNCHER:-deepspeed}" == torchrun ]]; then
+    launcher=(--nproc_per_node "${GPUS:-$((num_gpus > 0 ? num_gpus : NUM_RANKS))}")
+    if ((${NNODES:-1} > 1)); then
+      launcher+=(--nnodes "$NNODES" --node_rank "${NODE_RANK:?which of the nodes this is, from 0}"
+        --master_addr "${MASTER_ADDR:?the first node}" --master_port "${MASTER_PORT:-29500}")
+    else
+      launcher+=(--master_addr 127.0.0.1 --master_port "${MASTER_PORT:-$(free_port)}")
+    fi
+    python -m torch.distributed.run "${launcher[@]}" --module "$@"
+    return
+  fi
   if [[ -n "${HOSTFILE:-}" ]]; then
     # The nodes must agree on the port before any of them runs: it cannot be looked for here.
     port=${MASTER_PORT:-29500}

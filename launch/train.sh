@@ -4,13 +4,19 @@
 #   bash launch/train.sh --config launch/recipes/lora.yaml --data.pool '[pool.jsonl]'     # all GPUs here, or 2 CPU ranks
 #   CUDA_VISIBLE_DEVICES=0,1 bash launch/train.sh --config launch/recipes/lora.yaml       # some of them
 #   HOSTFILE=hosts bash launch/train.sh --config launch/recipes/full_finetune.yaml        # several nodes
+#   LAUNCHER=torchrun bash launch/train.sh --config launch/recipes/lora.yaml              # without the deepspeed launcher
+#   LAUNCHER=torchrun NNODES=2 NODE_RANK=0 MASTER_ADDR=first bash launch/train.sh ...     # and NODE_RANK=1 on the second node
 #
 # Every argument goes to pipeline.train (--help lists the settings). HOSTFILE has a line 'name slots=8' for each node;
 # start on the first of them. The nodes need password-free ssh and pdsh, and this folder, .venv in it, at the same path.
-# MASTER_PORT (29500 with HOSTFILE, else a free one) is where the ranks meet. Under Slurm see launch/slurm/train.sbatch.
+# MASTER_PORT (29500 with several nodes, else a free one) is where the ranks meet. Under Slurm see launch/slurm/train.sbatch,
+# on Kubernetes launch/k8s/train.yaml. A quick check of the node comes first (python -m pipeline.doctor); DOCTOR=0 leaves it out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/setup.sh
 source launch/common.sh
+if [[ "${DOCTOR:-1}" != 0 ]]; then
+  python -m pipeline.doctor --quick --world_size "$((num_gpus > 0 ? num_gpus : NUM_RANKS))" "$@"
+fi
 launch_ranks pipeline.train "$@"
