@@ -1,0 +1,345 @@
+"""Check machines, cluster and settings before a run: what was found and, where a check fails, a remedy.
+
+python -m pipeline.doctor [--config recipe.yaml] [--section.key value ...] [--json]     # this machine, and the run's settings
+deepspeed --module pipeline.doctor --config recipe.yaml                                 # every rank: also links and clocks
+
+``--quick`` is what the launch scripts run first: seconds, and no communication. Exit code 2 if a check fails.
+"""
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Optional
+
+import deepspeed
+import psutil
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.git_version_info import installed_ops
+from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder, FusedAdamBuilder
+from jsonargparse import Namespace
+from torch.utils.cpp_extension import CUDA_HOME, get_default_build_root
+
+from pipeline.config import Config, build_parser, check_data, parse_with
+from pipeline.data import sources
+from pipeline.data.chat import tokenize_all
+from pipeline.plan import plan_run, reference_shapes
+from pipeline.planning import forecast
+from pipeline.planning.hardware import BUILT_IN, GIB
+from pipeline.planning.model_shapes import ModelShapes, read_shapes
+from pipeline.planning.passes import Run
+from pipeline.training.engine import check_hardware, deepspeed_config, resolve_dtype, start_process_group
+from pipeline.training.kernels import STALE_SECONDS
+from pipeline.training.model import load_tokenizer
+from pipeline.training.self_check import Line
+
+DEEPSPEED = "0.19.8"
+"""Whose partitions pipeline/scoring/moments.py knows (requirements.txt)."""
+FLASH = {"flash-attn-4": "flash_attn.cute", "flash-attn-3": "flash_attn_interface", "flash-attn": "flash_attn"}
+CHECKPOINTS = 3  # two are kept, and one is written beside them
+LARGEST_SKEW = 2.0  # seconds: more, and times of files and logs of two nodes cannot be compared
+BUFFER_BYTES, REPEATS = 16 << 20, 5
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    parser = build_parser(__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="this machine alone, in seconds; data are only looked for")
+    parser.add_argument(
+        "--world_size", type=int, default=0, help="ranks of the run; 0 is the ranks that were started, or the GPUs here"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
+    config, options = parse_with(parser, arguments, needs_data=False)
+    quiet = open(os.devnull, "w") if options.json else sys.stdout  # noqa: SIM115  closed with the process
+    with redirect_stdout(quiet):
+        lines = examine(config, options)
+    if int(os.environ.get("RANK", "0")) == 0:
+        report(lines, options.json)
+    return 0 if all(line.passed for line in lines) else 2
+
+
+def examine(config: Config, options: Namespace) -> list[Line]:
+    """All checks; without ``quick`` every rank calls it and gets the lines of all."""
+    rank, world_size = 0, options.world_size or max(1, torch.cuda.device_count())
+    device = torch.device(get_accelerator().current_device_name())
+    if not options.quick:
+        rank, started, device = start_process_group(config.run.timeout_seconds)
+        world_size = options.world_size or started
+    lines = [*machine(device), *run_checks(config, options, world_size, device)]
+    if options.quick:
+        return lines
+    return [*agreed(lines), *links(rank, device)]
+
+
+# -- the machine -----------------------------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> Iterator[Line]:
+    yield Line(
+        "versions", deepspeed.__version__.split("+")[0] == DEEPSPEED,
+        f"Python {platform.python_version()}, torch {torch.__version__}, DeepSpeed {deepspeed.__version__}, transformers "
+        f"{version('transformers')}, peft {version('peft')}",
+        f"selection reads DeepSpeed's partitions as {DEEPSPEED} makes them: pip install deepspeed=={DEEPSPEED}",
+    )  # fmt: skip
+    yield _cuda(device)
+    yield _flash(device)
+    yield Line("kernels that are built", *_stale_locks(), "delete the lock files: the process that held them is gone")
+
+
+def _cuda(device: torch.device) -> Line:
+    has_card = (
+        shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    )
+    abi = f"C++11 ABI {'on' if torch.compiled_with_cxx11_abi() else 'off'}"
+    if device.type != "cuda":
+        found = f"torch for CUDA {torch.version.cuda or 'none'}, {abi}; running on {device.type}"
+        wrong = has_card and os.environ.get("DS_ACCELERATOR") != "cpu"
+        return Line(
+            "CUDA",
+            not wrong,
+            found + (", though there is a card" if wrong else ""),
+            "install a torch built for the card's driver",
+        )
+    cards = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    toolkit = _toolkit()
+    found = f"{cards}, torch for CUDA {torch.version.cuda}, toolkit {toolkit or 'none'}, {abi}"
+    matches = toolkit is None or toolkit.split(".")[0] == torch.version.cuda.split(".")[0]
+    return Line("CUDA", matches, found, f"kernels cannot be built: point CUDA_HOME to a toolkit of CUDA {torch.version.cuda}")
+
+
+def _toolkit() -> Optional[str]:
+    compiler = Path(CUDA_HOME or "") / "bin/nvcc"
+    if CUDA_HOME is None or not compiler.is_file():
+        return None
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    return said.partition("release ")[2].partition(",")[0] or None
+
+
+def _flash(device: torch.device) -> Line:
+    """A package built against another torch fails when it is imported, not when it is installed."""
+    found, broken = [], []
+    for package, module in FLASH.items():
+        try:
+            number = version(package)
+        except PackageNotFoundError:
+            continue
+        try:
+            importlib.import_module(module)
+            found.append(f"{package} {number}")
+        except Exception as error:  # whatever a foreign extension raises is what is to be told
+            broken.append(f"{package} {number}: {type(error).__name__}: {error}")
+    if broken:
+        return Line("flash-attn", False, "; ".join(broken), "install it again, built against this torch, or remove it")
+    none = "none installed; PyTorch's own flash kernel runs" + (", slower" if device.type == "cuda" else "")
+    return Line("flash-attn", True, ", ".join(found) or none)
+
+
+def _built() -> set[str]:
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    return {name for name, installed in installed_ops.items() if installed} | {path.stem for path in root.glob("**/*.so")}
+
+
+def _stale_locks() -> tuple[bool, str]:
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    stale = [str(lock) for lock in root.glob("**/lock") if time.time() - lock.stat().st_mtime > STALE_SECONDS]
+    built = ", ".join(sorted(_built())) or "none"
+    return not stale, built + (f"; old locks that builds would wait for: {', '.join(stale)}" if stale else "")
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------------
+
+
+def run_checks(config: Config, options: Namespace, world_size: int, device: torch.device) -> Iterator[Line]:
+    """Nothing is asked of a run whose data are not named."""
+    if not config.data.pool:
+        return
+    try:
+        dtype = resolve_dtype(config.training.precision, device)
+        merged = deepspeed_config(config, world_size, dtype)
+        check_data(config)
+        check_hardware(config, merged, device)
+    except ValueError as error:
+        yield Line("settings", False, str(error), "see the sentence itself")
+        return
+    zero = merged.get("zero_optimization", {})
+    yield Line("settings", True, f"{config.deepspeed}, ZeRO-{zero.get('stage', 0)}, {dtype}, {world_size} ranks")
+    yield _needed_kernels(config, zero)
+    tokenizer, line = _attempt(
+        "tokenizer and chat template", lambda: load_tokenizer(config.model), _say_template, "see model.name"
+    )
+    yield line
+    shapes, line = _attempt(
+        "model", lambda: read_shapes(config.model), lambda s: f"{s.parameters:,} parameters", "see model.name"
+    )
+    yield line
+    if tokenizer is not None and not options.quick:
+        for name in ("pool", "target", "test"):
+            if getattr(config.data, name):
+                yield _data(config, name, tokenizer)
+    if shapes is not None:
+        memory_options = Namespace(world_size=world_size, tokens=0)
+        hardware = replace(BUILT_IN["h100"], device_type=device.type)
+        run = plan_run(config, memory_options, hardware)
+        yield _memory(config, shapes, run, hardware, device, world_size)
+        yield _disk(config, shapes, run)
+
+
+def _attempt(check: str, action: Callable, say: Callable, remedy: str):
+    try:
+        value = action()
+    except (ValueError, OSError) as error:
+        return None, Line(check, False, str(error), remedy)
+    return value, Line(check, True, say(value))
+
+
+def _say_template(tokenizer) -> str:
+    template = (
+        "has a chat template"
+        if tokenizer.chat_template
+        else "has no chat template: chats would be refused (model.chat_template)"
+    )
+    return f"{len(tokenizer):,} tokens, {template}"
+
+
+def _needed_kernels(config: Config, zero: dict) -> Line:
+    builders = []
+    if config.training.adam == "deepspeed":
+        offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        builders.append(CPUAdamBuilder() if offloads else FusedAdamBuilder())
+    if any(zero.get(key, {}).get("device") == "nvme" for key in ("offload_optimizer", "offload_param")):
+        builders.append(AsyncIOBuilder())
+    to_build = [builder for builder in builders if builder.NAME not in _built()]
+    tools = [tool for tool in ("c++", "ninja") if shutil.which(tool) is None] if to_build else []
+    named = ", ".join(f"{b.NAME} ({'built at first use, minutes' if b in to_build else 'built'})" for b in builders) or "none"
+    cannot = [b.NAME for b in to_build if not b.is_compatible()]
+    problem = (f"; missing: {', '.join(tools)}" if tools else "") + (
+        f"; cannot be built: {', '.join(cannot)}" if cannot else ""
+    )
+    return Line(
+        "kernels the run needs", not problem, named + problem, "install a C++ compiler, ninja and, for NVMe, libaio's headers"
+    )
+
+
+def _data(config: Config, name: str, tokenizer) -> Line:
+    def read() -> dict:
+        found, counts = sources.read(getattr(config.data, name), config.data.on_broken, f"data.{name}")
+        _, tokens = tokenize_all(found, tokenizer, config.data, f"data.{name}")
+        return {**counts, **tokens}
+
+    say = lambda counts: ", ".join(f"{key} {value}" for key, value in counts.items())
+    return _attempt(f"data.{name}", read, say, "the sentence names the file and line")[1]
+
+
+def _memory(config: Config, shapes: ModelShapes, run: Run, hardware, device: torch.device, world_size: int) -> Line:
+    step = forecast.weighted_step(shapes, run, hardware).memory_bytes
+    selection = forecast.selection(shapes, run, hardware, reference_shapes(config)).memory_bytes
+    here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available / here
+    return Line(
+        "memory of a rank", max(step, selection) < free,
+        f"{free / GIB:.1f} GiB free; predicted {selection / GIB:.1f} for selection, {step / GIB:.1f} for the step",
+        "python -m pipeline.plan shows what takes it: lower selection.scoring_micro_batch_size or training.micro_batch_size, or offload",
+    )  # fmt: skip
+
+
+def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
+    """A checkpoint holds the weights, and of trained ones the master copy and the moments."""
+    folder = Path(config.run.folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed = CHECKPOINTS * (run.element_size * shapes.parameters + 12 * shapes.trained_parameters)
+    free = shutil.disk_usage(folder).free
+    return Line(
+        "disk for checkpoints", free > needed and os.access(folder, os.W_OK),
+        f"{free / GIB:.1f} GiB free in {folder}, {'writable' if os.access(folder, os.W_OK) else 'NOT writable'}; {CHECKPOINTS} checkpoints "
+        f"take {needed / GIB:.1f} GiB",
+        "name another run.folder",
+    )  # fmt: skip
+
+
+# -- all ranks -------------------------------------------------------------------------------------------------------------
+
+
+def agreed(lines: list[Line]) -> list[Line]:
+    """Each check as all ranks see it; what fails somewhere, or differs in versions, is told with rank and host."""
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (socket.gethostname(), lines))
+    merged = []
+    for own in lines:
+        theirs = [
+            (rank, host, next((line for line in found if line.check == own.check), None))
+            for rank, (host, found) in enumerate(everywhere)
+        ]
+        failed = [(rank, host, line) for rank, host, line in theirs if line is not None and not line.passed]
+        if failed:
+            rank, host, line = failed[0]
+            own = replace(line, found=f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host}): {line.found}")
+        elif own.check == "versions" and len({line.found for *_, line in theirs}) > 1:
+            rank, host, line = next(item for item in theirs if item[2].found != theirs[0][2].found)
+            found = f"rank 0 has {theirs[0][2].found}, rank {rank} ({host}) {line.found}"
+            own = Line(own.check, False, found, "install the same packages on every node")
+        merged.append(own)
+    return merged
+
+
+def links(rank: int, device: torch.device) -> Iterator[Line]:
+    """Bandwidth of a large all-reduce, latency of a small one, and how far the clocks are apart."""
+    world_size = dist.get_world_size()
+    hosts = [None] * world_size
+    dist.all_gather_object(hosts, socket.gethostname())
+    where = f"{world_size} ranks on {len(set(hosts))} host{'s' * (len(set(hosts)) > 1)}"
+    small, _ = _all_reduce_seconds(1, device)
+    large, right = _all_reduce_seconds(BUFFER_BYTES // 4, device)
+    rate = 2 * (world_size - 1) / world_size * BUFFER_BYTES / large
+    found = f"{where}: {rate / 1e9:.2f} GB/s sent by a rank in an all-reduce of {BUFFER_BYTES >> 20} MiB, {small * 1e6:.0f} us for 4 bytes"
+    yield Line(
+        "communication",
+        right,
+        found if right else f"{where}: a sum over ranks is wrong",
+        "the network damages data: look at its logs",
+    )
+    dist.barrier()
+    times: list = [None] * world_size
+    dist.all_gather_object(times, time.time())
+    skew = max(times) - min(times)
+    late = f"; rank {times.index(min(times))} ({hosts[times.index(min(times))]}) is behind" if skew >= LARGEST_SKEW else ""
+    yield Line("clocks", skew < LARGEST_SKEW, f"{skew:.3f} s apart{late}", "start chrony or ntpd on every node")
+
+
+def _all_reduce_seconds(numel: int, device: torch.device) -> tuple[float, bool]:
+    tensor, right = torch.ones(numel, device=device), True
+    for repeat in range(REPEATS + 1):
+        if repeat == 1:  # the first opens connections
+            begin = time.perf_counter()
+        tensor.fill_(1.0)
+        dist.all_reduce(tensor)
+        right = right and bool((tensor == dist.get_world_size()).all())  # waits for the card as well
+    return (time.perf_counter() - begin) / REPEATS, right
+
+
+def report(lines: list[Line], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"passed": all(line.passed for line in lines), "checks": [asdict(line) for line in lines]}))
+        return
+    width = max(len(line.check) for line in lines)
+    for line in lines:
+        print(f"{'ok    ' if line.passed else 'FAILED'} {line.check:{width}}  {line.found}")
+        if not line.passed:
+            print(f"       {'':{width}}  remedy: {line.remedy}")
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # as training/ending.py: through the interpreter gloo aborts now and then
