@@ -1,0 +1,283 @@
+# C candidates, W ranks
+"""How the traffic of a step grows with the number of ranks: counted, compared with the planner's formulas, and carried to 512 ranks.
+
+    python -m benchmarks.scaling                  # counts on 1, 2, 4 and 8 processes of this machine, then the model; minutes
+    python -m benchmarks.scaling --processes 1 2  # fewer
+
+Counted are the bytes that every rank sends to others: in selection by ``pipeline.scoring.collectives``, exact to the byte; in the
+weighted step by wrappers around torch.distributed, which DeepSpeed calls.  A ring is assumed: an all-reduce of n bytes sends
+2 n (W - 1) / W, a gather or scatter n (W - 1) / W.  What follows for 16 to 512 ranks is a model: the formulas that agree with the counts,
+the planner's hardware profile, ranks that never wait for each other, links without congestion.  Nothing of it has been measured.
+"""
+
+import argparse
+import inspect
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+from argparse import Namespace
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.machine import describe
+from pipeline.config import Config, ModelConfig, SelectionConfig, TrainingConfig
+from pipeline.data.sample import Sample
+from pipeline.data.targets import TargetSet
+from pipeline.hook import SelectionHook
+from pipeline.plan import plan_run
+from pipeline.planning import forecast, passes
+from pipeline.planning.hardware import BUILT_IN
+from pipeline.planning.model_shapes import read_shapes
+from pipeline.planning.work import sent_bytes
+from pipeline.selection.contract import Selection
+from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, start_process_group
+from pipeline.training.model import load_model
+from pipeline.training.weighted_step import weighted_step
+
+OUTPUT = Path(__file__).parent / "results" / "scaling.json"
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+BACKENDS, STAGES, TOKENS, TARGETS = ("exact", "projected", "factored"), (2, 3), 10, 8
+CANDIDATES_PER_RANK, KEPT_PER_RANK = 8, 1
+# The lowest stages at which weights, gradients and Adam state fit on 8 cards (benchmarks/plan_table.py).
+MODELLED = {"llama-1b, LoRA": ("llama-1b", 16, 0), "llama-7b, LoRA": ("llama-7b", 16, 0), "llama-7b, all": ("llama-7b", 0, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes to count on")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="result file; the figure stands beside it")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        small_llama().save_pretrained(model)
+        counted = [row for world_size in arguments.processes for row in count(world_size, str(model), Path(folder))]
+        formulas = [row for world_size in RANKS for row in predicted_small(world_size, str(model))]
+    for row in counted:
+        print(json.dumps(row))
+    found = {
+        "counted": counted, "formulas": formulas, "hardware": "h100", "tokens": 2048, "candidates_per_rank": CANDIDATES_PER_RANK,
+        "modelled": [row for name in MODELLED for row in modelled(name)], "machine": describe(),
+    }  # fmt: skip
+    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    draw(found).savefig(arguments.output.with_suffix(".png"), dpi=110)
+    print(f"written to {arguments.output}, figure beside it")
+
+
+# -- counted ---------------------------------------------------------------------------------------------------------------
+
+
+def small_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=64
+    )
+    return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
+
+
+def settings(world_size: int, stage: int, model: str) -> Config:
+    return Config(
+        deepspeed=f"ds_configs/zero{stage}.json", model=ModelConfig(name=model, lora_rank=0, attention="eager"),
+        selection=SelectionConfig(
+            candidates_per_step=2 * world_size, keep_per_step=world_size, target_per_step=TARGETS, warmup_steps=0, projection_size=8
+        ),
+        training=TrainingConfig(micro_batch_size=1, precision="fp32"),
+    )  # fmt: skip
+
+
+def predicted_small(world_size: int, model: str) -> list[dict]:
+    """What the planner says of ``settings``: bytes that all ranks together send."""
+    rows, shapes = [], read_shapes(ModelConfig(name=model, lora_rank=0))
+    hardware = replace(BUILT_IN["h100"], device_type="cpu")
+    for stage in STAGES:
+        run = plan_run(settings(world_size, stage, model), Namespace(world_size=world_size, tokens=TOKENS), hardware)
+        row = {"world_size": world_size, "zero_stage": stage}
+        for backend in BACKENDS:
+            changed = replace(run, selection=replace(run.selection, backend=backend))
+            row[backend] = round(world_size * forecast.selection(shapes, changed, hardware).sent_bytes)
+        row["gradients"] = round(world_size * sent_bytes(passes.reduced_gradients(shapes, run)))
+        rows.append(row)
+    return rows
+
+
+def count(world_size: int, model: str, folder: Path) -> list[dict]:
+    """The same, as real ranks send it, and whether the two agree."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # the imports are paid for once
+    ranks = [context.Process(target=_rank, args=(rank, world_size, port, model, folder)) for rank in range(world_size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    if any(process.exitcode for process in ranks):
+        raise SystemExit(f"{world_size} processes ended with codes {[process.exitcode for process in ranks]}")
+    by_rank = [json.loads((folder / f"{world_size}-{rank}.json").read_text()) for rank in range(world_size)]
+    rows = []
+    for row, parts in zip(predicted_small(world_size, model), zip(*by_rank)):
+        sums = sum((Counter(part) for part in parts), Counter())
+        rows.append({
+            "world_size": world_size, "zero_stage": row["zero_stage"],
+            **{name: round(sums[name]) for name in (*BACKENDS, "gradients", "rest_of_step")},
+            "predicted": {name: row[name] for name in (*BACKENDS, "gradients")},
+            "agree": [name for name in (*BACKENDS, "gradients") if round(sums[name]) == row[name]],
+        })  # fmt: skip
+    return rows
+
+
+def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    *_, device = start_process_group(600)
+    found = []
+    for stage in STAGES:
+        config = settings(world_size, stage, model)
+        merged = deepspeed_config(config, world_size, torch.float32)
+        partitioned = partition_while_loading(merged)
+        loaded, _ = load_model(config.model, torch.float32, device, 0)
+        del partitioned
+        engine = build_engine(loaded, merged, config.training)
+        own, kept = _samples(2), Selection(np.arange(world_size), np.full(world_size, 1 / world_size))
+        weighted_step(engine, own, kept, 0)  # so that there are moments
+        with counting() as traffic:
+            weighted_step(engine, own, kept, 0)
+        gradients = traffic.pop("gradients", 0)
+        counts = {"gradients": gradients, "rest_of_step": sum(traffic.values())}
+        for backend in BACKENDS:
+            hook = SelectionHook.attach(
+                engine, TargetSet(_samples(TARGETS), TARGETS, 0), replace(config.selection, backend=backend), 0
+            )
+            hook.select(own, step=1)
+            counts[backend] = hook.scores.bytes_sent
+        found.append(counts)
+        engine.destroy()
+    (folder / f"{world_size}-{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)
+
+
+def _samples(number: int) -> list[Sample]:
+    ids = np.random.default_rng(0).integers(1, 60, (number, TOKENS)).tolist()
+    return [Sample(row, row) for row in ids]
+
+
+@contextmanager
+def counting():
+    """Bytes by kind that this rank sends through torch.distributed, whoever calls it: sums of float tensors are ``gradients``, the rest
+    has the name of its collective."""
+    sent: dict[str, float] = {}
+    world_size = dist.get_world_size()
+    share = (world_size - 1) / world_size
+    sizes = {  # name: (argument that is the whole, share of it that a rank of a ring sends)
+        "all_reduce": ("tensor", 2 * share), "reduce": ("tensor", share), "reduce_scatter_tensor": ("input", share),
+        "all_gather_into_tensor": ("output_tensor", share), "all_to_all_single": ("input", share),
+    }  # fmt: skip
+    originals = {name: getattr(dist, name) for name in sizes}
+
+    def wrap(name, original, argument, share):
+        signature = inspect.signature(original)
+
+        def call(*arguments, **options):
+            whole = signature.bind(*arguments, **options).arguments[argument]
+            is_gradient = (
+                name in ("all_reduce", "reduce", "reduce_scatter_tensor") and whole.is_floating_point() and whole.numel() > 64
+            )
+            key = "gradients" if is_gradient else name
+            sent[key] = sent.get(key, 0.0) + share * whole.numel() * whole.element_size()
+            return original(*arguments, **options)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(dist, name, wrap(name, original, *sizes[name]))
+    try:
+        yield sent
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+# -- modelled --------------------------------------------------------------------------------------------------------------
+
+
+def modelled(name: str) -> list[dict]:
+    """Seconds of selection and of the weighted step, with 8 candidates a rank, of which one is kept."""
+    model, lora_rank, stage = MODELLED[name]
+    shapes, rows = read_shapes(ModelConfig(name=model, lora_rank=lora_rank)), []
+    for world_size in RANKS:
+        config = Config(
+            deepspeed=f"ds_configs/zero{stage}.json", model=ModelConfig(name=model, lora_rank=lora_rank, gradient_checkpointing=True),
+            selection=SelectionConfig(
+                candidates_per_step=CANDIDATES_PER_RANK * world_size, keep_per_step=KEPT_PER_RANK * world_size, target_per_step=32,
+                scoring_micro_batch_size=4, exchange_mib=512,
+            ),
+            training=TrainingConfig(micro_batch_size=1),
+        )  # fmt: skip
+        hardware = BUILT_IN["h100"]
+        run = plan_run(config, Namespace(world_size=world_size, tokens=2048), hardware)
+        step = forecast.weighted_step(shapes, run, hardware)
+        for (backend, _), found in forecast.variants(shapes, run, hardware, [0]).items():
+            rows.append({
+                "case": name, "backend": backend, "world_size": world_size, "selection_seconds": round(found.total, 4),
+                **{f"{stage}_seconds": round(found.seconds.get(stage, 0.0), 4) for stage in ("exchange", "target", "solve")},
+                "step_seconds": round(step.total, 4), "gib_sent": round(found.sent_bytes / 2**30, 3),
+            })  # fmt: skip
+    return rows
+
+
+def draw(found: dict) -> Figure:
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for stage, style in zip(STAGES, ("-", "--")):
+        for backend, colour in zip(BACKENDS, ("C0", "C1", "C2")):
+            rows_of = lambda rows, stage=stage: [row for row in rows if row["zero_stage"] == stage and row["world_size"] > 1]
+            per_rank = lambda rows, backend=backend, of=rows_of: [
+                (row["world_size"], row[backend] / row["world_size"]) for row in of(rows)
+            ]
+            left.plot(*zip(*per_rank(found["formulas"])), style, color=colour, linewidth=1, label=f"{backend}, ZeRO-{stage}")
+            if points := per_rank(found["counted"]):
+                left.plot(*zip(*points), "o", color=colour)
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="ranks",
+        ylabel="bytes sent by a rank",
+        title="small model: formula (lines), counted (dots)",
+    )
+    names = list(MODELLED)
+    for axis, name in ((middle, names[1]), (right, names[2])):
+        for backend in BACKENDS:
+            rows = [row for row in found["modelled"] if (row["case"], row["backend"]) == (name, backend)]
+            axis.plot(
+                [row["world_size"] for row in rows], [row["selection_seconds"] for row in rows], marker=".", label=backend
+            )
+        axis.plot(
+            [row["world_size"] for row in rows], [row["step_seconds"] for row in rows], color="#999999", label="weighted step"
+        )
+        axis.set(
+            xscale="log", xlabel="ranks (8 candidates each)", ylabel="seconds", ylim=(0, None), title=f"{name}: model, H100"
+        )
+    for axis in (left, middle, right):
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
