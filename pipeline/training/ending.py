@@ -70,11 +70,13 @@ def _others(error: BaseException) -> list[str]:
             time.sleep(0.1)
         causes = {r: store.get(f"failed/{r}").decode() for r in others if r not in silent}
     except (RuntimeError, dist.DistError):  # rank 0 keeps the notes
-        return [f"rank 0 on {peers.place(0)} is gone or out of reach: what it or its launcher has said last is the cause"]
+        return [f"rank 0 is gone: what it or its launcher has said last is the cause; it is on {peers.place(0)}"]
     found = [f"rank {r} failed with {cause}" for r, cause in causes.items() if cause]
     if silent:
-        names = ", ".join(f"{r} on {peers.place(r)}" for r in silent)
-        found.append(f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its machine")
+        names, machines = ", ".join(map(str, silent)), ", ".join(dict.fromkeys(map(peers.place, silent)))
+        found.append(
+            f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its machine, {machines}"
+        )
     return found
 
 
