@@ -4,14 +4,13 @@
     python -m benchmarks.scaling                  # counts on 1, 2, 4 and 8 processes of this machine, then the model; minutes
     python -m benchmarks.scaling --processes 1 2  # fewer
 
-Counted are the bytes that every rank sends to others: in selection by ``pipeline.scoring.collectives``, exact to the byte; in the
-weighted step by wrappers around torch.distributed, which DeepSpeed calls.  A ring is assumed: an all-reduce of n bytes sends
-2 n (W - 1) / W, a gather or scatter n (W - 1) / W.  What follows for 16 to 512 ranks is a model: the formulas that agree with the counts,
-the planner's hardware profile, ranks that never wait for each other, links without congestion.  Nothing of it has been measured.
+Counted are the bytes that all ranks together send to each other in one selection, by ``pipeline.scoring.collectives`` as they are sent;
+ZeRO's own traffic (gradients, gathered parameters) is DeepSpeed's and is only in the model.  What follows for up to 512 ranks is a model:
+the formulas that are compared with the counts, the planner's profile of an H100 node and network (datasheets and assumed shares of peak),
+ranks that never wait for each other, links without congestion.  Nothing of it has been measured.
 """
 
 import argparse
-import inspect
 import json
 import multiprocessing
 import os
@@ -19,7 +18,6 @@ import socket
 import tempfile
 from argparse import Namespace
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,10 +33,9 @@ from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.plan import plan_run
-from pipeline.planning import forecast, passes
+from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
-from pipeline.planning.work import sent_bytes
 from pipeline.selection.contract import Selection
 from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, start_process_group
 from pipeline.training.model import load_model
@@ -104,7 +101,6 @@ def predicted_small(world_size: int, model: str) -> list[dict]:
         for backend in BACKENDS:
             changed = replace(run, selection=replace(run.selection, backend=backend))
             row[backend] = round(world_size * forecast.selection(shapes, changed, hardware).sent_bytes)
-        row["gradients"] = round(world_size * sent_bytes(passes.reduced_gradients(shapes, run)))
         rows.append(row)
     return rows
 
@@ -127,10 +123,8 @@ def count(world_size: int, model: str, folder: Path) -> list[dict]:
     for row, parts in zip(predicted_small(world_size, model), zip(*by_rank)):
         sums = sum((Counter(part) for part in parts), Counter())
         rows.append({
-            "world_size": world_size, "zero_stage": row["zero_stage"],
-            **{name: round(sums[name]) for name in (*BACKENDS, "gradients", "rest_of_step")},
-            "predicted": {name: row[name] for name in (*BACKENDS, "gradients")},
-            "agree": [name for name in (*BACKENDS, "gradients") if round(sums[name]) == row[name]],
+            "world_size": world_size, "zero_stage": row["zero_stage"], **{name: sums[name] for name in BACKENDS},
+            "predicted": {name: row[name] for name in BACKENDS}, "agrees": all(sums[name] == row[name] for name in BACKENDS),
         })  # fmt: skip
     return rows
 
@@ -155,10 +149,7 @@ def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> No
         engine = build_engine(loaded, merged, config.training)
         own, kept = _samples(2), Selection(np.arange(world_size), np.full(world_size, 1 / world_size))
         weighted_step(engine, own, kept, 0)  # so that there are moments
-        with counting() as traffic:
-            weighted_step(engine, own, kept, 0)
-        gradients = traffic.pop("gradients", 0)
-        counts = {"gradients": gradients, "rest_of_step": sum(traffic.values())}
+        counts = {}
         for backend in BACKENDS:
             hook = SelectionHook.attach(
                 engine, TargetSet(_samples(TARGETS), TARGETS, 0), replace(config.selection, backend=backend), 0
@@ -175,42 +166,6 @@ def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> No
 def _samples(number: int) -> list[Sample]:
     ids = np.random.default_rng(0).integers(1, 60, (number, TOKENS)).tolist()
     return [Sample(row, row) for row in ids]
-
-
-@contextmanager
-def counting():
-    """Bytes by kind that this rank sends through torch.distributed, whoever calls it: sums of float tensors are ``gradients``, the rest
-    has the name of its collective."""
-    sent: dict[str, float] = {}
-    world_size = dist.get_world_size()
-    share = (world_size - 1) / world_size
-    sizes = {  # name: (argument that is the whole, share of it that a rank of a ring sends)
-        "all_reduce": ("tensor", 2 * share), "reduce": ("tensor", share), "reduce_scatter_tensor": ("input", share),
-        "all_gather_into_tensor": ("output_tensor", share), "all_to_all_single": ("input", share),
-    }  # fmt: skip
-    originals = {name: getattr(dist, name) for name in sizes}
-
-    def wrap(name, original, argument, share):
-        signature = inspect.signature(original)
-
-        def call(*arguments, **options):
-            whole = signature.bind(*arguments, **options).arguments[argument]
-            is_gradient = (
-                name in ("all_reduce", "reduce", "reduce_scatter_tensor") and whole.is_floating_point() and whole.numel() > 64
-            )
-            key = "gradients" if is_gradient else name
-            sent[key] = sent.get(key, 0.0) + share * whole.numel() * whole.element_size()
-            return original(*arguments, **options)
-
-        return call
-
-    for name, original in originals.items():
-        setattr(dist, name, wrap(name, original, *sizes[name]))
-    try:
-        yield sent
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
 
 
 # -- modelled --------------------------------------------------------------------------------------------------------------
