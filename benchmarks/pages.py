@@ -86,6 +86,26 @@ def solve(result: dict) -> str:
     )
 
 
+def scaling(result: dict) -> str:
+    """Modelled seconds of a selection by number of ranks."""
+    ranks, rows = (1, 8, 64, 512), {}
+    for point in result["modelled"]:
+        rows.setdefault(f"{point['case']}, `{point['backend']}`", {})[point["world_size"]] = f"{point['selection_seconds']:.1f}"
+    return _table(["ranks", *ranks], [[name, *(seconds[n] for n in ranks)] for name, seconds in rows.items()])
+
+
+def quickstart(results: list) -> str:
+    """Its summary, in few columns."""
+    rows = [
+        [run["label"], f"{run['loss_before']:.3f}", f"{run['loss_after']:.3f}", f"{run['damaged_kept']:.1%}", f"{run['target_kept']:.1%}",
+         f"{run['step_seconds']:.2f}", f"{run['selection_share']:.0%}"]
+        for run in results
+    ]  # fmt: skip
+    pool = f"Pool: {results[0]['damaged_pool']:.1%} damaged, {results[0]['target_pool']:.1%} of the target's kind."
+    headings = ["run", "loss before", "loss after", "damaged kept", "target kept", "seconds per step", "spent on selection"]
+    return f"{_table(headings, rows)}\n\n{pool}"
+
+
 def plan_table(result: dict) -> str:
     return predictions.markdown(result)
 
@@ -130,7 +150,10 @@ def machine(*results: dict) -> str:
     )
 
 
-KINDS = {f.__name__: f for f in (step_cost, cost_curves, fidelity, peers, solve, plan_table, comparison, standings, machine)}
+TABLES = (
+    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, plan_table, comparison, standings, machine,
+)  # fmt: skip
+KINDS = {table.__name__: table for table in TABLES}
 
 
 def _block(match: re.Match) -> str:

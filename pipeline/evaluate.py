@@ -9,11 +9,12 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Optional
 
 from pipeline import config as configuration
+from pipeline.versions import installed
 
 OWN_TASKS = Path(__file__).parents[1] / "launch/lm_eval_tasks"
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
@@ -30,7 +31,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = {"model": asdict(model), "settings": settings(options), "tasks": scores, "versions": versions()}
+    found = {"model": asdict(model), "settings": settings(options), "tasks": scores, "versions": installed(PACKAGES)}
     output = options.output or (Path(options.model) / "evaluation_tasks.json" if model.is_run else None)
     if output:
         print(f"{'Replaced' if output.is_file() else 'Written to'} {output}")
@@ -196,16 +197,6 @@ def headline(model: str, scores: dict[str, dict]) -> dict:
 def settings(options: argparse.Namespace) -> dict:
     names = ("limit", "batch_size", "precision", "apply_chat_template", "trust_remote_code")
     return {name: getattr(options, name) for name in names}
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":

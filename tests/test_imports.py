@@ -7,13 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "pipeline"
 MAY_IMPORT = {  # part: parts of ours that it may use besides itself
-    "config": {"selection"}, "scoring": set(), "selection": set(), "reporting": set(), "data": {"config"},
+    "versions": set(), "config": {"selection"}, "scoring": set(), "selection": set(), "reporting": set(), "data": {"config"},
     "hook": {"config", "data", "scoring", "selection"},
-    "training": {"config", "data", "scoring", "selection", "hook", "reporting"},
+    "training": {"config", "data", "scoring", "selection", "hook", "reporting", "versions"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"reporting", "config"},
-    "evaluate": {"config", "training"},
+    "evaluate": {"config", "training", "versions"},
     "comparison": {"config", "data", "reporting"},
     "compare": {"comparison"},
     "train": {"config", "data", "hook", "reporting", "scoring", "selection", "training"},

@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
@@ -24,6 +23,7 @@ from pipeline.reporting.html import flatten
 from pipeline.training import checkpoint
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint import Found
+from pipeline.versions import installed
 
 FINISHED, LOCK, UNFINISHED = "finished.json", "lock", "config.yaml.tmp"
 _held: dict[Path, TextIO] = {}
@@ -124,7 +124,7 @@ def write_environment(folder: Path, facts: dict) -> None:
     machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    _write(folder / "environment.json", {**facts, **machine, "versions": _versions()})
+    _write(folder / "environment.json", {**facts, **machine, "versions": installed(PACKAGES)})
 
 
 def write_pool(folder: Path, pool: list[Sample], targets: list[Sample]) -> None:
@@ -143,16 +143,6 @@ def save_model(engine, tokenizer, folder: Path, is_rank_0: bool) -> None:
         state = gathered if gathered is not None else engine.module.state_dict()
         engine.module.save_pretrained(folder, state_dict=state, safe_serialization=True)
         tokenizer.save_pretrained(folder)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _write(path: Path, value: dict) -> None:
