@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -53,15 +54,25 @@ def _others(error: BaseException) -> list[str]:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return []
-    rank, others = dist.get_rank(), [r for r in range(dist.get_world_size()) if r != dist.get_rank()]
     is_answer_missing = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in COLLECTIVE_WORDS)
     )
+    cause = "" if is_answer_missing else f"{type(error).__name__}: {error}"
+    # In a thread: the store's client waits for a reply without end when the network to rank 0 swallows it.
+    found: list[list[str]] = []
+    asking = threading.Thread(target=lambda: found.append(_exchange_notes(cause)), daemon=True)
+    asking.start()
+    asking.join(2 * SECONDS_FOR_NOTES)
+    return found[0] if found else [f"no word from rank 0 in {2 * SECONDS_FOR_NOTES} s: look at its machine, {peers.place(0)}"]
+
+
+def _exchange_notes(cause: str) -> list[str]:
+    """Leave this rank's note; where it has no ``cause`` of its own, read those of the others."""
+    rank, others = dist.get_rank(), [r for r in range(dist.get_world_size()) if r != dist.get_rank()]
     try:
         store = dist.distributed_c10d._get_default_store()
-        cause = "" if is_answer_missing else f"{type(error).__name__}: {error}"
         store.set(f"failed/{rank}", cause)
-        if not is_answer_missing:
+        if cause:
             return []
         deadline = time.monotonic() + SECONDS_FOR_NOTES
         while silent := [r for r in others if not store.check([f"failed/{r}"])]:

@@ -1,6 +1,7 @@
 """What goes wrong without an error is noticed, and what is well is left alone."""
 
 import os
+import signal
 import time
 
 import numpy as np
@@ -121,3 +122,30 @@ def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(how, message):
         assert ended[rank].code == 1, tails(ended)
         assert message in ended[rank].output or "rank 0 is gone" in ended[rank].output, tails(ended)
     assert message in ended[0].output, tails(ended)
+
+
+def freeze_rank_0():
+    """Rank 0, which keeps the notes, answers nothing more but is not gone: as behind a network that swallows everything."""
+    import subprocess
+
+    import torch.distributed as dist
+
+    from pipeline.training import ending
+    from pipeline.training.engine import start_process_group
+
+    def main():
+        rank, _, _ = start_process_group(5)
+        dist.all_reduce(torch.zeros(1))
+        if rank == 0:
+            subprocess.Popen(["sh", "-c", f"sleep 25; kill -KILL {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        dist.all_reduce(torch.zeros(1))
+
+    ending.SECONDS_FOR_NOTES = 2
+    ending.end_together(main)
+
+
+def test_a_rank_0_that_answers_nothing_does_not_keep_the_others():
+    ended = launch("tests.training.test_guards:freeze_rank_0", 2)
+    assert ended[1].code == 1, tails(ended)
+    assert "no word from rank 0 in 4 s" in ended[1].output, tails(ended)
