@@ -1,4 +1,4 @@
-"""Write the tables of README.md and benchmarks/RESULTS.md anew from the result files.
+"""Write the tables of README.md, benchmarks/RESULTS.md and docs/ anew from the result files.
 
     python -m benchmarks.pages
 
@@ -18,7 +18,7 @@ from pipeline.comparison import outcome
 from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md")
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 

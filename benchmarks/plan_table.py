@@ -1,5 +1,5 @@
 # C candidates
-"""The table of predictions in the README: what selection will cost for models of 1, 7 and 70 B on 8 to 512 GPUs.
+"""The table of predictions in docs/planning.md: what selection will cost for models of 1, 7 and 70 B on 8 to 512 GPUs.
 
     python -m benchmarks.plan_table
 

@@ -94,7 +94,7 @@ def machine(device: torch.device) -> Iterator[Line]:
     )  # fmt: skip
     yield _cuda(device)
     yield _flash(device)
-    yield Line("kernels that are built", *_stale_locks(), "delete the lock files: the process that held them is gone")
+    yield Line("kernels that are built", True, _kernels())
 
 
 def _cuda(device: torch.device) -> Line:
@@ -150,11 +150,11 @@ def _built() -> set[str]:
     return {name for name, installed in installed_ops.items() if installed} | {path.stem for path in root.glob("**/*.so")}
 
 
-def _stale_locks() -> tuple[bool, str]:
+def _kernels() -> str:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     stale = [str(lock) for lock in root.glob("**/lock") if time.time() - lock.stat().st_mtime > STALE_SECONDS]
     built = ", ".join(sorted(_built())) or "none"
-    return not stale, built + (f"; old locks that builds would wait for: {', '.join(stale)}" if stale else "")
+    return built + (f"; locks of builds that died, which a run deletes when it starts: {', '.join(stale)}" if stale else "")
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # N parameters in products, D tokens of a rank, W ranks
-"""The README's predictions are those of the result file, and of the size that one finds by hand."""
+"""The predictions of docs/planning.md are those of the result file, and of the size that one finds by hand."""
 
 import json
 
