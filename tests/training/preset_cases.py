@@ -22,19 +22,20 @@ from tests.scoring.engine_cases import (
     target_set,
 )
 
+NVME_BYTES = 16384
 LOSS_SCALES = (2.0**6, 2.0**14, 2.0**30)
 UNIFORM = Selection(np.arange(4), np.full(4, 0.25))
 
 
-def runs(all_arguments: list[list[str]], nvme_folder: str) -> None:
-    """Whole runs, one after the other; NVMe offload swaps tensors as small as those of the tiny model."""
+def runs(all_arguments: list[list[str]], nvme_folder: str, min_aio_bytes: int = NVME_BYTES) -> None:
+    """Whole runs, one after the other; NVMe offload swaps a state as small as the tiny model's, and none of its gradients."""
     import transformers
     from deepspeed.runtime.swap_tensor import optimizer_utils
 
     from pipeline.train import main
 
     transformers.utils.logging.disable_progress_bar()
-    optimizer_utils.MIN_AIO_BYTES = 1024
+    optimizer_utils.MIN_AIO_BYTES = min_aio_bytes
     allow_float16()
     os.environ["NVME_PATH"] = nvme_folder
     for arguments in all_arguments:

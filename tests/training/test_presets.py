@@ -32,10 +32,16 @@ TOLERANCE = {
 }  # relative, of losses after two updates: sums in another order; roundings
 
 
-def arguments(preset: str, precision: str, model_folder: str, data_folder: str, folder: Path) -> list[str]:
+def arguments(
+    preset: str, precision: str, model_folder: str, data_folder: str, folder: Path, nvme_bytes: int = preset_cases.NVME_BYTES
+) -> list[str]:
     file = ROOT / "ds_configs" / f"{preset}.json"
     if precision == "fp16":  # a loss scale at which the tiny model does not overflow; what happens if it does is tested below
         content = {**json.loads(file.read_text()), "fp16": {"initial_scale_power": 10}}
+        file = folder.with_suffix(".json")
+        file.write_text(json.dumps(content))
+    if "nvme" in preset:  # by default tensors of less than 1 MiB stay in memory, and with them the whole tiny model
+        content = {**json.loads(file.read_text()), "aio": {"block_size": nvme_bytes}}
         file = folder.with_suffix(".json")
         file.write_text(json.dumps(content))
     settings = {
@@ -124,3 +130,13 @@ def test_sgd_trains_with_identity_geometry(model_folder, data_folder, tmp_path):
     run_ranks("tests.training.preset_cases:runs", 2, all_arguments=[line], nvme_folder="")
     records = [json.loads(text) for text in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
     assert [record["warmup"] for record in records] == [False] * 3 and all(record["cosine"] > 0 for record in records)
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not is_built("async_io"), reason="DeepSpeed's async_io is not built here (libaio-dev, then minutes)")
+def test_gradients_that_would_be_lost_on_the_way_from_nvme_are_refused(model_folder, data_folder, tmp_path):
+    """As in large models, gradients are swapped one by one here; the tiny model's do not lie on blocks of a disk."""
+    line = arguments("zero3_nvme_offload", "fp32", model_folder, data_folder, tmp_path / "run", nvme_bytes=1024)
+    ended = launch("tests.training.preset_cases:runs", 2, all_arguments=[line], nvme_folder=str(tmp_path), min_aio_bytes=1024)
+    for end in ended:
+        assert end.code == 1 and "DeepSpeed 0.19.8 would lose gradients of model." in end.output, tails(ended)
