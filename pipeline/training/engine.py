@@ -16,12 +16,12 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
 from pipeline.hook import NO_FLOAT16_AT_STAGE_0
+from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry
 from pipeline.training import peers
 from pipeline.training.kernels import clear_stale_locks
 
 QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
-DISK_BLOCK = 4096  # bytes; of some disks it is 512
 OWNED = ("train_batch_size", "scheduler")  # they follow from settings; the other owned keys are merged below
 
 
@@ -149,20 +149,12 @@ def build_engine(model: torch.nn.Module, merged: dict, training: TrainingConfig)
 
 
 def _check_swapped_gradients(engine) -> None:
-    """DeepSpeed 0.19.8 reads a gradient from NVMe straight to its place in a flat buffer. Where that place does not lie on a block of
-    the disk the read fails, nobody looks, and the update is wrong: found with layers 1000 wide on 2 ranks."""
-    swapper = getattr(engine.optimizer, "optimizer_swapper", None)
-    if swapper is None:
-        return
-    size, names = swapper.swap_element_size, {id(p): name for name, p in engine.module.named_parameters()}
-    for parameter in (p for group in engine.optimizer.fp16_groups for p in group):
-        _, offset, numel = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
-        if numel * size >= swapper.min_aio_bytes and offset * size % DISK_BLOCK:
-            raise ValueError(
-                f"under optimizer offload to NVMe DeepSpeed 0.19.8 would lose gradients of {names[id(parameter)]}: a rank's part lies "
-                f"{offset * size:,} bytes into its group, no multiple of {DISK_BLOCK}. Take ds_configs/zero3_offload.json, another number "
-                f"of ranks, or aio.block_size above {numel * size:,} (gradients then stay in host memory)"
-            )
+    for name, offset, num_bytes in misplaced_swapped_gradients(engine):
+        raise ValueError(
+            f"under optimizer offload to NVMe DeepSpeed 0.19.8 would lose gradients of {name}: a rank's part lies {offset:,} bytes into "
+            f"its group, no multiple of {DISK_BLOCK}. Take ds_configs/zero3_offload.json, another number of ranks, or aio.block_size "
+            f"above {num_bytes:,} (gradients then stay in host memory)"
+        )
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
