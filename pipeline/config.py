@@ -99,8 +99,8 @@ class SelectionConfig:
     """Of rho_loss: a folder (of a model or of an adapter) or hub name, trained on held-out data, with the tokenizer of model.name.
     Every rank holds all of it, whatever the ZeRO stage."""
     warmup_steps: int = 4
-    """First steps with seeded uniform selection, for methods that measure with Adam's moments. At least 2 with LoRA: lora_A has no
-    gradient in the very first update."""
+    """First steps in which methods that measure with Adam's moments match the plain gradient instead: moments of so few updates are no
+    metric. At least 2 with LoRA: lora_A has no gradient in the very first update."""
     score_every: int = 1
     """One scoring pass selects for this many steps: keep_per_step x score_every samples, dealt over them."""
     scoring_micro_batch_size: int = 0

@@ -135,10 +135,10 @@ class SelectionHook:
                 f"{covered:,} of {math.prod(shapes[name]):,} elements: train all scored weights with one AdamW, or report the set-up"
             )
 
-    def fragments(self) -> list[Fragment]:
-        """This rank's fragments of the scored weights, with live moments; identity geometry has the addresses alone."""
+    def fragments(self, with_moments: bool = True) -> list[Fragment]:
+        """This rank's fragments of the scored weights, with live moments where the method needs them, else the addresses alone."""
         scored = {name + ".weight" for name in self.layers}
-        return [fragment for fragment in fragments(self.engine, self.needs_moments) if fragment.name in scored]
+        return [f for f in fragments(self.engine, with_moments and self.needs_moments) if f.name in scored]
 
     def select(self, candidates: list[Sample], step: Optional[int] = None) -> Selection:
         """Selection among the candidates of all ranks; ``candidates`` are this rank's R = C / W.
@@ -157,9 +157,7 @@ class SelectionHook:
         keep = min(num_candidates, settings.keep_per_step * settings.score_every)
         self.scores = Scores(is_warmup=self.needs_moments and not self._has_state(step))
         scores, method = self.scores, self.method
-        if scores.is_warmup:
-            method = registry.get("random")
-        elif method.needs != "nothing":
+        if method.needs != "nothing":
             scores.signals = self._score_without_overflow(candidates, num_tokens, step, watch)
         with watch("solve"):
             selection, drawn_from_U = None, self._without_target(step)
@@ -183,7 +181,7 @@ class SelectionHook:
         return selection
 
     def _has_state(self, step: int) -> bool:
-        """Are there moments to measure with? The first steps, and any before the first update, draw at random.
+        """Are there moments to measure with? The first steps, and any before the first update, match the plain gradient.
 
         Raises RuntimeError, on all ranks, if there has been an update and moments are still missing.
         """
@@ -334,11 +332,10 @@ class SelectionHook:
 
     def backend(self, num_rows: int, num_tokens: int, step: int, watch: Stopwatch):
         """What turns factors into the Gram matrix; all three have the methods of ``ExactGram``."""
-        settings = self.settings
-        arguments = (
-            self.owners, self.fragments(), self.collectives, watch, self.geometry, settings.momentum, num_rows,
-            settings.exchange_mib << 20,
-        )  # fmt: skip
+        settings, is_warmup = self.settings, self.scores.is_warmup
+        geometry, momentum = ("identity", "cancel") if is_warmup else (self.geometry, settings.momentum)
+        own = self.fragments(with_moments=not is_warmup)
+        arguments = (self.owners, own, self.collectives, watch, geometry, momentum, num_rows, settings.exchange_mib << 20)
         if settings.backend == "exact":
             return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction)
         backend = {"projected": ProjectedGram, "factored": FactoredGram}[settings.backend]

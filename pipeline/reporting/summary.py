@@ -164,7 +164,7 @@ def notes(summaries: list[Summary]) -> list[str]:
     warmups = sorted({s.num_warmup_steps for s in summaries})
     if warmups != [0]:
         counts = " or ".join(str(count) for count in warmups)
-        lines.append(f"Shares and times leave out the warm-up ({counts} steps of uniform selection).")
+        lines.append(f"Shares and times leave out the warm-up ({counts} steps that match the plain gradient).")
     for s in summaries:
         if s.num_steps == s.num_warmup_steps:
             lines.append(f"{s.label}: all {s.num_steps} steps are warm-up; the method itself has not chosen yet.")

@@ -43,7 +43,7 @@ def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
             return hook.scores.is_warmup, scored, selection.indices.tolist(), selection.weights.tolist()
 
         seen = {
-            "before": select(0), "again": select(0), "other step": select(1), "default step": select(None),
+            "before": select(0), "again": select(0), "default step": select(None),
             "identity": select(0, geometry="identity"),
             "compensate": select(0, geometry="identity", momentum="compensate"),
             "random": select(0, method="random"), "full": select(0, method="full"),
