@@ -204,6 +204,13 @@ def broken(model_folder: str, folder: str) -> dict:
     outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
     hooks.causal_logits = causal_logits
 
+    def short(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    backward, torch.Tensor.backward = torch.Tensor.backward, short
+    outcomes["no memory in the backward"] = error_of(lambda: attach().select(own, 2))
+    torch.Tensor.backward = backward
+
     def only_here(signals, keep, num_candidates, rng, _):
         raise ValueError("the solver of rank 0 gives up")
 
