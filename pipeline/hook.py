@@ -360,10 +360,7 @@ class SelectionHook:
                 if not _is_out_of_memory(error):
                     raise
                 # Gradients are exchanged in here, so the others wait for this rank: no way to begin again together.
-                raise RuntimeError(
-                    f"the backward of a scoring pass of {num_rows} samples a rank ran out of memory ({error}): lower "
-                    "selection.scoring_micro_batch_size, selection.exchange_mib or data.max_tokens"
-                ) from error
+                raise _out_of_memory_for_good("backward", num_rows, error) from error
         release_gathered(self.engine)
         return loss_B.detach()[: len(samples)]
 
@@ -384,8 +381,10 @@ class SelectionHook:
             else:
                 losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale)
         except RuntimeError as error:
-            if not (can_retry and _is_out_of_memory(error)):
+            if not _is_out_of_memory(error):
                 raise
+            if not can_retry:
+                raise _out_of_memory_for_good("forward", len(input_ids_BT), error) from error
             lacks_memory = error
         if can_retry and self.collectives.any(lacks_memory is not None):
             raise OutOfMemory() from lacks_memory
@@ -419,6 +418,13 @@ def _draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.G
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On CPU torch says it in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory_for_good(what: str, num_rows: int, error: RuntimeError) -> RuntimeError:
+    return RuntimeError(
+        f"the {what} of a scoring pass of {num_rows} samples a rank ran out of memory ({error}): lower "
+        "selection.scoring_micro_batch_size (0 is all of a rank's), selection.logits_mib, selection.exchange_mib or data.max_tokens"
+    )
 
 
 def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:

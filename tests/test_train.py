@@ -138,7 +138,7 @@ def deepspeed_launcher(module: str, *arguments: str) -> subprocess.CompletedProc
         k: v for k, v in environment.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
     }
     return subprocess.run(
-        [*launcher, "--module", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [*launcher, "--module", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420
     )
 
 
@@ -196,6 +196,13 @@ def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(ar
     ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", *changes), before=before)
     assert_all_fail(ended, "after step 4 ranks [1] hold other parameters than the 1 ranks that agree")
     assert len(steps(tmp_path / "run")) == 4
+
+
+def test_a_log_that_cannot_be_written_ends_every_rank_with_a_sentence(arguments, tmp_path):
+    before = "tests.training.train_cases:fill_the_log"
+    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run"), before=before)
+    assert_all_fail(ended, "standard output cannot be written (No space left on device)")
+    assert "Traceback" not in ended[0].output, tails(ended)
 
 
 def test_a_failed_self_check_ends_every_rank_with_code_2_before_the_first_step(arguments, tmp_path):

@@ -107,6 +107,20 @@ def fill_the_disk() -> None:
     Recorder.step = step
 
 
+def fill_the_log() -> None:
+    """From the third step on rank 0's standard output goes to a full disk."""
+    from pipeline import train
+
+    original = train.weighted_step
+
+    def step(engine, *arguments):
+        if os.environ["RANK"] == "0" and engine.global_steps == 2:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        return original(engine, *arguments)
+
+    train.weighted_step = step
+
+
 def change_the_world() -> None:
     """In the third step the clock goes back by a day and the pool loses its second half; checkpoints hold a file that DeepSpeed copies."""
     import tqdm.std
