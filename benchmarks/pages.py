@@ -172,7 +172,7 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, plan_table, comparison, standings, machine,
+    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, soak, plan_table, comparison, standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

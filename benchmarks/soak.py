@@ -3,9 +3,9 @@
     python -m benchmarks.soak --minutes 120       # --minutes 4 --output FILE tries it out
 
 Two ranks on CPU fine-tune the demo model (2 million parameters) with selection, a checkpoint every 20 steps of which two stay, and an
-evaluation every 25.  At the end rank 0 gets SIGTERM, and both must leave with code 75.  What a series
-falls back to between peaks, its lowest value in each minute, is flat if the straight line through these values, without the first tenth
-of the time, rises by no more than LIMITS an hour.  The records grow by design and are only reported.
+evaluation every 25.  At the end rank 0 gets SIGTERM, and both must leave with code 75.  The time
+without its first tenth is cut into twelve parts.  A series' floor, its lowest value in each part, is flat if the straight line through
+the twelve rises by no more than LIMITS an hour.  The records grow by design and are only reported.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.machine import describe
 from pipeline.training.checkpoint_files import FOLDER, checkpoints
 from pipeline.training.stopping import REQUEUE
 
-RANKS, SECONDS_BETWEEN_SAMPLES, MOST_SAMPLES, KEEP_LAST = 2, 10, 200, 2
+RANKS, SECONDS_BETWEEN_SAMPLES, MOST_SAMPLES, KEEP_LAST, PARTS = 2, 10, 200, 2, 12
 LIMITS = {"memory_mib": 0.01, "descriptors": 1, "threads": 1, "shared_memory_mib": 1, "checkpoints_mib": 0.01}
 """Rise an hour that counts as flat: below 1 a share of the mean, else in the series' unit."""
 
@@ -116,20 +116,20 @@ def size(path: Path) -> int:
 
 def judge(samples: list[dict]) -> dict:
     """Of each series mean, extremes and the rise an hour of its floor; and which rise too fast."""
-    begin = samples[-1]["seconds"] / 10
-    late = [sample for sample in samples if sample["seconds"] >= begin]
-    minutes = sorted({int(sample["seconds"] // 60) for sample in late})
+    end = samples[-1]["seconds"]
+    late = [sample for sample in samples if sample["seconds"] >= end / 10]
+    parts = np.array_split(np.arange(len(late)), PARTS)
+    hours = [np.mean([late[i]["seconds"] for i in part]) / 3600 for part in parts]
     series, rising = {}, []
     for name in [name for name in samples[0] if name not in ("seconds", "steps")]:
         values = np.array([sample[name] for sample in late])
-        floor = [min(sample[name] for sample in late if sample["seconds"] // 60 == minute) for minute in minutes]
-        slope = float(np.polyfit(np.array(minutes) / 60, floor, 1)[0])
+        slope = float(np.polyfit(hours, [values[part].min() for part in parts], 1)[0])
         series[name] = {"mean": values.mean(), "lowest": values.min(), "highest": values.max(), "rise_of_floor_per_hour": slope}
         limit = LIMITS.get(name.rstrip("_0123456789"))
         if limit is not None and slope > limit * (values.mean() if limit < 1 else 1):
             rising.append(name)
     return {
-        "minutes": round(samples[-1]["seconds"] / 60, 1), "steps": samples[-1]["steps"], "flat": not rising, "rising": rising,
+        "minutes": round(end / 60, 1), "steps": samples[-1]["steps"], "flat": not rising, "rising": rising,
         "series": {name: {key: round(float(value), 3) for key, value in found.items()} for name, found in series.items()},
     }  # fmt: skip
 
