@@ -94,6 +94,27 @@ def scaling(result: dict) -> str:
     return _table(["ranks", *ranks], [[name, *(seconds[n] for n in ranks)] for name, seconds in rows.items()])
 
 
+def soak(result: dict) -> str:
+    """What a long run held, and what of it rose."""
+    rows = [
+        [
+            name.replace("_", " ").replace("mib", "MiB"),
+            *(f"{found[key]:,.1f}" for key in ("lowest", "mean", "highest", "rise_of_floor_per_hour")),
+        ]
+        for name, found in result["series"].items()
+    ]
+    return _table(
+        [
+            f"{result['minutes']:.0f} minutes, {result['steps']:,} steps",
+            "lowest",
+            "mean",
+            "highest",
+            "rise of the floor an hour",
+        ],
+        rows,
+    )
+
+
 def quickstart(results: list) -> str:
     """Its summary, in few columns."""
     rows = [
@@ -151,7 +172,7 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, plan_table, comparison, standings, machine,
+    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, soak, plan_table, comparison, standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

@@ -29,6 +29,7 @@ free_port() {
 }
 
 # launch_ranks MODULE [ARGUMENT ...]: run a module on all ranks, under the deepspeed launcher or, with LAUNCHER=torchrun, under torchrun.
+# With EXEC=exec the launcher takes this process's place, and with it the signals that it gets: bash would not hand them on.
 launch_ranks() {
   local launcher=(--log_level error) port
   if [[ "${LAUNCHER:-deepspeed}" == torchrun ]]; then
@@ -39,7 +40,7 @@ launch_ranks() {
     else
       launcher+=(--master_addr 127.0.0.1 --master_port "${MASTER_PORT:-$(free_port)}")
     fi
-    python -m torch.distributed.run "${launcher[@]}" --module "$@"
+    ${EXEC:-} python -m torch.distributed.run "${launcher[@]}" --module "$@"
     return
   fi
   if [[ -n "${HOSTFILE:-}" ]]; then
@@ -52,7 +53,7 @@ launch_ranks() {
       launcher+=(--num_gpus "$NUM_RANKS")
     fi
   fi
-  deepspeed "${launcher[@]}" --master_port "$port" --module "$@"
+  ${EXEC:-} deepspeed "${launcher[@]}" --master_port "$port" --module "$@"
 }
 
 find_devices

@@ -19,4 +19,4 @@ source launch/common.sh
 if [[ "${DOCTOR:-1}" != 0 ]]; then
   python -m pipeline.doctor --quick --world_size "$((num_gpus > 0 ? num_gpus : NUM_RANKS))" "$@"
 fi
-launch_ranks pipeline.train "$@"
+EXEC="exec" launch_ranks pipeline.train "$@"

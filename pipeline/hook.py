@@ -174,11 +174,15 @@ class SelectionHook:
             selection = collectives.broadcast_object(selection)
             if isinstance(selection, Exception):
                 raise selection
-            # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out here.
-            what = selection.indices.tobytes() + selection.weights.tobytes() + repr((step, self.seed, settings)).encode()
-            scores.selection_hash = collectives.assert_same(what, f"the selection of step {step}")
+            scores.selection_hash = self.agree(selection, step)
         scores.bytes_sent, scores.seconds = collectives.bytes_sent, watch.read()
         return selection
+
+    def agree(self, selection: Selection, step: int) -> str:
+        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the same."""
+        # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out here.
+        what = selection.indices.tobytes() + selection.weights.tobytes() + repr((step, self.seed, self.settings)).encode()
+        return self.collectives.assert_same(what, f"the selection of step {step}")
 
     def _has_state(self, step: int) -> bool:
         """Are there moments to measure with? The first steps, and any before the first update, match the plain gradient.
@@ -347,7 +351,13 @@ class SelectionHook:
         input_ids_BT, labels_BT = collate(samples, self.pad_token_id, num_rows, self.engine.device)
         with torch.enable_grad(), scoring_pass(module, self.layers, on_factors, self.leaf, self.loss_scale):
             loss_B = self._losses(module, input_ids_BT, labels_BT, num_tokens)
-            (loss_B.sum() * (weight * self.loss_scale)).backward()
+            try:
+                (loss_B.sum() * (weight * self.loss_scale)).backward()
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                # Gradients are exchanged in here, so the others wait for this rank: no way to begin again together.
+                raise _out_of_memory_for_good("backward", num_rows, error) from error
         release_gathered(self.engine)
         return loss_B.detach()[: len(samples)]
 
@@ -368,8 +378,10 @@ class SelectionHook:
             else:
                 losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale)
         except RuntimeError as error:
-            if not (can_retry and _is_out_of_memory(error)):
+            if not _is_out_of_memory(error):
                 raise
+            if not can_retry:
+                raise _out_of_memory_for_good("forward", len(input_ids_BT), error) from error
             lacks_memory = error
         if can_retry and self.collectives.any(lacks_memory is not None):
             raise OutOfMemory() from lacks_memory
@@ -403,6 +415,13 @@ def _draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.G
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On CPU torch says it in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory_for_good(what: str, num_rows: int, error: RuntimeError) -> RuntimeError:
+    return RuntimeError(
+        f"the {what} of a scoring pass of {num_rows} samples a rank ran out of memory ({error}): lower "
+        "selection.scoring_micro_batch_size (0 is all of a rank's), selection.logits_mib, selection.exchange_mib or data.max_tokens"
+    )
 
 
 def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:

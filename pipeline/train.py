@@ -79,13 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
     say("self-check: what selection relies on, measured on this model, data and cluster")
     say.checks(self_check.run(hook, stream.shard(0, rank, world_size)))
 
-    checkpoints, first, chosen = Checkpoints(folder, hook, config, identity, say), 0, None
+    checkpoints, first, chosen, watched = Checkpoints(folder, hook, config, identity, say), 0, None, None
     if found:
-        first, chosen = found.manifest.step, checkpoints.load(found)
+        first, (chosen, watched) = found.manifest.step, checkpoints.load(found)
         together(lambda: run_folder.continue_records(folder, found, world_size, say))
         if hook.needs_moments:
             say.checks([self_check.check_state(hook)])
-    journal = Journal(folder, engine, config) if rank == 0 else None
+    journal = Journal(folder, engine, config, pool, watched) if rank == 0 else None
     if rank == 0:
         run_folder.write_environment(folder, {"attention": attention.kernel, "world_size": world_size, "dtype": str(dtype)})
         run_folder.write_pool(folder, pool, targets)
@@ -115,6 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
         if step % score_every == 0:
             chosen = hook.select(candidates, step)
         selection = deal(chosen, score_every)[step % score_every]
+        if step % score_every:
+            hook.scores.selection_hash = hook.agree(selection, step)
         learning_rate, update_begin = engine.get_lr()[0], time.perf_counter()
         result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
         end = time.perf_counter()
@@ -123,9 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
             say.checks([self_check.check_state(hook)])
         if journal:
             look, seconds = step // score_every, {"update": end - update_begin, "total": end - begin}
-            looked_at = [pool[i] for i in stream.positions(look)]
-            epoch = stream.epoch(look)
-            for warning in journal.step(step, epoch, looked_at, chosen, selection, hook.scores, result, learning_rate, seconds):
+            found_at, epoch = stream.positions(look), stream.epoch(look)
+            for warning in journal.step(step, epoch, found_at, chosen, selection, hook.scores, result, learning_rate, seconds):
                 say(warning)
         progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}")
 
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
             check_replicas(engine.module, hook.collectives, step + 1)
         requested = stop.agreed(hook.collectives)
         if requested or checkpoints.is_due(step + 1):
-            saved = checkpoints.save(step + 1, chosen, journal.recorder.sizes() if journal else {})
+            saved = checkpoints.save(step + 1, chosen, journal)
         if requested:
             goes_on = "goes on" if saved else "goes on from the checkpoint before, if there is one"
             say(f"{requested}: stopped after {step + 1} steps; --resume auto {goes_on}")

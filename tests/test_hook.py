@@ -181,6 +181,8 @@ def test_a_scoring_pass_that_runs_out_of_memory_on_one_rank_is_halved_on_all_and
 @pytest.mark.parametrize("what, message", [
     ("target lost again", "ValueError: the target's gradient is not finite"),
     ("no memory at all", "RuntimeError: step 2: a scoring pass of one sample a rank does not fit into memory"),
+    ("no memory in the backward", "RuntimeError: the backward of a scoring pass of"),
+    ("no memory under ZeRO-3", "RuntimeError: the forward of a scoring pass of"),
     ("unequal", r"ValueError: every rank must bring the same number of candidates, at least one; they bring [3, 2]"),
     ("none", "ValueError: every rank must bring the same number of candidates, at least one; they bring [0, 0]"),
     ("no target", "ValueError: selection.method = filter_then_weight needs target samples"),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -137,7 +138,7 @@ def deepspeed_launcher(module: str, *arguments: str) -> subprocess.CompletedProc
         k: v for k, v in environment.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
     }
     return subprocess.run(
-        [*launcher, "--module", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+        [*launcher, "--module", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420
     )
 
 
@@ -153,6 +154,19 @@ def test_a_rank_that_raises_alone_ends_the_others_under_the_launcher(arguments, 
     assert ended.returncode != 0
     assert "KeyError: 'only here'" in ended.stderr, ended.stderr[-4000:]
     assert [record["step"] for record in steps(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_a_rank_that_stalls_ends_all_under_the_launcher_and_is_named(arguments, tmp_path):
+    """Within run.timeout_seconds, the ten seconds for notes, and the 30 that DeepSpeed's launcher waits before it kills."""
+    changed = arguments(tmp_path / "run", "--run.timeout_seconds", "20")
+    ended = deepspeed_launcher("tests.training.train_cases", "stall_on_one_rank", *changed)
+    assert ended.returncode != 0
+    assert "no word from rank 1 in" in ended.stderr, ended.stderr[-4000:]
+    assert [record["step"] for record in steps(tmp_path / "run")] == [0, 1, 2]
+    left = [
+        process.pid for process in psutil.process_iter(["cmdline"]) if str(tmp_path / "run") in (process.info["cmdline"] or [])
+    ]
+    assert left == []
 
 
 def assert_all_fail(ended, message: str, code: int = 1) -> None:
@@ -173,6 +187,22 @@ def test_a_loss_that_is_not_finite_ends_every_rank_with_the_step_and_the_remedy(
     ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", *changes))
     assert_all_fail(ended, "no update was made. Lower training.learning_rate")
     assert len(steps(tmp_path / "run")) >= 1
+
+
+def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(arguments, tmp_path):
+    """At stage 0, where nothing puts it right: at 1 and 2 a rank gets what others update afresh in every step."""
+    changes = ("--deepspeed", "ds_configs/zero0.json", "--training.verify_every", "2")
+    before = "tests.training.train_cases:flip_a_bit_on_one_rank"
+    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", *changes), before=before)
+    assert_all_fail(ended, "after step 4 ranks [1] hold other parameters than the 1 ranks that agree")
+    assert len(steps(tmp_path / "run")) == 4
+
+
+def test_a_log_that_cannot_be_written_ends_every_rank_with_a_sentence(arguments, tmp_path):
+    before = "tests.training.train_cases:fill_the_log"
+    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run"), before=before)
+    assert_all_fail(ended, "standard output cannot be written (No space left on device)")
+    assert "Traceback" not in ended[0].output, tails(ended)
 
 
 def test_a_failed_self_check_ends_every_rank_with_code_2_before_the_first_step(arguments, tmp_path):

@@ -15,6 +15,7 @@ from pipeline.reporting.summary import Summary, columns, notes
 
 # Names that always differ between runs and say nothing about them.
 BOOKKEEPING = ("run.folder", "run.overwrite")
+MOST_WARNINGS = 20  # of a run on the page; steps.jsonl has all
 
 TEMPLATE = """\
 <!doctype html>
@@ -100,6 +101,12 @@ def write_html(path: Path, runs: list[Run], summaries: list[Summary], figures: l
     names, cells, differences = labels(runs), columns(summaries), differing_settings(runs)
     rows = [[name, *(column[row] for _, column in cells)] for row, name in enumerate(names)]
     sections = [Section("In numbers", headings=["run", *(heading for heading, _ in cells)], rows=rows, notes=notes(summaries))]
+    warned = [[s.label, text] for s in summaries for text in s.warnings[-MOST_WARNINGS:]]
+    if warned:
+        left_out = [
+            f"{s.label}: its last {MOST_WARNINGS} of {len(s.warnings)}." for s in summaries if len(s.warnings) > MOST_WARNINGS
+        ]
+        sections.append(Section("Warnings", headings=["run", "said"], rows=warned, has_numbers=False, notes=left_out))
     sections += [Section(plot.title, plot.look_at, png=png) for plot, png in figures]
     if differences:
         rows = [[name, *values] for name, values in differences.items()]

@@ -13,6 +13,8 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -27,7 +29,7 @@ SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "upda
 STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "train_loss", "candidate_loss", "target_loss",
     "residual", "cosine", "fallback", "dropped", "target_dropped", "out_of_memory",
     "learning_rate", "grad_norm", "skipped", "loss_scale", "zero_moment_share", "bytes_sent",
-    "candidate_tokens", "trained_tokens", "selection_hash", "seconds")  # fmt: skip
+    "candidate_tokens", "trained_tokens", "selection_hash", "warnings", "seconds")  # fmt: skip
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
 LOGS = ("steps", "kept", "evaluations")
@@ -86,8 +88,9 @@ class Recorder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by name; all of them are on the disk itself when this returns."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        for name, file in self._files.items():
+            with self._writing(name):
+                os.fsync(file.fileno())
         return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
@@ -110,8 +113,19 @@ class Recorder:
                         "Only finite numbers are recorded: stop the run before, or record null where nothing was measured"
                     )
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-        self._files[name].write("".join(lines))
-        self._files[name].flush()
+        with self._writing(name):
+            self._files[name].write("".join(lines))
+            self._files[name].flush()
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.folder / name}.jsonl cannot be written: {error.strerror}. A run without its records is worth nothing: make room, "
+                "then resume = auto goes on from the newest checkpoint"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Summary:
     """Steps without a candidate aligned with the target: uniform weights on the best aligned."""
     num_dropped: int
     """Candidates left out because their gradient was not finite."""
+    warnings: tuple[str, ...]
+    """What the run has said in its log about steps that looked wrong, in order."""
 
 
 def summarise(runs: list[Run]) -> list[Summary]:
@@ -107,6 +109,7 @@ def _summarise(run: Run, label: str) -> Summary:
         selection_share=_number(selection.sum() / steps["seconds_total"].sum()) if steps["seconds_total"].sum() else None,
         num_fallbacks=int(run.steps["fallback"].fillna(0).sum()),
         num_dropped=int(sum(len(ids) for ids in run.steps["dropped"] if isinstance(ids, list))),
+        warnings=tuple(text for texts in run.steps["warnings"] if isinstance(texts, list) for text in texts),
     )
 
 
@@ -174,6 +177,8 @@ def notes(summaries: list[Summary]) -> list[str]:
             )
         if s.num_dropped:
             lines.append(f"{s.label}: {s.num_dropped} candidate(s) dropped, their gradients were not finite.")
+        if s.warnings:
+            lines.append(f"{s.label}: {len(s.warnings)} warning(s), the last: {s.warnings[-1]}.")
     if not any(s.num_fallbacks or s.num_dropped for s in summaries):
         lines.append("No step fell back to uniform weights, and no candidate was dropped.")
     return lines

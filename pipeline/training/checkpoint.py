@@ -2,7 +2,7 @@
 
 What follows from seed and step alone (order of candidates, rotation of the target, warm-up, draws) needs no more than the number of
 steps done.  Besides that a checkpoint holds DeepSpeed's own (parameters, Adam state, schedule), a selection whose samples are not all
-trained on yet (``selection.score_every``), random generators, and how long the records were.
+trained on yet (``selection.score_every``), random generators, what warnings are made of, and how long the records were.
 """
 
 import os
@@ -31,6 +31,7 @@ from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
 from pipeline.training.ending import together
+from pipeline.training.journal import Journal
 
 # Compared by content, or under another name.
 COMPARED_OTHERWISE = ("deepspeed", "data.pool", "data.target", "data.test")
@@ -185,17 +186,18 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         return self.settings.save_every > 0 and step % self.settings.save_every == 0
 
-    def save(self, step: int, chosen: Selection, sizes: dict[str, int]) -> bool:
+    def save(self, step: int, chosen: Selection, journal: Optional[Journal]) -> bool:
         """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be written.
 
-        ``chosen`` is what the latest scoring pass kept, ``sizes`` those of the records on rank 0.
+        ``chosen`` is what the latest scoring pass kept, ``journal`` is rank 0's.
         """
         begin, path = time.perf_counter(), files.path_of(self.folder, step)
+        sizes = journal.recorder.sizes() if journal else {}
         partial = path.with_name(path.name + files.PARTIAL)
         try:
             together(lambda: files.make_empty(partial))
             is_trained_on = step % self.hook.settings.score_every == 0
-            problem, written = self._write(partial, None if is_trained_on else chosen)
+            problem, written = self._write(partial, None if is_trained_on else chosen, vars(journal.watch) if journal else None)
             manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
             if problem is None:
                 together(lambda: files.commit(partial, manifest))
@@ -213,8 +215,8 @@ class Checkpoints:
         self.say(f"step {step}: {path.name}, {size / 2**20:,.1f} MiB in {time.perf_counter() - begin:.1f} s")
         return True
 
-    def load(self, found: Found) -> Optional[Selection]:
-        """Put the run back to where ``found`` was written; the selection that waits.
+    def load(self, found: Found) -> tuple[Optional[Selection], Optional[dict]]:
+        """Put the run back to where ``found`` was written; the selection that waits, and on rank 0 what its journal has watched.
 
         Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``.
         """
@@ -235,27 +237,40 @@ class Checkpoints:
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
         vars(self.hook).update(state["hook"])
         if state["waiting"] is None:
-            return None
+            return None, state["watched"]
         signals = state["scores"].pop("signals")
         self.hook.scores = Scores(**state["scores"], signals=Signals(**signals) if signals else None)
-        return Selection(**state["waiting"])
+        return Selection(**state["waiting"]), state["watched"]
 
-    def _write(self, partial: Path, waiting: Optional[Selection]) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
+    def _write(
+        self, partial: Path, waiting: Optional[Selection], watched: Optional[dict]
+    ) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
         """What went wrong on any rank, and size and hash of all files."""
         state = {
             "generators": self.hook.collectives.gather_objects(_generators()),
             "groups": universal.groups(self.engine),
+            "watched": watched,
             "hook": {"rows_per_pass": self.hook.rows_per_pass, "num_targets_lost": self.hook.num_targets_lost},
             "waiting": None if waiting is None else asdict(waiting),
             "scores": None if waiting is None else {**asdict(self.hook.scores), "seconds": {}, "warnings": []},
         }
         self.writer.start()
-        self.engine.save_checkpoint(
-            str(partial.parent), tag=partial.name, client_state={"selection": state}, save_latest=False, exclude_frozen_parameters=True
-        )  # fmt: skip
-        parts = self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
-        problems = [f"rank {rank}: {problem}" for rank, (problem, _) in enumerate(parts) if problem]
-        return "; ".join(problems) or None, {name: described for _, part in parts for name, described in part.items()}
+        try:
+            self.engine.save_checkpoint(
+                str(partial.parent), tag=partial.name, client_state={"selection": state}, save_latest=False, exclude_frozen_parameters=True
+            )  # fmt: skip
+        except OSError as error:  # of what does not go through the writer; the others wait in DeepSpeed's barrier for this rank
+            raise RuntimeError(f"{partial} could not be written, and the run cannot go on: {error}") from error
+        rank, world_size = self.hook.collectives.rank, self.hook.collectives.world_size
+        gathered = self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
+        # Under NVMe offload DeepSpeed copies the optimizer's files past the writer.
+        known = {name for _, part in gathered for name in part}
+        others = together(lambda: sorted(files.names(partial) - known))
+        self.writer.start()
+        self.writer.take_over(partial, others[rank::world_size])
+        gathered += self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
+        problems = [f"rank {number % world_size}: {problem}" for number, (problem, _) in enumerate(gathered) if problem]
+        return "; ".join(problems) or None, {name: described for _, part in gathered for name, described in part.items()}
 
 
 class DurableWriter(TorchCheckpointEngine):
@@ -281,6 +296,16 @@ class DurableWriter(TorchCheckpointEngine):
             self.files[Path(path).name] = files.describe(path)
         except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
             self.problem = f"{Path(path).name} could not be written: {error}"
+
+    def take_over(self, folder: Path, names: list[str]) -> None:
+        """Force files that others have written to the disk, and remember them too."""
+        try:
+            for name in names:
+                with open(folder / name, "rb") as file:
+                    os.fsync(file.fileno())
+                self.files[name] = files.describe(folder / name)
+        except OSError as error:
+            self.problem = f"{error.filename or folder} could not be forced to the disk: {error.strerror}"
 
 
 def _generators() -> dict[str, Any]:

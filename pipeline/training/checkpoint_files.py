@@ -63,6 +63,11 @@ def describe(path: Path) -> tuple[int, str]:
     return size, found.hexdigest()
 
 
+def names(folder: Path) -> set[str]:
+    """Files in a folder and below, relative to it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def damage(path: Path, expected: tuple[int, str]) -> Optional[str]:
     """What is wrong with a file, in a sentence; None if nothing is."""
     try:
@@ -109,6 +114,7 @@ def commit(partial: Path, manifest: Manifest) -> Path:
     write(final.parent / (LATEST + PARTIAL), final.name)
     os.rename(final.parent / (LATEST + PARTIAL), final.parent / LATEST)
     sync_folder(final.parent)
+    sync_folder(final.parent.parent)  # which the first checkpoint has put this folder into
     return final
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,18 +33,24 @@ def end_together(main: Callable[[], None]) -> None:
         code = 1
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if not (isinstance(error, (ValueError, RuntimeError)) and raised_in.is_relative_to(PACKAGE)):
-            traceback.print_exc()
-        print(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            _complain("".join(traceback.format_exception(error)).rstrip())
+        _complain(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
         for sentence in _others(error):
-            print(f"rank {os.environ.get('RANK', '0')}: {sentence}", file=sys.stderr)
+            _complain(f"rank {os.environ.get('RANK', '0')}: {sentence}")
     wandb = sys.modules.get("wandb")  # DeepSpeed's monitor has loaded it if the run uses it; it would finish at a normal exit
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
     # Leaving through the interpreter aborts now and then: gloo's thread drops tensors while Python is finalizing.
     # And a rank that has failed must not wait for collectives of others: the launcher ends them when it sees the code.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # a log that cannot be written may be what has ended the run
+        print(text, file=sys.stderr, flush=True)
 
 
 def _others(error: BaseException) -> list[str]:

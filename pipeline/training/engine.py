@@ -67,6 +67,16 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
             raise ValueError(
                 f"deepspeed: {config.deepspeed} sets '{key}', which follows from selection.* and training.*: remove it"
             )
+    writers = {
+        "checkpoint.writer": from_file.get("checkpoint", {}).get("writer"),
+        "datastates_ckpt": from_file.get("datastates_ckpt"),
+    }
+    for key, value in writers.items():
+        if value:
+            raise ValueError(
+                f"deepspeed: {config.deepspeed} sets '{key}': DeepSpeed's own writers neither force files to the disk nor say which rank "
+                "failed to write, so checkpoints are written without them: remove it"
+            )
     if dtype == torch.float16 and from_file.get("zero_optimization", {}).get("stage", 0) == 0:
         raise ValueError(
             f"deepspeed: {config.deepspeed} sets no zero_optimization.stage or 0, and training.precision = fp16: {NO_FLOAT16_AT_STAGE_0}"

@@ -1,5 +1,5 @@
 # K kept
-"""What goes wrong without an error: replicas that drift apart, a dead filter, weights that collapse, a target that is missed."""
+"""What goes wrong without an error: replicas that drift apart, losses that jump, a dead filter, weights that collapse, a missed target."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -10,7 +10,8 @@ import torch
 
 from pipeline.scoring.collectives import Collectives
 
-WINDOW = 20  # scored steps that a warning looks at, and that pass before it comes again
+WINDOW = 20  # steps that a warning looks at, and that pass before it comes again
+NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # what became of a sample of the pool when it was last a candidate
 
 
 def checksum(parameters: Iterable[torch.Tensor]) -> int:
@@ -39,38 +40,87 @@ def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int)
 
 
 class Watch:
-    """Reads step records as they come and says in sentences what looks wrong. State is the last records alone."""
+    """Reads step records as they come and says in sentences what looks wrong.
 
-    def __init__(self):
-        self._records: deque[dict[str, Any]] = deque(maxlen=WINDOW)
-        self._quiet_until: dict[str, int] = {}
+    State is a few numbers of the last records and a byte for each sample of the pool; it goes into checkpoints.
+    """
 
-    def __call__(self, record: dict[str, Any], weights_K: np.ndarray) -> list[str]:
-        """Warnings after this step. Steps that were not scored (warm-up, between two scoring passes) say nothing."""
-        if record["target_dropped"] or (record["residual"] is None and not record["fallback"]):
-            return []
-        self._records.append({**record, "effective": 1 / float(np.sum(np.square(weights_K)))})
-        if len(self._records) < WINDOW:
-            return []
-        found = {"filter": self._dead_filter(), "weights": self._collapsed_weights(), "target": self._missed_target()}
+    def __init__(self, num_samples: int):
+        """``num_samples`` are the pool's."""
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.scored: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self.last_decisions = np.zeros(num_samples, np.int8)
+        self.quiet_until: dict[str, int] = {}
+
+    def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+        """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at ``kept_K`` of these.
+
+        Of steps that were not scored (warm-up, between two scoring passes) only the loss is looked at.
+        """
+        found = {"spike": self._spike(record["train_loss"])}
+        if not record["target_dropped"] and (record["residual"] is not None or record["fallback"]):
+            fields = {name: record[name] for name in ("num_kept", "fallback", "target_loss", "residual")}
+            repeats = self._repeats(positions_C, kept_K)
+            self.scored.append({**fields, **repeats, "effective": 1 / float(np.sum(np.square(weights_K)))})
+            if len(self.scored) == WINDOW:
+                found |= {
+                    "filter": self._dead_filter(), "repeats": self._same_samples(), "weights": self._collapsed_weights(),
+                    "target": self._missed_target(),
+                }  # fmt: skip
         said = []
         for name, sentence in found.items():
-            if sentence and record["step"] >= self._quiet_until.get(name, 0):
-                self._quiet_until[name] = record["step"] + WINDOW
+            if sentence and record["step"] >= self.quiet_until.get(name, 0):
+                self.quiet_until[name] = record["step"] + WINDOW
                 said.append(f"WARNING after step {record['step']}: {sentence}")
         return said
 
+    def _spike(self, loss: float) -> str:
+        """Against the median and its spread (median absolute deviation as a standard deviation) in the steps before."""
+        before = np.array(self.losses)
+        self.losses.append(loss)
+        if len(before) < WINDOW:
+            return ""
+        usual = float(np.median(before))
+        spread = 1.4826 * float(np.median(np.abs(before - usual)))
+        if loss <= max(2 * usual, usual + 6 * spread):
+            return ""
+        return (
+            f"its loss is {loss:.3f}, and {usual:.3f} was the median of the {WINDOW} steps before: look at its samples in kept.jsonl; "
+            "if it comes again lower training.learning_rate or training.gradient_clipping"
+        )
+
+    def _repeats(self, positions_C: np.ndarray, kept_K: np.ndarray) -> dict[str, float]:
+        """How many of the kept samples had been candidates before, how many of these were kept then, and the share a draw would keep."""
+        before_K = self.last_decisions[positions_C[kept_K]]
+        self.last_decisions[positions_C] = PASSED_OVER
+        self.last_decisions[positions_C[kept_K]] = KEPT
+        return {
+            "kept": len(kept_K), "seen": int((before_K != NEVER_SEEN).sum()), "repeated": int((before_K == KEPT).sum()),
+            "by_chance": len(kept_K) / len(positions_C),
+        }  # fmt: skip
+
     def _dead_filter(self) -> str:
-        if not all(record["fallback"] for record in self._records):
+        if not all(line["fallback"] for line in self.scored):
             return ""
         return (
             f"in {WINDOW} scored steps no candidate was aligned with the target, so the filter has kept the least bad ones: does "
             "data.pool hold anything like data.target?"
         )
 
+    def _same_samples(self) -> str:
+        """Repetition beyond that of uniform draws, as a share of what is possible (Cohen's kappa), once half of the kept can repeat."""
+        kept, seen, repeated = (sum(line[name] for line in self.scored) for name in ("kept", "seen", "repeated"))
+        by_chance = float(np.mean([line["by_chance"] for line in self.scored]))
+        if 2 * seen < kept or by_chance == 1 or (repeated / seen - by_chance) / (1 - by_chance) < 0.9:
+            return ""
+        return (
+            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before were kept then too (uniform draws "
+            f"would keep {by_chance:.0%} again): the run trains on the same few of data.pool over and over; add samples to it, or stop"
+        )
+
     def _collapsed_weights(self) -> str:
-        kept = np.mean([record["num_kept"] for record in self._records])
-        effective = np.mean([record["effective"] for record in self._records])
+        kept = np.mean([line["num_kept"] for line in self.scored])
+        effective = np.mean([line["effective"] for line in self.scored])
         if kept < 4 or effective > 1.5:
             return ""
         return (
@@ -80,7 +130,7 @@ class Watch:
 
     def _missed_target(self) -> str:
         """Later half against earlier half; differences of more than twice their standard error."""
-        rows = [record for record in self._records if None not in (record["target_loss"], record["residual"])]
+        rows = [line for line in self.scored if None not in (line["target_loss"], line["residual"])]
         if len(rows) < WINDOW:
             return ""
         loss, residual = ([row[name] for row in rows] for name in ("target_loss", "residual"))

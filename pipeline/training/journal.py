@@ -16,19 +16,24 @@ from pipeline.training.weighted_step import StepResult
 
 
 class Journal:
-    def __init__(self, folder: Path, engine, config: Config):
-        self.engine, self.config, self.recorder, self.watch = engine, config, Recorder(folder), Watch()
+    def __init__(self, folder: Path, engine, config: Config, pool: list[Sample], watched: Optional[dict] = None):
+        """``watched`` is what a checkpoint holds of the watch."""
+        self.engine, self.config, self.pool = engine, config, pool
+        self.recorder, self.watch = Recorder(folder), Watch(len(pool))
+        vars(self.watch).update(watched or {})
 
     def step(
-        self, step: int, epoch: float, candidates: list[Sample], chosen: Selection, selection: Selection, scores: Scores,
+        self, step: int, epoch: float, positions_C: np.ndarray, chosen: Selection, selection: Selection, scores: Scores,
         result: StepResult, learning_rate: float, seconds: dict[str, float],
     ) -> list[str]:  # fmt: skip
         """Write a step down; warnings about it, in sentences.
 
-        ``chosen`` is what the scoring pass kept for ``score_every`` steps, ``selection`` this step's part of it.
+        ``positions_C`` are the candidates' in the pool, ``chosen`` is what the scoring pass kept of them for ``score_every`` steps,
+        ``selection`` this step's part of it.
 
         The scoring pass is written down with the first of its steps; the others have its fields empty.
         """
+        candidates = [self.pool[i] for i in positions_C]
         scored = scores if step % self.config.selection.score_every == 0 else Scores(is_warmup=scores.is_warmup)
         match = chosen if scored is scores else selection
         finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else []
@@ -56,9 +61,10 @@ class Journal:
             "bytes_sent": scored.bytes_sent,
             "candidate_tokens": scored.candidate_tokens,
             "trained_tokens": result.num_tokens,
-            "selection_hash": scored.selection_hash,
+            "selection_hash": scores.selection_hash,
             "seconds": {**scored.seconds, **seconds},
         }
+        record["warnings"] = scored.warnings + self.watch(record, positions_C, chosen.indices, selection.weights)
         self.recorder.step(record)
         self.recorder.kept([
             {"step": step, "id": candidates[i].id, "source": candidates[i].source, "damage": candidates[i].damage,
@@ -66,7 +72,7 @@ class Journal:
             for i, weight in zip(selection.indices.tolist(), selection.weights)
         ])  # fmt: skip
         self._monitor(record)
-        return scored.warnings + self.watch(record, selection.weights)
+        return record["warnings"]
 
     def evaluation(self, step: int, loss: float, samples: list[Sample], answers: Optional[dict] = None) -> None:
         """``answers``: accuracy and num_answers, where answers were asked for."""

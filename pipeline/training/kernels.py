@@ -19,10 +19,14 @@ def clear_stale_locks(stale_seconds: float = STALE_SECONDS) -> None:
     """Wait for builds under way on this machine; a lock older than ``stale_seconds`` is taken for a dead one and deleted."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.glob("**/lock"):
-        said = False
+        said, begin = False, time.monotonic()
         while (age := _age(lock)) is not None:
-            if age > stale_seconds:
-                log.warning("the lock %s is %.0f s old: its process must have died while building; deleting it", lock, age)
+            waited = time.monotonic() - begin
+            if max(age, waited) > stale_seconds:  # by the clock alone a lock may be from the future
+                log.warning(
+                    "the lock %s is %.0f s old, %.0f s of them waited for: its process must have died while building; deleting it",
+                    lock, age, waited,
+                )  # fmt: skip
                 lock.unlink(missing_ok=True)
                 break
             if not said:

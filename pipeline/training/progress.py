@@ -16,8 +16,14 @@ class Narrator:
 
     def __call__(self, sentence: str) -> None:
         if self.rank == 0:
-            tqdm.write(sentence, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                tqdm.write(sentence, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError as error:
+                raise RuntimeError(
+                    f"standard output cannot be written ({error.strerror}), and what a run says must be seen: make room where it goes, "
+                    "then resume = auto goes on from the newest checkpoint"
+                ) from error
 
     def checks(self, lines: list[Line]) -> None:
         """Print the self-check; a failed line ends the run on every rank with exit code 2."""

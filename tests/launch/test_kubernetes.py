@@ -34,4 +34,7 @@ def test_pods_find_each_other_and_a_checkpoint():
     assert int(environment["NNODES"]) == JOB["spec"]["completions"] == JOB["spec"]["parallelism"]
     assert environment["GPUS"] == container["resources"]["limits"]["nvidia.com/gpu"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < spec["terminationGracePeriodSeconds"], (
+        "torchrun is killed itself"
+    )
     assert "--resume=auto" in container["args"], "a pod that starts again would begin from nothing"

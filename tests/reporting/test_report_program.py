@@ -53,6 +53,22 @@ def test_figure_of_an_earlier_report_does_not_stay(make_run, tmp_path, capsys):
     assert not (tmp_path / "figures/weights.png").exists()
 
 
+def test_warnings_of_the_steps_stand_on_the_page_and_below_the_table(make_run, tmp_path, capsys):
+    run = make_run("a")
+    lines = [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+    for line in lines[3:28]:
+        line["warnings"] = [f"WARNING after step {line['step']}: its weights < 1"]
+    (run / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(run), str(make_run("b", method="random")), "--output", str(tmp_path)]) == 0
+    page, printed = (tmp_path / "report.html").read_text(encoding="utf-8"), " ".join(capsys.readouterr().out.split())
+    assert "<h2>Warnings</h2>" in page and page.count("its weights &lt; 1</td>") == 20
+    assert "filter_then_weight: its last 20 of 25" in page and "after step 8:" in page and "after step 7:" not in page
+    assert "filter_then_weight: 25 warning(s), the last: WARNING after step 27: its weights < 1" in printed
+    assert len(json.loads((tmp_path / "summary.json").read_text())[0]["warnings"]) == 25
+    main([str(run.parent / "b"), "--output", str(tmp_path)])
+    assert "Warnings" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_data_cannot_inject_markup_into_the_page(make_run, capsys):
     run = make_run("a", extra_source=HOSTILE)
     (run / "config.yaml").write_text(f'selection: {{method: filter_then_weight}}\ndata: {{pool: ["{HOSTILE}"]}}\n')

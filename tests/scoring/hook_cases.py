@@ -204,6 +204,19 @@ def broken(model_folder: str, folder: str) -> dict:
     outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
     hooks.causal_logits = causal_logits
 
+    def short(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    backward, torch.Tensor.backward = torch.Tensor.backward, short
+    outcomes["no memory in the backward"] = error_of(lambda: attach().select(own, 2))
+    torch.Tensor.backward = backward
+    hook = attach()
+    hook.select(own, 2)
+    hooks.causal_logits, engine.zero_optimization_partition_weights = short, lambda: True
+    outcomes["no memory under ZeRO-3"] = error_of(lambda: hook.select(own, 2))
+    hooks.causal_logits = causal_logits
+    del engine.zero_optimization_partition_weights
+
     def only_here(signals, keep, num_candidates, rng, _):
         raise ValueError("the solver of rank 0 gives up")
 

@@ -9,7 +9,7 @@ from tests.training.train_cases import runs
 
 
 def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
-    """For each (arguments, step, rank): a run whose rank gets SIGUSR1 in that step, and whose disk is full for rank 1 before; its code."""
+    """For each (arguments, step, rank): a run whose rank gets a signal in that step, and whose disk is full for rank 1 before; its code."""
     from pipeline import train
     from pipeline.training.checkpoint import DurableWriter
 
@@ -25,7 +25,7 @@ def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
 
         def signalled(engine, *others, step=step, rank=rank):
             if engine.global_steps == step and os.environ["RANK"] == str(rank):
-                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGUSR1 if rank else signal.SIGTERM)
             return original(engine, *others)
 
         train.weighted_step = signalled

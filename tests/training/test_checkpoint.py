@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from benchmarks.kill_resume import compare, records, run
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint_files import Manifest
-from tests.ranks import run_ranks
+from tests.ranks import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
+from tests.training.test_checkpoint_files import flip_one_bit
 
 STEPS, STOPPED_IN = 6, 2
 VARIANTS = {
@@ -63,6 +66,55 @@ def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(pairs, b
     continued = run(tmp_path, arguments)
     assert continued["codes"] == [0, 0], continued["output"]
     assert compare(pairs["zero2-full"][0], tmp_path / "run") == [], killed["moment"]
+
+
+def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_nothing(pairs, build, data_folder, tmp_path):
+    """But what is continued is refused: its data are gone. And what DeepSpeed copies into a checkpoint is hashed like the rest."""
+    pool = Path(shutil.copy(Path(data_folder) / "pool.jsonl", tmp_path / "pool.jsonl"))
+    arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "3", "--data.pool", f"[{pool}]")
+    run_ranks("tests.training.train_cases:runs", 2, all_arguments=[arguments], before="change_the_world")
+    assert pool.stat().st_size < (Path(data_folder) / "pool.jsonl").stat().st_size
+    newest = tmp_path / "run/checkpoints/checkpoint-6"
+    for rank in (0, 1):
+        name = f"offloaded_tensors/rank{rank}/exp_avg.swp"
+        assert files.read_manifest(newest).files[name] == files.describe(newest / name)
+    assert compare(pairs["zero2-full"][0], tmp_path / "run") == []
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()]
+    assert len(seconds) == STEPS and all(value >= 0 for line in seconds for value in line.values())
+    (tmp_path / "run/finished.json").unlink()
+    pool.write_text(pool.read_text().rpartition("\n")[0] + "\n")  # without the half line, which would be refused itself
+    ended = launch("tests.ranks:train", 2, arguments=[*arguments, "--resume", "auto"])
+    assert [end.code for end in ended] == [1, 1], tails(ended)
+    assert "content of data.pool: 48 samples" in ended[0].output and "none of 2 checkpoints can be used" in ended[0].output
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(pairs, build, tmp_path):
+    undisturbed, continued = pairs["zero2-full"]
+    folder = Path(shutil.copytree(continued, tmp_path / "run"))
+    (folder / "finished.json").unlink()
+    flip_one_bit(next((folder / "checkpoints/checkpoint-6").glob("*optim_states.pt")))
+    arguments = build("zero2-full", folder, "--training.save_every", "2", "--resume", "auto")
+    ended = launch("tests.ranks:train", 2, arguments=arguments)
+    assert [end.code for end in ended] == [0, 0], tails(ended)
+    said = " ".join(ended[0].output.split())
+    assert (
+        "CHECKPOINT NOT USED" in said
+        and "has changed since it was written" in said
+        and "set aside as checkpoint-6.damaged" in said
+    )
+    assert json.loads((folder / "resumes.jsonl").read_text().splitlines()[-1])["step"] == 4
+    assert compare(undisturbed, folder) == []
+
+
+def test_a_disk_that_is_full_at_a_record_ends_all_ranks_and_the_run_goes_on_from_its_checkpoint(pairs, build, tmp_path):
+    arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2")
+    ended = launch("tests.ranks:train", 2, arguments=arguments, before="tests.training.train_cases:fill_the_disk")
+    assert [end.code for end in ended] == [1, 1], tails(ended)
+    assert "steps.jsonl cannot be written: File too large" in ended[0].output and "Traceback" not in ended[0].output, tails(
+        ended
+    )
+    run_ranks("tests.training.train_cases:runs", 2, all_arguments=[[*arguments, "--resume", "auto"]])
+    assert compare(pairs["zero2-full"][0], tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("before, after, stage", [(2, 1, "zero2"), (1, 2, "zero3")])

@@ -45,6 +45,8 @@ def test_auto_values_and_equal_values_are_no_contradiction(merge):
     ({"optimizer": {"params": {"lr": 0.5}}}, ["optimizer.params.lr = 0.5", "settings say 0.0002"]),
     ({"bf16": {"enabled": True}}, ["bf16.enabled = True", "settings say False"]),
     ({"train_batch_size": 8}, ["'train_batch_size'", "selection.* and training.*"]),
+    ({"checkpoint": {"writer": {"type": "FAST", "decoupled": True}}}, ["'checkpoint.writer'", "remove it"]),
+    ({"datastates_ckpt": {"host_cache_size": 2}}, ["'datastates_ckpt'", "remove it"]),
     ({"scheduler": {"type": "WarmupLR"}}, ["'scheduler'", "training.*"]),
     ({"fp16": {"enabled": True}}, ["fp16.enabled = True", "settings say False"]),
     ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, ["mics_shard_size = 2", "zero_hpz_partition_size"]),

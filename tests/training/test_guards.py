@@ -1,6 +1,7 @@
 """What goes wrong without an error is noticed, and what is well is left alone."""
 
 import os
+import pickle
 import signal
 import time
 
@@ -54,13 +55,35 @@ def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
 
 
 def record(step: int, **changes) -> dict:
-    usual = {"residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8, "target_loss": 2.0 - 0.01 * step}
+    usual = {
+        "train_loss": 2.0 + 0.1 * (step % 3), "residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8,
+        "target_loss": 2.0 - 0.01 * step,
+    }  # fmt: skip
     return {"step": step, **usual, **changes}
 
 
-def said(records: list[dict], weights=None) -> list[str]:
-    watch = Watch()
-    return [sentence for line in records for sentence in watch(line, np.full(8, 1 / 8) if weights is None else weights)]
+POOL, CANDIDATES, KEPT = 320, 32, 8
+UNIFORM = np.full(KEPT, 1 / KEPT)
+
+
+def positions(step: int) -> np.ndarray:
+    """Candidates of a step: every epoch of ten steps in another order."""
+    epoch, place = divmod(step, POOL // CANDIDATES)
+    return np.random.default_rng((0, epoch)).permutation(POOL)[place * CANDIDATES :][:CANDIDATES]
+
+
+def draw(step: int) -> np.ndarray:
+    return np.random.default_rng((1, step)).permutation(CANDIDATES)[:KEPT]
+
+
+def favourites(step: int) -> np.ndarray:
+    """Those that stand first in the pool."""
+    return np.argsort(positions(step))[:KEPT]
+
+
+def said(records: list[dict], weights=UNIFORM, kept=draw) -> list[str]:
+    watch = Watch(POOL)
+    return [sentence for line in records for sentence in watch(line, positions(line["step"]), kept(line["step"]), weights)]
 
 
 def test_a_healthy_run_hears_nothing():
@@ -69,6 +92,45 @@ def test_a_healthy_run_hears_nothing():
     assert said(noisy) == []
     assert said([record(step) for step in range(5 * WINDOW)]) == []
     assert said([record(step, residual=None, target_loss=None) for step in range(5 * WINDOW)]) == [], "random, and warm-up"
+    falling = [record(step, train_loss=4 * 0.95**step * rng.uniform(0.7, 1.4)) for step in range(5 * WINDOW)]
+    assert said(falling) == []
+
+
+def test_a_loss_that_jumps_is_named_with_what_was_usual():
+    calm = [record(step) for step in range(WINDOW)]
+    assert said([*calm, record(WINDOW, train_loss=4.1)]) == [], "not twice as much"
+    (found,) = said([*calm, record(WINDOW, train_loss=4.3), record(WINDOW + 1, train_loss=9.0)])
+    assert found.startswith(
+        f"WARNING after step {WINDOW}: its loss is 4.300, and 2.100 was the median of the {WINDOW} steps before"
+    )
+    unscored = [record(step, residual=None) for step in range(WINDOW)]
+    assert len(said([*unscored, record(WINDOW, residual=None, train_loss=4.3)])) == 1, "of any method, in warm-up too"
+
+
+def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
+    """A quarter of the pool is kept, whatever stands beside it."""
+    steps = [record(step) for step in range(4 * WINDOW)]
+    whole_pool = lambda step: np.arange(CANDIDATES)
+    found = said(steps, kept=lambda step: np.flatnonzero(positions(step) < POOL // 4)[: CANDIDATES - 1])
+    assert "kept samples that had been candidates before were kept then too" in found[0] and "over and over" in found[0]
+    assert int(found[0].split()[3].rstrip(":")) < 2 * WINDOW, "as soon as half of a window's samples have come back"
+    assert said(steps) == [], "draws"
+    assert said(steps, kept=whole_pool) == [], "all are kept: nothing is chosen"
+    assert said(steps[:10], kept=favourites) == [], "in the first epoch nothing can repeat"
+
+
+def test_what_is_watched_goes_on_where_another_watch_stopped():
+    """As from a checkpoint: the same sentences at the same steps."""
+    steps = [record(step, fallback=int(step > 5), train_loss=9.0 if step == 45 else 2.0) for step in range(3 * WINDOW)]
+    hear = lambda watch, lines: [
+        s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]), UNIFORM)
+    ]
+    undisturbed = hear(Watch(POOL), steps)
+    assert len(undisturbed) > 2
+    first, second = Watch(POOL), Watch(POOL)
+    before = hear(first, steps[:37])
+    vars(second).update(pickle.loads(pickle.dumps(vars(first))))
+    assert before + hear(second, steps[37:]) == undisturbed
 
 
 def test_a_dead_filter_is_named_once_in_a_window():
