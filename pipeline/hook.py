@@ -68,6 +68,8 @@ class Scores:
     """How often this scoring pass began again with half the samples in a forward."""
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
 
 
 MOST_TARGETS_LOST = 3  # in a row; more are no accident of a few target samples
@@ -179,7 +181,7 @@ class SelectionHook:
             # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out here.
             what = selection.indices.tobytes() + selection.weights.tobytes() + repr((step, self.seed, settings)).encode()
             scores.selection_hash = collectives.assert_same(what, f"the selection of step {step}")
-        scores.bytes_sent, scores.seconds = collectives.bytes_sent, watch.read()
+        scores.bytes_sent, scores.seconds, scores.peak_bytes = collectives.bytes_sent, watch.read(), watch.peak_bytes()
         return selection
 
     def _has_state(self, step: int) -> bool:

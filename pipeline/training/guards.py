@@ -1,4 +1,3 @@
-# K kept
 """What goes wrong without an error: replicas that drift apart, a dead filter, weights that collapse, a target that is missed."""
 
 from collections import Counter, deque
@@ -39,17 +38,20 @@ def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int)
 
 
 class Watch:
-    """Reads step records as they come and says in sentences what looks wrong. State is the last records alone."""
+    """Reads step records as they come and says in sentences what looks wrong.
+
+    All that it knows comes from the records: a run that goes on shows it those of before, and it says what it would have said.
+    """
 
     def __init__(self):
         self._records: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self._quiet_until: dict[str, int] = {}
 
-    def __call__(self, record: dict[str, Any], weights_K: np.ndarray) -> list[str]:
+    def __call__(self, record: dict[str, Any]) -> list[str]:
         """Warnings after this step. Steps that were not scored (warm-up, between two scoring passes) say nothing."""
         if record["target_dropped"] or (record["residual"] is None and not record["fallback"]):
             return []
-        self._records.append({**record, "effective": 1 / float(np.sum(np.square(weights_K)))})
+        self._records.append(record)
         if len(self._records) < WINDOW:
             return []
         found = {"filter": self._dead_filter(), "weights": self._collapsed_weights(), "target": self._missed_target()}
@@ -70,7 +72,7 @@ class Watch:
 
     def _collapsed_weights(self) -> str:
         kept = np.mean([record["num_kept"] for record in self._records])
-        effective = np.mean([record["effective"] for record in self._records])
+        effective = np.mean([record["effective_kept"] for record in self._records])
         if kept < 4 or effective > 1.5:
             return ""
         return (

@@ -54,13 +54,14 @@ def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
 
 
 def record(step: int, **changes) -> dict:
-    usual = {"residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8, "target_loss": 2.0 - 0.01 * step}
+    usual = {"residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8, "effective_kept": 8.0,
+             "target_loss": 2.0 - 0.01 * step}  # fmt: skip
     return {"step": step, **usual, **changes}
 
 
-def said(records: list[dict], weights=None) -> list[str]:
+def said(records: list[dict]) -> list[str]:
     watch = Watch()
-    return [sentence for line in records for sentence in watch(line, np.full(8, 1 / 8) if weights is None else weights)]
+    return [sentence for line in records for sentence in watch(line)]
 
 
 def test_a_healthy_run_hears_nothing():
@@ -78,11 +79,18 @@ def test_a_dead_filter_is_named_once_in_a_window():
 
 
 def test_collapsed_weights_are_named():
-    weights = np.array([0.97, *[0.03 / 7] * 7])
-    assert (
-        "8.0 samples were kept, and their weights amount to 1.1 of equal weight"
-        in said([record(s) for s in range(WINDOW)], weights)[0]
-    )
+    (sentence,) = said([record(step, effective_kept=1.06) for step in range(WINDOW)])
+    assert "8.0 samples were kept, and their weights amount to 1.1 of equal weight" in sentence
+
+
+def test_a_watch_that_was_shown_the_records_of_before_says_what_it_would_have_said():
+    lines = [record(step, fallback=1) for step in range(3 * WINDOW)]
+    whole, shown, late = Watch(), Watch(), Watch()
+    expected = [whole(line) for line in lines]
+    for line in lines[: WINDOW + 5]:
+        shown(line)
+    assert [shown(line) for line in lines[WINDOW + 5 :]] == expected[WINDOW + 5 :]
+    assert [late(line) for line in lines[WINDOW + 5 :]] != expected[WINDOW + 5 :]
 
 
 def test_a_target_that_is_missed_though_the_match_improves_is_named():
