@@ -106,7 +106,9 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
     ):  # fmt: skip
         assert words in page, words
     verdict = json.loads((grid.parent / "runs/comparison.json").read_text())["verdict"]
-    assert "The held-out loss of filter_then_weight, averaged over training, is" in verdict and html.escape(verdict, False) in page
+    assert (
+        "The held-out loss of filter_then_weight, averaged over training, is" in verdict and html.escape(verdict, False) in page
+    )
 
 
 def test_changed_settings_and_data_are_not_reused_silently(compare, grid, monkeypatch):

@@ -218,7 +218,7 @@ def _notes(cells: pd.DataFrame, reference: Optional[str], baseline: str, num_mis
         "Differences are taken between cells of one target and seed, which see the same candidates in the same order; below 0 is "
         f"better. {baseline} is {chosen}.",
         "Kept: shares of samples trained on after warm-up; length in characters. Duplicates: samples with a text that others of the "
-        "pool have too.",
+        "pool have too, but for case and white space.",
         f"Pool: {', '.join(known)}, mean length {pool['length']:.0f}.",
     ]  # fmt: skip
     if reference:

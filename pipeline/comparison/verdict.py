@@ -22,7 +22,7 @@ def verdict(
     several = sum(method == OURS for method in methods.values())
     if several > 1 and methods[mine.variant] == OURS:
         opening += f"; it is the best of {several} variants of {OURS}, chosen after the fact"
-    against = {reference: mine.vs_random, baseline: mine.vs_baseline}
+    against = {reference: mine.vs_random} | ({baseline: mine.vs_baseline} if baseline != reference else {})
     parts = [
         _difference(name, found)
         for name, found in against.items()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
 TIMEOUT_SECONDS = 300
+ENDED = (
+    f"Chromium has ended, or was ended after {TIMEOUT_SECONDS} s, before it had shown the page; open it in any browser instead"
+)
 MAX_HEIGHT = 16_000
 """Pixels of a picture: what Chromium draws beyond is blank."""
 
@@ -69,7 +73,10 @@ class Browser:
     def _ask(self, method: str, **parameters) -> dict:
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters, **self._session}
-        os.write(self._to, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._to, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise RuntimeError(ENDED) from None
         while (answer := self._read()).get("id") != self._number:
             pass
         if "error" in answer:
@@ -80,7 +87,7 @@ class Browser:
         while b"\0" not in self._buffer:
             chunk = os.read(self._from, 1 << 20)
             if not chunk:
-                raise RuntimeError("Chromium has ended before it had shown the page")
+                raise RuntimeError(ENDED)
             self._buffer += chunk
         raw, self._buffer = self._buffer.split(b"\0", 1)
         message = json.loads(raw)
@@ -103,28 +110,23 @@ def browser() -> Iterator[Browser]:
         )
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         (commands_out, commands_in), (answers_out, answers_in) = os.pipe(), os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there, and the clock ends what hangs.
+        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there and becomes Chromium.
         script = f'exec "$@" 3<&{commands_out} 4>&{answers_in}'
-        command = [
-            "timeout",
-            "--kill-after=5",
-            str(TIMEOUT_SECONDS),
-            program,
-            *FLAGS,
-            f"--user-data-dir={profile}",
-            "about:blank",
-        ]
+        command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
             ["bash", "-c", script, "chromium", *command], pass_fds=(commands_out, answers_in), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": profile},
         )  # fmt: skip
         os.close(commands_out), os.close(answers_in)
+        clock = threading.Timer(TIMEOUT_SECONDS, process.kill)
+        clock.start()
         try:
             yield Browser(commands_in, answers_out)
         finally:
             os.close(commands_in), os.close(answers_out)  # Chromium ends when nobody steers it any more
             process.terminate()
             process.wait()
+            clock.cancel()
 
 
 def screenshot(page: Path, picture: Path, width: int) -> None:

@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from pipeline.reporting.pictures import Picture
-from pipeline.reporting.visible import visible
+from pipeline.reporting.visible import visible, without_secrets
 
 TEMPLATE = """\
 <!doctype html>
@@ -18,7 +18,7 @@ TEMPLATE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{{ title }}</title>
@@ -40,8 +40,8 @@ TEMPLATE = """\
   th, td { padding: .3em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
   th { vertical-align: bottom; color: var(--soft); font-weight: 600; white-space: pre; }
   .numbers td + td, .numbers th + th { text-align: right; white-space: pre; }
-  td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 17em; max-width: 38em; }
-  td.word { overflow-wrap: anywhere; min-width: 6em; max-width: 14em; }
+  td.short { white-space: pre; } td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 15em; max-width: 38em; }
+  td.word { overflow-wrap: anywhere; min-width: 8em; max-width: 14em; }
   .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.2em 1.4em; margin-top: .8em; }
   .legend { max-width: 480px; margin: .8em 0 0; }
   figure { margin: 0; max-width: 480px; } figcaption { margin-bottom: .2em; }
@@ -74,8 +74,7 @@ TEMPLATE = """\
 {% for cells in table.rows %}
 <tr>
 {% for cell in cells %}
-{% set kind = table.kinds[loop.index0] if table.kinds else "" %}
-<td{% if kind %} class="{{ kind }}"{% endif %}><bdi>{{ cell }}</bdi></td>
+<td{% if table.kinds %} class="{{ table.kinds[loop.index0] }}"{% endif %}><bdi>{{ cell }}</bdi></td>
 {% endfor %}
 </tr>
 {% endfor %}
@@ -108,7 +107,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     """As many cells a row as there are headings."""
     kinds: Sequence[str] | None = None
-    """Of each column: '' as it comes, 'word' and 'text' for what may be long. None: the first are names, the others numbers."""
+    """Of each column: 'short', or 'word' and 'text' for what may be long. None: the first are names, the others numbers."""
     title: str = ""
 
 
@@ -147,4 +146,5 @@ def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def yaml_text(value: dict) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    """For a page: without the secrets among the settings."""
+    return yaml.safe_dump(without_secrets(value), sort_keys=False, allow_unicode=True)

@@ -68,6 +68,6 @@ def incident_section(runs: Sequence[tuple[str, Run]]) -> Section:
     shown = found if len(found) <= MAX_ROWS else [*found[:half], *found[-half:]]
     if len(shown) < len(found):
         notes.append(f"The first and the last {half} of {len(found):,} are shown.")
-    rows = [[str(incident.step), label, incident.kind, cut(incident.what, MAX_TEXT)] for label, incident in shown]
-    tables = [Table(["step", "run", "what", "details"], rows, kinds=["", "word", "word", "text"])] if rows else []
+    rows = [[str(incident.step), incident.kind, cut(incident.what, MAX_TEXT), label] for label, incident in shown]
+    tables = [Table(["step", "what", "details", "run"], rows, kinds=["short", "word", "text", "word"])] if rows else []
     return Section("Warnings and fallbacks", tables=tables, notes=notes)

@@ -10,6 +10,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.reporting.visible import visible
+
 WIDE, DPI, COLUMNS = 11.0, 110, 3
 NARROW = 3.73
 """Inches: 358 CSS pixels, what a telephone of 390 leaves between margins. Where a page has more room, the picture grows."""
@@ -92,7 +94,7 @@ def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Pi
 
 def short(text: str) -> str:
     """A name that fits beside a panel, as text: a dollar sign would start matplotlib's mathematics, and fail on half a formula."""
-    text = " ".join(text.split())
+    text = " ".join(visible(text).split())
     text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL // 2 - 1] + "\u2026" + text[-MAX_LABEL // 2 :]
     return text.replace("$", r"\$")
 
@@ -127,4 +129,4 @@ def _svg(figure: Figure, title: str) -> Markup:
     text = re.sub(r' d="[^"]*"', lambda found: re.sub(r"(\.\d)\d+", r"\1", found.group()), text)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"\s*\n\s*", "\n", text).replace(INK, "currentColor")
-    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(title)}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{Markup.escape(visible(title))}"', 1))

@@ -42,13 +42,13 @@ def write_run_page(
     if differences:
         rows = [[name, *values] for name, values in differences.items()]
         sections.append(
-            Section("Settings that differ", tables=[Table(["setting", *names], rows, ["", *["word"] * len(names)])])
+            Section("Settings that differ", tables=[Table(["setting", *names], rows, ["short", *["word"] * len(names)])])
         )
     lead = [f"{s.label}: {s.num_steps} steps, {s.folder}" for s in summaries]
     lead += [f"{name}: {counts(found)}; see Warnings and fallbacks." for name, run in labelled if (found := incidents(run))]
     write_page(
         path, "Data selection: " + ", ".join(names), verdict(runs, summaries), lead, sections,
-        [(name, [yaml_text(run.config), yaml_text(run.environment)]) for name, run in labelled],
+        [(name, [yaml_text(part) for part in (run.config, run.deepspeed, run.environment) if part]) for name, run in labelled],
     )  # fmt: skip
 
 

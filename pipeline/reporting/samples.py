@@ -100,12 +100,12 @@ def repeat_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame
             f"texts in all, {together} of them twice or more in one step. In the pool {in_pool:.1%} of the samples share their text."
         )
         rows = [
-            [f"{row.times}", f"{row.together}", cut(", ".join(row.ids), 2 * MAX_NAME), _text(texts, row.ids[0])]
+            [f"{row.times}", f"{row.together}", _text(texts, row.ids[0]), cut(", ".join(row.ids), 2 * MAX_NAME)]
             for row in found[:NUM_SHOWN].itertuples()
         ]
         if rows:
-            headings = ["trained on", "most in\none step", "ids", "text"]
-            tables.append(Table(headings, rows, kinds=["", "", "word", "text"], title=f"Most repeated, {label}"))
+            headings = ["times", "most in\none step", "text", "ids"]
+            tables.append(Table(headings, rows, kinds=["short", "short", "text", "word"], title=f"Most repeated, {label}"))
     look_at = "Texts that differ in case and white space alone. A filter that matches residuals should seldom take two of a kind at once."
     return Section("Duplicates", look_at, tables=tables, notes=notes)
 
@@ -118,12 +118,12 @@ def _table(title: str, samples: pd.DataFrame, run: Run, texts: Optional[pd.DataF
         about = own.loc[name] if name in own.index else texts.loc[name] if texts is not None and name in texts.index else None
         rows.append([
             f"{sample['kept']:.0f} of {sample['seen']:.0f}" if run.passed is not None else f"{sample['kept']:.0f}",
-            _number(sample["weight"], ".2f"), _number(sample["alignment"], "+.2f"),
+            _text(texts, name), _number(sample["weight"], ".2f"), _number(sample["alignment"], "+.2f"),
             "" if about is None else cut(about["source"], MAX_NAME), "" if about is None else cut(about["damage"], MAX_NAME),
-            cut(name, MAX_NAME), _text(texts, name),
+            cut(name, MAX_NAME),
         ])  # fmt: skip
-    headings = ["kept", "weight", "align-\nment", "source", "damage", "id", "text"]
-    return Table(headings, rows, kinds=["", "", "", "word", "word", "word", "text"], title=title)
+    headings = ["kept", "text", "weight", "align-\nment", "source", "damage", "id"]
+    return Table(headings, rows, kinds=["short", "text", "short", "short", "word", "word", "word"], title=title)
 
 
 def _text(texts: Optional[pd.DataFrame], name: str) -> str:

@@ -4,10 +4,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 HIDDEN = "[hidden]"
-SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AUTH", re.IGNORECASE)
-"""Environment variables whose values are nobody's business."""
+SECRET_NAMES = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIAL|AUTH|KEY|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)S?(?:_|$)",
+    re.IGNORECASE,
+)
+"""Environment variables and settings whose values are nobody's business."""
 MIN_SECRET = 8
 """Characters of a value that is hidden wherever it stands; shorter ones stand in innocent words too."""
 SECRET_SHAPES = re.compile(
@@ -33,6 +37,16 @@ def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
         if len(value) >= MIN_SECRET and SECRET_NAMES.search(name):
             text = text.replace(value, HIDDEN)
     return SECRET_SHAPES.sub(HIDDEN, text)
+
+
+def without_secrets(settings: Any) -> Any:
+    """Nested settings with [hidden] for every text whose name says that it is a secret, such as the api_key of a monitor."""
+    if isinstance(settings, dict):
+        return {
+            key: HIDDEN if isinstance(value, str) and value and SECRET_NAMES.search(str(key)) else without_secrets(value)
+            for key, value in settings.items()
+        }
+    return [without_secrets(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def cut(text: str, most: int) -> str:

@@ -66,8 +66,8 @@ def test_a_run_that_did_not_record_what_it_left_out_says_so(by_hand):
 
 def test_a_sample_that_the_pool_no_longer_has_is_shown_without_text(by_hand):
     section = sample_section([("run", by_hand)], texts_of(a="x" * 1000, e="e"))
-    rows = {row[5]: row for table in section.tables for row in table.rows}
-    assert rows["a"][-1] == "x" * 240 + "\u2026" and rows["b"][-1] == "-" and rows["e"][3] == "E"
+    rows = {row[6]: row for table in section.tables for row in table.rows}
+    assert rows["a"][1] == "x" * 240 + "\u2026" and rows["b"][1] == "-" and rows["e"][4] == "E"
     assert "not in the pool's files any more" in section.notes[-1]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.reporting.visible import HIDDEN, cut, hide, visible
+from pipeline.reporting.visible import HIDDEN, cut, hide, visible, without_secrets
 
 ARABIC = "\u0645\u0631\u062d\u0628\u0627"
 
@@ -26,6 +26,25 @@ def test_values_of_secret_variables_are_hidden_and_others_are_not():
 @pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 8, "ghp_" + "x" * 36, "sk-" + "y" * 40, "AKIA" + "Q" * 16])
 def test_tokens_of_known_services_and_passwords_in_addresses_are_hidden(secret):
     assert hide(f"url: https://user:{secret}@host/a?b {secret}", {}) == f"url: https://{HIDDEN}@host/a?b {HIDDEN}"
+
+
+def test_settings_with_the_name_of_a_secret_are_hidden_and_max_tokens_is_not():
+    settings = {
+        "comet": {"api_key": "abc", "project": "p"},
+        "max_tokens": 64,
+        "tokenizer": "t",
+        "list": [{"password": "x"}],
+        "token": "",
+    }
+    hidden = {
+        "comet": {"api_key": HIDDEN, "project": "p"},
+        "max_tokens": 64,
+        "tokenizer": "t",
+        "list": [{"password": HIDDEN}],
+        "token": "",
+    }
+    assert without_secrets(settings) == hidden
+    assert hide("/models/some_tokenizer", {"TOKENIZER_PATH": "/models/some_tokenizer"}) == "/models/some_tokenizer"
 
 
 def test_a_cut_says_how_much_is_missing():
