@@ -14,10 +14,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Optional
 
 import pandas as pd
@@ -146,8 +145,8 @@ class Run:
     """One row a measured loss, ordered by step; of two measurements at one step the later one holds."""
     passed: Optional[pd.DataFrame] = None
     """One row a candidate that a scoring pass left out: step, id, alignment; None for a run that recorded none of this."""
-    deepspeed: Mapping = MappingProxyType({})
-    """What DeepSpeed was initialised with; empty for a run that has not recorded it."""
+    deepspeed: Optional[dict] = None
+    """What DeepSpeed was initialised with; None where this was not recorded."""
     resumes: Sequence[dict] = ()
     """What the run went on from, each time that it was continued."""
 
@@ -185,7 +184,7 @@ def read_run(folder: Path) -> Run:
         steps=steps,
         kept=kept,
         evaluations=evaluations.drop_duplicates(["name", "step"], keep="last").sort_values("step", ignore_index=True),
-        deepspeed=_read_object(folder / "deepspeed.json") if (folder / "deepspeed.json").is_file() else {},
+        deepspeed=_read_object(folder / "deepspeed.json") if (folder / "deepspeed.json").is_file() else None,
         passed=_read_passed(folder / "passed.jsonl"),
         resumes=_records(folder / "resumes.jsonl", ("step",)) if (folder / "resumes.jsonl").is_file() else [],
     )

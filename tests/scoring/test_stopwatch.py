@@ -32,6 +32,7 @@ def test_on_cpu_memory_is_that_of_the_process_at_the_end_of_a_stage():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 def test_on_cuda_memory_is_the_peak_within_each_stage():
     device = torch.device("cuda")
     watch, held = Stopwatch(device), torch.ones(8 * MIB, device=device)  # 32 MiB
