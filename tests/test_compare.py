@@ -102,7 +102,7 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page loads something from outside"
     for words in (
         "sums: held-out loss", "sums: damage of what was kept", "Match with the target, mean of all cells", "Kept share by source",
-        "Most kept, filter_then_weight", "Least kept, random", "Duplicates", "Memory of a step", "Warnings and fallbacks",
+        "Most kept, filter_then_weight", "Least kept, filter_then_weight", "Duplicates", "Memory of a step", "Warnings and fallbacks",
     ):  # fmt: skip
         assert words in page, words
     verdict = json.loads((grid.parent / "runs/comparison.json").read_text())["verdict"]

@@ -28,7 +28,7 @@ def read_texts(data: DataConfig) -> pd.DataFrame:
     occurrences = Counter(digests)
     rows = [
         {
-            "id": record.id, "source": record.source, "damage": record.damage, "text": "\n".join(record.parts())[:MAX_CHARACTERS],
+            "id": _in_utf_8(record.id), "source": _in_utf_8(record.source), "damage": _in_utf_8(record.damage), "text": "\n".join(record.parts())[:MAX_CHARACTERS],
             "length": sum(map(len, record.parts())), "digest": digest, "is_duplicate": occurrences[digest] > 1,
         }
         for record, digest in zip(records, digests)
@@ -64,6 +64,11 @@ def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optio
         return read_texts(DataConfig(pool=names, on_broken="skip")), ""
     except ValueError as error:
         return None, f"Texts are not shown: {error}."
+
+
+def _in_utf_8(text: str) -> str:
+    """As records of a run have it: half of a surrogate pair, which a row's id may hold, as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def digest(parts: list[str]) -> str:

@@ -89,7 +89,7 @@ def sources_over_time(runs: list[Run]) -> list[Panel]:
         def draw(axis: Axes) -> None:
             for run, label, style in styled(runs):
                 share = run.kept["source"].isin(chosen).groupby(run.kept["step"]).mean()
-                _curve(axis, share.index.to_series(), share, label, style)
+                _curve(axis, share.index.to_series(), share, label, style, band=False)
             expected = pool.reindex(chosen).fillna(0).sum()
             axis.axhline(expected, color=POOL, linewidth=1.5, linestyle="--", label="share of the pool")
             _over_steps(axis, runs)
@@ -252,14 +252,14 @@ def _curves(runs: list[Run], titles: dict[str, str]) -> list[Panel]:
     return [panel(field, title) for field, title in titles.items() if any(run.steps[field].notna().any() for run in runs)]
 
 
-def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict) -> None:
-    """A rolling mean; where there are many values, with their range behind it."""
+def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict, band: bool = True) -> None:
+    """A rolling mean; with a ``band``, where there are many values, their 10-90 % range behind it."""
     present = values.notna()
     values = pd.Series(values[present].astype(float).to_numpy(), index=steps[present].to_numpy())
     if values.empty:
         return
     rolling = values.rolling(_window(len(values)), min_periods=1, center=True)
-    if len(values) >= FEW:
+    if band and len(values) >= FEW:
         low, high = _thin(rolling.quantile(0.1)), _thin(rolling.quantile(0.9))
         axis.fill_between(low.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
     smooth = _thin(rolling.mean())

@@ -43,7 +43,7 @@ TEMPLATE = """\
   td.short { white-space: pre; } td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 15em; max-width: 38em; }
   td.word { overflow-wrap: anywhere; min-width: 8em; max-width: 14em; }
   .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.2em 1.4em; margin-top: .8em; }
-  .legend { max-width: 480px; margin: .8em 0 0; }
+  .legend { max-width: 358px; margin: .8em 0 0; }
   figure { margin: 0; max-width: 480px; } figcaption { margin-bottom: .2em; }
   svg { display: block; width: 100%; height: auto; }
   details { margin: .5em 0; } summary { cursor: pointer; }

@@ -210,7 +210,7 @@ def _text(path: Path) -> str:
 
 def _read_object(path: Path) -> dict:
     try:
-        value = json.loads(_text(path))
+        value = _parse(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(value, dict):
@@ -239,7 +239,7 @@ def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, parse_constant=_refuse)
+            record = _parse(line)
         except ValueError as error:
             raise ValueError(
                 f"{path}:{number}: not a line of JSON ({error}). A run that was killed can leave half a line: remove it"
@@ -249,6 +249,20 @@ def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
             raise ValueError(f"{path}:{number}: no {', '.join(missing)} in this record; was it written by another version?")
         records.append(record)
     return records
+
+
+def _parse(text: str):
+    """A JSON value; halves of surrogate pairs stay the escapes that they are in the file, as tables hold UTF-8 alone."""
+    value = json.loads(text, parse_constant=_refuse)
+    return _in_utf_8(value) if "\\ud" in text.lower() else value
+
+
+def _in_utf_8(value):
+    if isinstance(value, dict):
+        return {_in_utf_8(key): _in_utf_8(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_utf_8(item) for item in value]
+    return value.encode(**ENCODING).decode() if isinstance(value, str) else value
 
 
 def _refuse(constant: str):

@@ -64,6 +64,9 @@ def sample_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame
     why there are none."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
+        if run.method in ("random", "full"):
+            notes.append(f"{label} takes samples without looking at them.")
+            continue
         samples = tally(run)
         if samples.empty:
             notes.append(f"{label}: the method has not chosen yet, so there is nothing to show.")

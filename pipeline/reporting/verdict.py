@@ -86,12 +86,21 @@ def _incomparable(mine: Run, other: Run) -> list[str]:
 def _difference(mine: Summary, reference: Summary) -> str:
     difference = mine.loss_after - reference.loss_after
     if abs(difference) < 0.0005:
-        return f"After {mine.num_steps} steps {mine.label} and {reference.label} have the same held-out loss, {mine.loss_after:.3f}."
+        return (
+            f"After {mine.num_steps} steps {mine.label} and {reference.label} have the same held-out loss, {mine.loss_after:.3f}."
+            f"{_on_the_way(mine, reference)}"
+        )
     verdict = "" if difference < 0 else " Choosing has not helped here."
     return (
         f"After {mine.num_steps} steps the held-out loss of {mine.label} is {mine.loss_after:.3f} and that of {reference.label} "
-        f"{reference.loss_after:.3f}: {change(difference, reference.loss_after)}.{verdict}"
+        f"{reference.loss_after:.3f}: {change(difference, reference.loss_after)}.{verdict}{_on_the_way(mine, reference)}"
     )
+
+
+def _on_the_way(mine: Summary, reference: Summary) -> str:
+    if None in (mine.loss_mean, reference.loss_mean):
+        return ""
+    return f" Averaged over the run it is {change(mine.loss_mean - reference.loss_mean, reference.loss_mean)}."
 
 
 def _price(mine: Summary, reference: Summary) -> str:

@@ -40,6 +40,9 @@ def test_better_worse_and_equal_are_told_apart_with_the_price(make_run):
     assert "It is one run of each" in better
     worse = said(make_run("b", evaluations=[(0, 3.0), (30, 2.5)]), random)
     assert "0.500 higher (+25.0%). Choosing has not helped here." in worse
+    halfway = said(make_run("d", evaluations=[(0, 3.0), (10, 2.0), (30, 2.0)]),
+                   make_run("e", method="random", evaluations=[(0, 3.0), (10, 3.0), (30, 2.0)]))  # fmt: skip
+    assert "same held-out loss, 2.000. Averaged over the run it is 0.500 lower (-18.8%)." in halfway
     assert "have the same held-out loss, 2.000" in said(make_run("c", evaluations=[(0, 3.0), (30, 2.0)]), random)
 
 
