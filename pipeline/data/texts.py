@@ -28,7 +28,8 @@ def read_texts(data: DataConfig) -> pd.DataFrame:
     occurrences = Counter(digests)
     rows = [
         {
-            "id": _in_utf_8(record.id), "source": _in_utf_8(record.source), "damage": _in_utf_8(record.damage), "text": "\n".join(record.parts())[:MAX_CHARACTERS],
+            "id": _in_utf_8(record.id), "source": _in_utf_8(record.source), "damage": _in_utf_8(record.damage),
+            "text": "\n".join(record.parts())[:MAX_CHARACTERS],
             "length": sum(map(len, record.parts())), "digest": digest, "is_duplicate": occurrences[digest] > 1,
         }
         for record, digest in zip(records, digests)

@@ -45,7 +45,7 @@ TEMPLATE = """\
   .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.2em 1.4em; margin-top: .8em; }
   .legend { max-width: 358px; margin: .8em 0 0; }
   figure { margin: 0; max-width: 480px; } figcaption { margin-bottom: .2em; }
-  svg { display: block; width: 100%; height: auto; }
+  svg { display: block; width: 100%; height: auto; } svg * { stroke-linejoin: round; stroke-linecap: butt; }
   details { margin: .5em 0; } summary { cursor: pointer; }
   pre { background: var(--box); padding: .8em; overflow-x: auto; font-size: .8em; overflow-wrap: normal; }
 </style>

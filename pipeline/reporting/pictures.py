@@ -121,7 +121,8 @@ def _svg(figure: Figure, title: str) -> Markup:
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Its style would hold for the whole page, which has it too.
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # the page's parser knows them
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
