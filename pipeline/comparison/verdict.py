@@ -39,6 +39,8 @@ def verdict(
 
 
 def _difference(name: str, found: Estimate) -> str:
+    if abs(found.mean) < 0.0005:
+        return f"the same as that of {name}"
     word = "lower" if found.mean < 0 else "higher"
     if found.error is None:
         return f"{abs(found.mean):.3f} {word} than that of {name}"

@@ -69,6 +69,9 @@ def test_a_grid_is_judged_by_pairs_in_steps_and_in_time():
     assert "A step takes 4.0 times as long as one of random" in text and "is behind (3.200 against 3.000)" in text
     text = of_grid([row("filter_then_weight", 2.9, -0.1, 0.1), random], methods, "random", "random", 1, 4)
     assert "within two standard errors and may be chance" in text
+    assert "(1 target x 4 seeds): the same as that of random." in of_grid(
+        [row("filter_then_weight", 3.0, 0.0, 0.0), random], methods, "random", "random", 1, 4
+    )
     text = of_grid([row("filter_then_weight", 2.9, -0.1), random], methods, "random", "random", 1, 1)
     assert "With one seed no error can be given" in text
     assert "nothing here to compare it with" in of_grid([row("full", 2.9)], {"full": "full"}, None, "full", 1, 1)
