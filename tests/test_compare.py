@@ -101,7 +101,7 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
     assert len(list((grid.parent / "runs/figures").glob("*.png"))) == 3 and page.count("<svg") > 10
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page loads something from outside"
     for words in (
-        "sums: held-out loss", "sums: damage of what was kept", "Match with the target, mean of all cells", "Kept share by source",
+        "sums: held-out loss", "sums: damage of what was kept", "Match with the target, mean of all cells",
         "Most kept, filter_then_weight", "Least kept, filter_then_weight", "Duplicates", "Memory of a step", "Warnings and fallbacks",
     ):  # fmt: skip
         assert words in page, words
