@@ -321,7 +321,11 @@ def make_inputs(folder: Path) -> None:
 
 def compare(undisturbed: Path, other: Path) -> list[str]:
     """Where two finished runs differ; [] if they are equal bit by bit."""
-    found = [f"{name}.jsonl" for name in ("steps", "kept", "evaluations") if records(undisturbed, name) != records(other, name)]
+    found = [
+        f"{name}.jsonl"
+        for name in ("steps", "kept", "passed", "evaluations")
+        if records(undisturbed, name) != records(other, name)
+    ]
     found += differences(states(undisturbed), states(other))
     for path in sorted((undisturbed / "final").glob("*.safetensors")):
         found += [] if path.read_bytes() == (other / "final" / path.name).read_bytes() else [f"final/{path.name}"]
@@ -329,9 +333,9 @@ def compare(undisturbed: Path, other: Path) -> list[str]:
 
 
 def records(run_folder: Path, name: str) -> list[dict]:
-    """The lines of a record but for their seconds."""
+    """The lines of a record but for their seconds and memory."""
     lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines]
 
 
 def states(run_folder: Path) -> dict:

@@ -68,6 +68,8 @@ class Scores:
     """How often this scoring pass began again with half the samples in a forward."""
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
 
 
 MOST_TARGETS_LOST = 3  # in a row; more are no accident of a few target samples
@@ -175,7 +177,7 @@ class SelectionHook:
             if isinstance(selection, Exception):
                 raise selection
             scores.selection_hash = self.agree(selection, step)
-        scores.bytes_sent, scores.seconds = collectives.bytes_sent, watch.read()
+        scores.bytes_sent, scores.seconds, scores.peak_bytes = collectives.bytes_sent, watch.read(), watch.peak_bytes()
         return selection
 
     def agree(self, selection: Selection, step: int) -> str:

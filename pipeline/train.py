@@ -20,6 +20,7 @@ from pipeline.data.sample import Sample
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
+from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.deal import deal
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.checkpoint import Checkpoints
@@ -87,8 +88,14 @@ def main(arguments: list[str] | None = None) -> None:
             say.checks([self_check.check_state(hook)])
     journal = Journal(folder, engine, config, pool, watched) if rank == 0 else None
     if rank == 0:
-        run_folder.write_environment(folder, {"attention": attention.kernel, "world_size": world_size, "dtype": str(dtype)})
-        run_folder.write_pool(folder, pool, targets)
+        facts = {
+            "attention": attention.kernel,
+            "slower_attention": attention.slower,
+            "world_size": world_size,
+            "dtype": str(dtype),
+        }
+        run_folder.write_environment(folder, {**facts, "device": device.type})
+        run_folder.write_pool(folder, config.data.pool, pool, targets)
 
     def evaluate(step: int) -> None:
         if tests:
@@ -117,16 +124,19 @@ def main(arguments: list[str] | None = None) -> None:
         selection = deal(chosen, score_every)[step % score_every]
         if step % score_every:
             hook.scores.selection_hash = hook.agree(selection, step)
-        learning_rate, update_begin = engine.get_lr()[0], time.perf_counter()
-        result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
-        end = time.perf_counter()
+        learning_rate, watch = engine.get_lr()[0], Stopwatch(device)
+        with watch("update"):
+            result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
+        seconds = {**watch.read(), "total": time.perf_counter() - begin}
 
         if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
             say.checks([self_check.check_state(hook)])
         if journal:
-            look, seconds = step // score_every, {"update": end - update_begin, "total": end - begin}
+            look = step // score_every
             found_at, epoch = stream.positions(look), stream.epoch(look)
-            for warning in journal.step(step, epoch, found_at, chosen, selection, hook.scores, result, learning_rate, seconds):
+            for warning in journal.step(
+                step, epoch, found_at, chosen, selection, hook.scores, result, learning_rate, seconds, watch.peak_bytes()
+            ):
                 say(warning)
         progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}")
 

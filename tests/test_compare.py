@@ -1,5 +1,6 @@
 """A whole grid of real, tiny cells: its results, its end, and what happens when it is run again."""
 
+import html
 import json
 import re
 import time
@@ -97,9 +98,17 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
     code, last, _, ran = compare()
     page = (grid.parent / "runs/comparison.html").read_text()
     assert code == 0 and ran == [] and last.keys() == {"filter_then_weight", "random"}
-    assert page.count("data:image/png;base64,") == 3 == len(list((grid.parent / "runs/figures").glob("*.png")))
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "the page loads something from outside"
-    assert "sums: held-out loss" in page and "sums: damage of what was kept" in page
+    assert len(list((grid.parent / "runs/figures").glob("*.png"))) == 3 and page.count("<svg") > 10
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page loads something from outside"
+    for words in (
+        "sums: held-out loss", "sums: damage of what was kept", "Match with the target, mean of all cells",
+        "Most kept, filter_then_weight", "Least kept, filter_then_weight", "Duplicates", "Memory of a step", "Warnings and fallbacks",
+    ):  # fmt: skip
+        assert words in page, words
+    verdict = json.loads((grid.parent / "runs/comparison.json").read_text())["verdict"]
+    assert (
+        "The held-out loss of filter_then_weight, averaged over training, is" in verdict and html.escape(verdict, False) in page
+    )
 
 
 def test_changed_settings_and_data_are_not_reused_silently(compare, grid, monkeypatch):

@@ -12,7 +12,7 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "training": {"config", "data", "scoring", "selection", "hook", "reporting", "versions"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
-    "report": {"reporting", "config"},
+    "report": {"data", "reporting"},
     "evaluate": {"config", "training", "versions"},
     "comparison": {"config", "data", "reporting"},
     "compare": {"comparison"},

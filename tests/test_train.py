@@ -1,5 +1,6 @@
 """Whole runs of the training program on the tiny model: what they write, that they repeat, and how they end."""
 
+import csv
 import json
 import os
 import subprocess
@@ -10,12 +11,14 @@ import psutil
 import pytest
 import torch
 from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import DataConfig
 from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
+from pipeline.reporting.records import read_run
 from tests.ranks import ENVIRONMENT, free_port, launch, run_ranks, tails
 from tests.reference import sample_loss
 from tests.run_arguments import run_arguments
@@ -50,7 +53,11 @@ def folders(arguments, tmp_path_factory):
     run_ranks(
         "tests.training.train_cases:runs", 2, all_arguments=[arguments(root / name, *changes) for name, changes in RUNS.items()]
     )
-    one_rank = arguments(root / "one_rank", "--training.micro_batch_size", "4")
+    monitors = {"enabled": True, "output_path": str(root / "monitors")}
+    preset = json.loads((ROOT / "ds_configs/zero2.json").read_text())
+    preset |= {"csv_monitor": {**monitors, "job_name": "csv"}, "tensorboard": {**monitors, "job_name": "tensorboard"}}
+    (root / "monitored.json").write_text(json.dumps(preset))
+    one_rank = arguments(root / "one_rank", "--training.micro_batch_size", "4", "--deepspeed", str(root / "monitored.json"))
     run_ranks("tests.training.train_cases:runs", 1, all_arguments=[one_rank])
     return {name: root / name for name in [*RUNS, "one_rank"]}
 
@@ -60,8 +67,10 @@ def lines(folder: Path, name: str) -> list[dict]:
 
 
 def steps(folder: Path) -> list[dict]:
-    """Step records but for their times."""
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(folder, "steps")]
+    """Step records but for their times and memory."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines(folder, "steps")
+    ]
 
 
 def kept_ids(folder: Path) -> list[set]:
@@ -85,7 +94,7 @@ def test_a_run_records_every_step_and_evaluation(folders, name):
 
 
 def test_two_runs_with_one_seed_write_identical_records(folders):
-    for name in ("steps", "kept", "evaluations"):
+    for name in ("steps", "kept", "passed", "evaluations"):
         first, second = (steps(folders[run]) if name == "steps" else lines(folders[run], name) for run in ("lora", "again"))
         assert first == second, name
 
@@ -98,6 +107,29 @@ def test_another_stage_and_another_number_of_ranks_see_and_keep_the_same_candida
                 assert mine[key] == other[key], f"{name}, step {mine['step']}: {key}"
             assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
         assert kept_ids(folders["lora"]) == kept_ids(folders[name]), name
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """Numbers of the records by the names that the report's tables have for them."""
+    run = read_run(folder)
+    found = {name: run.steps[name].dropna().astype(float).tolist() for name in run.steps.select_dtypes(["number", "bool"])}
+    return {**found, "test_loss": run.evaluations["loss"].tolist()}
+
+
+def test_monitors_get_every_number_of_the_records_under_its_name(folders):
+    """DeepSpeed's own CSV and TensorBoard writers; TensorBoard keeps float32."""
+    expected, monitors = curves(folders["one_rank"]), folders["one_rank"].parent / "monitors"
+    expected = {name: values for name, values in expected.items() if values and name != "step"}
+    assert {"train_loss", "cosine", "effective_kept", "seconds_update", "memory_mib_gram", "test_loss"} <= expected.keys()
+    written = EventAccumulator(str(monitors / "tensorboard")).Reload()
+    ours = {tag for tag in written.Tags()["scalars"] if "/" not in tag}  # DeepSpeed's own have one
+    assert ours == expected.keys()
+    for name, values in expected.items():
+        with open(monitors / "csv" / f"{name}.csv") as file:
+            (_, header), *rows = csv.reader(file)
+        assert header == name and [float(value) for _, value in rows] == pytest.approx(values, rel=1e-12), name
+        assert [event.value for event in written.Scalars(name)] == pytest.approx(values, rel=1e-6), name
+    assert [event.step for event in written.Scalars("train_loss")] == [4 * (step + 1) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("name", ["lora", "zero3-lora", "full", "zero3-full"])

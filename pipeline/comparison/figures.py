@@ -1,53 +1,53 @@
-"""Figures of a grid: learning curves with their bands, and what each variant kept."""
+"""Figures of a grid: learning curves with their bands, and the runs of each variant taken together."""
 
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from typing import Optional
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from pipeline.reporting import figures
-from pipeline.reporting.figures import COLOURS, LINES, draw_panels, frame, legend_below
+from pipeline.reporting.figures import COLOURS, LINES
+from pipeline.reporting.pictures import Panel
 from pipeline.reporting.records import Run
 
 MOST_BARS = 8
-"""Variants that the figures of kept samples have room for; the table has them all."""
+"""Variants that the figures of what was kept and what it cost have room for; the tables have them all."""
 
 
-def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> Figure:
+def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> list[Panel]:
     """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard error over seeds.
 
     Where the loss before training would press all curves together, the axis ends above the second evaluation and the start is said.
     """
-    figure, (by_step, by_seconds) = draw_panels(2)
-    means = []
-    for variant, style in styles.items():
-        curves = cells.loc[cells["variant"] == variant, "curve"].tolist()
-        if not curves:
-            continue
-        loss = np.array([curve["loss"] for curve in curves])
-        mean, seconds = loss.mean(0), np.mean([curve["seconds"] for curve in curves], axis=0)
-        means.append(mean)
-        error = loss.std(0, ddof=1) / len(loss) ** 0.5 if len(loss) > 1 else np.zeros_like(mean)
-        for axis, x in ((by_step, curves[0]["step"]), (by_seconds, seconds)):
-            axis.plot(x, mean, marker="o", markersize=3, label=variant, **style)
-            axis.fill_between(x, mean - error, mean + error, color=style["color"], alpha=0.2, linewidth=0)
-    start, second, low = (max(m[0] for m in means), max(m[1] for m in means), min(m.min() for m in means))
-    for axis, title, x_label in (
-        (by_step, "Equal number of steps", "optimizer step"),
-        (by_seconds, "Equal time", "seconds of training, evaluations left out"),
-    ):
-        axis.set(title=title, xlabel=x_label, ylabel="held-out loss (nats per token)")
-        axis.title.set_fontsize(10)
-        frame(axis)
-        if start - low > 2 * (second - low) > 0:
-            axis.set_ylim(low - 0.05 * (second - low), second + 0.1 * (second - low))
-            axis.text(0.99, 0.97, f"before training: {start:.2f}", transform=axis.transAxes, ha="right", va="top", fontsize=8)
-    return legend_below(figure, [by_step])
+    curves = {variant: cells.loc[cells["variant"] == variant, "curve"].tolist() for variant in styles}
+    curves = {variant: own for variant, own in curves.items() if own}
+    means = {variant: np.mean([curve["loss"] for curve in own], axis=0) for variant, own in curves.items()}
+    start, second, low = (f(list(means.values())) for f in (
+        lambda all: max(m[0] for m in all), lambda all: max(m[1] for m in all), lambda all: min(m.min() for m in all)
+    ))  # fmt: skip
+
+    def panel(title: str, x_label: str, x_name: str) -> Panel:
+        def draw(axis: Axes) -> None:
+            for variant, own in curves.items():
+                loss, x = np.array([curve["loss"] for curve in own]), np.mean([curve[x_name] for curve in own], axis=0)
+                error = loss.std(0, ddof=1) / len(loss) ** 0.5 if len(loss) > 1 else np.zeros(loss.shape[1])
+                axis.plot(x, means[variant], marker="o", markersize=3, label=variant, **styles[variant])
+                band = {"color": styles[variant]["color"], "alpha": 0.2, "linewidth": 0}
+                axis.fill_between(x, means[variant] - error, means[variant] + error, **band)
+            axis.set_xlabel(x_label)
+            if start - low > 2 * (second - low) > 0:
+                axis.set_ylim(low - 0.05 * (second - low), second + 0.1 * (second - low))
+                axis.text(0.99, 0.97, f"before training: {start:.2f}", transform=axis.transAxes, ha="right", va="top")
+
+        return Panel(title, draw, height=2.6)
+
+    return [
+        panel("test_loss, equal number of steps (nats per token)", "optimizer step", "step"),
+        panel("test_loss, equal time (nats per token)", "seconds of training, evaluations left out", "seconds"),
+    ]
 
 
 def styles_of(variants: dict[str, str]) -> dict[str, dict]:
@@ -60,21 +60,25 @@ def styles_of(variants: dict[str, str]) -> dict[str, dict]:
     }
 
 
-def kept(runs: dict[str, list[Run]]) -> dict[str, Figure]:
-    """Sources and damage of what each variant kept, all seeds together; nothing for more variants than bars have room."""
-    if len(runs) > MOST_BARS:
-        return {}
-    merged = [together(variant, own) for variant, own in runs.items() if own]
-    drawn = {"sources": figures.sources(merged), "damage": figures.damage(merged)}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+def averaged(variant: str, runs: list[Run]) -> Run:
+    """The runs of a variant as one: the mean of their step records step by step, and all kept samples, each at its step."""
+    steps = pd.concat([run.steps for run in runs])
+    means = steps.groupby("step", as_index=False).mean(numeric_only=True).reindex(columns=steps.columns)
+    means["warmup"] = means["step"].isin(steps.loc[steps["warmup"], "step"])
+    kept = pd.concat([run.kept for run in runs], ignore_index=True)
+    return replace(runs[0], folder=Path(variant), steps=means, kept=kept, evaluations=runs[0].evaluations[:0])
 
 
-def together(variant: str, runs: list[Run]) -> Run:
-    """The seeds of a variant as one run, for figures of shares."""
-    return replace(runs[0], folder=Path(variant), kept=pd.concat([run.kept for run in runs], ignore_index=True))
-
-
-def png(figure: Optional[Figure]) -> bytes:
-    file = BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+def one_after_another(variant: str, runs: list[Run]) -> Run:
+    """The runs of a variant as one long run, so that what happened in a step of one stays apart from that of another."""
+    length = 1 + max(int(run.steps["step"].max()) for run in runs)
+    later = lambda table, number: table.assign(step=table["step"] + number * length)
+    steps, kept = (
+        pd.concat([later(getattr(run, name), number) for number, run in enumerate(runs)], ignore_index=True)
+        for name in ("steps", "kept")
+    )
+    passed = [run.passed for run in runs]
+    passed = (
+        None if any(p is None for p in passed) else pd.concat([later(p, n) for n, p in enumerate(passed)], ignore_index=True)
+    )
+    return replace(runs[0], folder=Path(variant), steps=steps, kept=kept, passed=passed)

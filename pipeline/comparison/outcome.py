@@ -11,10 +11,16 @@ from pipeline.comparison import figures
 from pipeline.comparison.grid import Cell, Grid, written
 from pipeline.comparison.measures import measure, same_candidates
 from pipeline.comparison.statistics import Estimate, Row, baselines_of, best_baseline, reference_of, rows_of
-from pipeline.comparison.texts import read_texts
-from pipeline.reporting.html import Section, write_page, yaml_text
-from pipeline.reporting.records import Run, read_run
+from pipeline.comparison.verdict import main_variant, verdict
+from pipeline.data.texts import read_texts
+from pipeline.reporting.figures import PLOTS, damage, sources
+from pipeline.reporting.html import Section, Table, write_page, yaml_text
+from pipeline.reporting.incidents import incident_section
+from pipeline.reporting.pictures import Panel, pictures, png
+from pipeline.reporting.records import ENCODING, Run, read_run
+from pipeline.reporting.samples import repeat_section, sample_section
 from pipeline.reporting.summary import print_table
+from pipeline.reporting.visible import hide
 
 Columns = list[tuple[str, list[str]]]
 """Headings and cells of a table, by column."""
@@ -36,6 +42,13 @@ class Outcome:
     """One a variant, over all targets."""
     of_target: dict[str, list[Row]]
     notes: list[str]
+    texts: pd.DataFrame
+    """Of the pool, as ``data.texts.read_texts`` gives them."""
+
+    @property
+    def verdict(self) -> str:
+        num_targets, num_seeds = self.cells["target"].nunique(), self.cells["seed"].nunique()
+        return verdict(self.rows, self.variants, self.reference, self.baseline, num_targets, num_seeds)
 
 
 def gather(cells: list[Cell], done: list[Cell], notes: list[str]) -> Outcome:
@@ -54,7 +67,7 @@ def gather(cells: list[Cell], done: list[Cell], notes: list[str]) -> Outcome:
     return Outcome(
         variants=methods, cells=table, runs=runs, reference=reference, baseline=baseline, rows=rows(table),
         of_target={target: rows(own) for target, own in table.groupby("target", sort=False)},
-        notes=[*notes, *_notes(table, reference, baseline, len(cells) - len(done))],
+        notes=[*notes, *_notes(table, reference, baseline, len(cells) - len(done))], texts=texts,
     )  # fmt: skip
 
 
@@ -77,37 +90,43 @@ def say(outcome: Outcome) -> None:
         print_table("auc by target", names, by_target(outcome, with_error=len(outcome.of_target) <= MOST_TARGETS), [])
     for note in outcome.notes:
         print(note)
+    print(outcome.verdict)
 
 
 def write(folder: Path, grid: Grid, outcome: Outcome, failures: list[str]) -> Path:
     """comparison.json, comparison.html and figures/; the path of the page."""
     environment = next(iter(outcome.runs.values())).environment
+    settings = hide(yaml_text(written(grid)))
     result = {
         "variants": {row.variant: asdict(row) for row in outcome.rows},
         "targets": {target: {row.variant: asdict(row) for row in rows} for target, rows in outcome.of_target.items()},
-        "reference": outcome.reference, "best_baseline": outcome.baseline, "notes": outcome.notes, "failed": failures,
-        "parallel": grid.parallel, "environment": environment, "grid": yaml_text(written(grid)),
+        "reference": outcome.reference, "best_baseline": outcome.baseline, "verdict": outcome.verdict, "notes": outcome.notes,
+        "failed": failures, "parallel": grid.parallel, "environment": environment, "grid": settings,
         "cells": outcome.cells.to_dict("records"),
     }  # fmt: skip
-    (folder / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    drawn = draw(outcome)
+    (folder / "comparison.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", **ENCODING)
+    drawn = of_targets(outcome)
     (folder / "figures").mkdir(exist_ok=True)
-    for (target, name), (_, _, image) in drawn.items():
-        (folder / "figures" / f"{target}_{name}.png").write_bytes(image)
+    for (target, name), (_, _, panels) in drawn.items():
+        (folder / "figures" / f"{target}_{name}.png").write_bytes(png(panels))
     names = list(outcome.variants)
     sections = [
         _section("Equal number of samples", names, equal_samples(outcome.rows, outcome.baseline), outcome.notes),
         _section("Time, and what was kept", names, time_and_kept(outcome.rows, outcome.cells)),
         _section("Mean held-out loss by target", names, by_target(outcome, with_error=True)),
-        *(Section(f"{target}: {title}", look_at, png=image) for (target, _), (title, look_at, image) in drawn.items()),
-        Section("All cells", headings=["cell", "auc", "final", "accuracy", "seconds"], rows=[
+        *(
+            Section(f"{target}: {title}", look_at, pictures=pictures(panels, f"{target} {name}"))
+            for (target, name), (title, look_at, panels) in drawn.items()
+        ),
+        *of_all(outcome),
+        Section("All cells", tables=[Table(["cell", "auc", "final", "accuracy", "seconds"], [
             [f"{c.target}, {c.variant}, seed {c.seed}", _number(c.auc), _number(c.final), _percent(c.accuracy), _number(c.seconds, ".1f")]
             for c in outcome.cells.itertuples()
-        ]),
+        ])]),
     ]  # fmt: skip
     lead = [f"{len(outcome.runs)} runs in {folder}", *(f"Failed: {failure}" for failure in failures)]
-    write_page(folder / "comparison.html", "Comparison: " + ", ".join(names), lead, sections,
-               [("grid", [yaml_text(written(grid))]), ("environment of the first cell", [yaml_text(environment)])])  # fmt: skip
+    write_page(folder / "comparison.html", "Comparison: " + ", ".join(names), outcome.verdict, lead, sections,
+               [("grid", [settings]), ("environment of the first cell", [yaml_text(environment)])])  # fmt: skip
     return folder / "comparison.html"
 
 
@@ -149,17 +168,43 @@ def by_target(outcome: Outcome, with_error: bool) -> Columns:
     return [(target, [show(row.auc) for row in rows]) for target, rows in outcome.of_target.items()]
 
 
-def draw(outcome: Outcome) -> dict[tuple[str, str], tuple[str, str, bytes]]:
-    """Title, what to look at, and PNG by target and name."""
+def of_targets(outcome: Outcome) -> dict[tuple[str, str], tuple[str, str, list[Panel]]]:
+    """Title, what to look at, and panels by target and name."""
     drawn, styles = {}, figures.styles_of(outcome.variants)
     for target, own in outcome.cells.groupby("target", sort=False):
-        curves = figures.png(figures.learning_curves(own, styles))
+        curves = figures.learning_curves(own, styles)
         drawn[target, "curves"] = ("held-out loss", "Mean over seeds; the band is one standard error. Lower is better.", curves)
-        runs = {v: [run for cell, run in outcome.runs.items() if (cell.target, cell.variant) == (target, v)] for v in styles}
-        for name, figure in figures.kept(runs).items():
-            look_at = "A bar longer than the pool's grey one: the variant prefers these samples."
-            drawn[target, name] = (f"{name} of what was kept", look_at, figures.png(figure))
+        runs = _averaged(outcome, target)
+        for name, plot in {"sources": sources, "damage": damage}.items():
+            if panels := plot(runs) if runs else []:
+                look_at = "A bar longer than the pool's grey one: the variant prefers these samples."
+                drawn[target, name] = (f"{name} of what was kept", look_at, panels)
     return drawn
+
+
+def of_all(outcome: Outcome) -> list[Section]:
+    """What the runs of a variant did, all targets and seeds together: figures, then samples with their texts, then what went wrong."""
+    runs, sections = _averaged(outcome), []
+    for plot in [plot for plot in PLOTS if plot.name not in ("sources", "damage")]:
+        if panels := plot.draw(runs) if runs else []:
+            title = "Losses while training" if plot.name == "losses" else plot.title
+            sections.append(Section(f"{title}, mean of all cells", plot.look_at, pictures=pictures(panels, f"all {plot.name}")))
+    main = main_variant(outcome.rows, outcome.variants).variant
+    shown = {variant: None for variant in (main, outcome.baseline, outcome.reference) if variant is not None}
+    whole = [(v, figures.one_after_another(v, own)) for v in shown if (own := _runs(outcome, v))]
+    sections += [sample_section(whole, outcome.texts), repeat_section(whole, outcome.texts)]
+    return [*sections, incident_section([(str(cell), run) for cell, run in outcome.runs.items()])]
+
+
+def _runs(outcome: Outcome, variant: str, target: Optional[str] = None) -> list[Run]:
+    return [run for cell, run in outcome.runs.items() if cell.variant == variant and target in (None, cell.target)]
+
+
+def _averaged(outcome: Outcome, target: Optional[str] = None) -> list[Run]:
+    """One for each variant; none where they are more than bars have room for."""
+    if len(outcome.variants) > figures.MOST_BARS:
+        return []
+    return [figures.averaged(variant, own) for variant in outcome.variants if (own := _runs(outcome, variant, target))]
 
 
 def _notes(cells: pd.DataFrame, reference: Optional[str], baseline: str, num_missing: int) -> list[str]:
@@ -173,7 +218,7 @@ def _notes(cells: pd.DataFrame, reference: Optional[str], baseline: str, num_mis
         "Differences are taken between cells of one target and seed, which see the same candidates in the same order; below 0 is "
         f"better. {baseline} is {chosen}.",
         "Kept: shares of samples trained on after warm-up; length in characters. Duplicates: samples with a text that others of the "
-        "pool have too.",
+        "pool have too, but for case and white space.",
         f"Pool: {', '.join(known)}, mean length {pool['length']:.0f}.",
     ]  # fmt: skip
     if reference:
@@ -191,7 +236,7 @@ def _notes(cells: pd.DataFrame, reference: Optional[str], baseline: str, num_mis
 
 def _section(title: str, names: list[str], columns: Columns, notes: tuple | list = ()) -> Section:
     rows = [[name, *(cells[row] for _, cells in columns)] for row, name in enumerate(names)]
-    return Section(title, headings=["variant", *(heading for heading, _ in columns)], rows=rows, notes=notes)
+    return Section(title, tables=[Table(["variant", *(heading for heading, _ in columns)], rows)], notes=notes)
 
 
 def _filled(columns: dict[str, list[str]]) -> Columns:

@@ -1,31 +1,31 @@
-"""Figures of one or several runs. Each function draws one, or returns None where the runs hold nothing to draw."""
+"""Figures of one or several runs. Each function returns the panels of one, none where the runs hold nothing to draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.reporting.pictures import Panel, short
 from pipeline.reporting.records import SECONDS, Run, labels
 from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_damaged
 
-# One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by colour-blind readers).
+# One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by colour-blind readers), on light
+# and on dark ground.
 COLOURS = {
-    "filter_then_weight": "#0072B2", "random": "#D55E00", "full": "#555555", "top_k": "#009E73",
+    "filter_then_weight": "#0072B2", "random": "#D55E00", "full": "#808080", "top_k": "#009E73",
     "max_loss": "#CC79A7", "grad_norm": "#E69F00", "grad_dot": "#56B4E9", "less": "#8C564B",
     "greats": "#9467BD", "grad_match": "#BCBD22", "opus": "#17BECF", "rho_loss": "#7F3C8D",
     "nonnegative_least_squares": "#11A579",
 }  # fmt: skip
-OTHER, POOL = "#222222", "#C4C4C4"
+OTHER, POOL = "#A0522D", "#B4B4B4"
 LINES = ("-", "--", ":", "-.")  # runs that share a method
-STAGE_COLOURS = ("#BBD7EA", "#8FBEDD", "#5FA3CF", "#3488BE", "#0F6BA8", "#084B7A", "#E7B08A")
+STAGES = ("gram", "target", "factors", "exchange", "solve", "candidates", "update", "other")
+STAGE_COLOURS = dict(zip(STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL)))
 MAX_BARS = 12
-FEW = 10  # points of a curve that are marked one by one
-MAX_LABEL = 30
-WIDTH, DPI = 11.0, 110
+FEW, MANY = 10, 300  # points of a curve: up to FEW are marked one by one, and no more than MANY are drawn
 
 
 @dataclass(frozen=True)
@@ -34,110 +34,158 @@ class Plot:
     title: str
     look_at: str
     """One line: what a reader learns here."""
-    draw: Callable[[list[Run]], Optional[Figure]]
+    draw: Callable[[list[Run]], list[Panel]]
+    has_legend: bool = True
 
 
-def losses(runs: list[Run]) -> Optional[Figure]:
+def losses(runs: list[Run]) -> list[Panel]:
     """Held-out loss; loss of the samples trained on; loss of the target batch as the scoring pass saw it."""
-    target = [run for run in runs if run.steps["target_loss"].notna().any()]
-    measured = [run for run in runs if len(run.evaluations)]
-    panels = {"train_loss": "Loss of the samples trained on"}
-    if measured:
-        panels = {"held_out": "Held-out loss", **panels}
-    if target:
-        panels["target_loss"] = "Loss of the target batch"
-    figure, axes = draw_panels(len(panels))
-    for axis, (column, title) in zip(axes, panels.items()):
-        for run, label, style in _styled(runs):
-            if column == "held_out":
-                points = held_out(run)
-                axis.plot(points["step"], points["loss"], marker="o", markersize=4, label=label, **style)
-            else:
-                _curve(axis, run.steps["step"], run.steps[column], label, style)
-        _finish(axis, title, "cross-entropy (nats per token)", runs)
-    return legend_below(figure, axes)
+
+    def measured(axis: Axes) -> None:
+        for run, label, style in styled(runs):
+            points = held_out(run)
+            axis.plot(points["step"], points["loss"], marker="o", markersize=4, label=label, **style)
+        _over_steps(axis, runs)
+
+    panels = [Panel("test_loss: held-out loss (nats per token)", measured)] if any(len(run.evaluations) for run in runs) else []
+    return panels + _curves(runs, {
+        "train_loss": "loss of the samples trained on", "target_loss": "loss of the target batch",
+        "candidate_loss": "mean loss of the candidates looked at",
+    })  # fmt: skip
 
 
-def sources(runs: list[Run]) -> Optional[Figure]:
+def alignment(runs: list[Run]) -> list[Panel]:
+    """How well the combined update of the kept samples matches the target's: cosine and residual."""
+    return _curves(runs, {
+        "cosine": "of the combined update to the target's (1 = same direction)",
+        "residual": "of the match / target norm (0 = perfect)",
+    })  # fmt: skip
+
+
+def sources(runs: list[Run]) -> list[Panel]:
     """Share of each source among the kept samples, next to its share of the pool."""
-    targets = set(runs[0].pool.get("target_sources") or [])
-    return _shares(runs, "source", lambda name: ("\u25b8 " if name in targets else "") + (name or "unnamed"))
+    return _shares(runs, "source", _source_names(runs))
 
 
-def damage(runs: list[Run]) -> Optional[Figure]:
+def damage(runs: list[Run]) -> list[Panel]:
     """Share of each kind of damage among the kept samples, next to its share of the pool."""
     if not any(set(run.pool.get("by_damage", {})) - {UNKNOWN} for run in runs):
-        return None
+        return []
     return _shares(runs, "damage", lambda name: {CLEAN: "clean", UNKNOWN: "unknown"}.get(name, name))
 
 
-def weights(runs: list[Run]) -> Optional[Figure]:
+def sources_over_time(runs: list[Run]) -> list[Panel]:
+    """Share of each source among the samples that a step keeps, one panel a source: curves of ten could not be told apart in one."""
+    pool = pd.DataFrame([_pool_shares(run, "source") for run in runs]).mean()
+    kept = [run.kept["source"] for run in runs]
+    names = pd.concat([pool, *(own.value_counts(normalize=True) for own in kept)], axis=1).fillna(0).max(axis=1)
+    names = names.sort_values(ascending=False, kind="stable").index.tolist()
+    if len(names) < 2:
+        return []
+    shown, rest = (names, []) if len(names) <= MAX_BARS else (names[: MAX_BARS - 1], names[MAX_BARS - 1 :])
+    name_of = _source_names(runs)
+
+    def panel(title: str, chosen: list[str]) -> Panel:
+        def draw(axis: Axes) -> None:
+            for run, label, style in styled(runs):
+                share = run.kept["source"].isin(chosen).groupby(run.kept["step"]).mean()
+                _curve(axis, share.index.to_series(), share, label, style, band=False)
+            expected = pool.reindex(chosen).fillna(0).sum()
+            axis.axhline(expected, color=POOL, linewidth=1.5, linestyle="--", label="share of the pool")
+            _over_steps(axis, runs)
+            axis.set_ylim(0, None)
+            axis.yaxis.set_major_locator(MaxNLocator(nbins=4))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+        return Panel(title, draw, height=1.45)
+
+    panels = [panel(short(name_of(name)), [name]) for name in shown]
+    return panels + ([panel(f"{len(rest)} other sources", rest)] if rest else [])
+
+
+def weights(runs: list[Run]) -> list[Panel]:
     """Weights in units of the uniform weight: over the run, as a distribution, and for clean against damaged samples."""
-    weighted = [(_relative_weights(run), label, style) for run, label, style in _styled(runs)]
-    weighted = [
-        entry for entry in weighted if entry[0]["relative"].std() > 1e-6
-    ]  # methods with uniform weights have none to show
+    weighted = [(relative_weights(run), label, style) for run, label, style in styled(runs)]
+    # Methods with uniform weights have none to show.
+    weighted = [entry for entry in weighted if entry[0]["relative"].std() > 1e-6]
     if not weighted:
-        return None
-    known = [entry for entry in weighted if (entry[0]["damage"] != UNKNOWN).any()]
-    figure, axes = draw_panels(3 if known else 2)
+        return []
     largest = max(kept["relative"].quantile(0.995) for kept, *_ in weighted)
-    for kept, label, style in weighted:
-        by_step = kept.groupby("step")["relative"].quantile([0.1, 0.5, 0.9]).unstack()
-        by_step = by_step.rolling(_window(len(by_step)), min_periods=1, center=True).mean()
-        few = len(by_step) < FEW  # a band over one or two steps cannot be seen
-        band = axes[0].vlines if few else axes[0].fill_between
-        band(by_step.index, by_step[0.1], by_step[0.9], color=style["color"], alpha=0.2, linewidth=3 if few else 0)
-        axes[0].plot(by_step.index, by_step[0.5], label=label, marker="o" if few else None, markersize=3, **style)
-        axes[1].hist(kept["relative"].clip(upper=largest), bins=30, range=(0, largest), density=True, histtype="step", **style)
-    axes[0].axhline(1, color="#888888", linewidth=0.8, linestyle=":")
-    axes[1].axvline(1, color="#888888", linewidth=0.8, linestyle=":")
-    _finish(axes[0], "Median and 10-90 % range", "weight x samples kept (uniform = 1)", runs)
-    _finish(axes[1], "Distribution", "density", runs, x_label="weight x samples kept (uniform = 1)")
+
+    def over_time(axis: Axes) -> None:
+        for kept, label, style in weighted:
+            by_step = kept.groupby("step")["relative"].quantile([0.1, 0.5, 0.9]).unstack()
+            by_step = _thin(by_step.rolling(_window(len(by_step)), min_periods=1, center=True).mean())
+            few = len(by_step) < FEW  # a band over one or two steps cannot be seen
+            band = axis.vlines if few else axis.fill_between
+            band(by_step.index, by_step[0.1], by_step[0.9], color=style["color"], alpha=0.2, linewidth=3 if few else 0)
+            axis.plot(by_step.index, by_step[0.5], label=label, marker="o" if few else None, markersize=3, **style)
+        axis.axhline(1, color=POOL, linewidth=0.8, linestyle=":")
+        _over_steps(axis, runs)
+
+    def distribution(axis: Axes) -> None:
+        for kept, label, style in weighted:
+            look = {"bins": 30, "range": (0, largest), "density": True, "histtype": "step", "label": label, **style}
+            axis.hist(kept["relative"].clip(upper=largest), **look)
+        axis.axvline(1, color=POOL, linewidth=0.8, linestyle=":")
+        axis.set_xlabel("weight (uniform = 1)")
+
+    panels = [
+        Panel("Weight (uniform = 1): median and 10-90 % range", over_time),
+        Panel("Density of weights, whole run", distribution),
+    ]
+    known = [entry for entry in weighted if (entry[0]["damage"] != UNKNOWN).any()]
     if known:
-        _weights_by_damage(axes[2], known)
-    return legend_below(figure, axes[:1])
+        panels.append(Panel("Weight of clean (c) and damaged (d) samples", lambda axis: _weights_by_damage(axis, known)))
+    return panels
 
 
-def alignment(runs: list[Run]) -> Optional[Figure]:
-    """How well the combined update of the kept samples matches the target's: cosine and residual."""
-    matched = [entry for entry in _styled(runs) if entry[0].steps[["cosine", "residual"]].notna().any(axis=None)]
-    if not matched:
-        return None
-    figure, axes = draw_panels(2)
-    for axis, column, title, unit in (
-        (axes[0], "cosine", "Cosine of the combined update to the target's", "cosine (1 = same direction)"),
-        (axes[1], "residual", "Residual of the match", "residual / target norm (0 = perfect)"),
-    ):
-        for run, label, style in matched:
-            _curve(axis, run.steps["step"], run.steps[column], label, style)
-        _finish(axis, title, unit, runs)
-    return legend_below(figure, axes)
-
-
-def seconds(runs: list[Run]) -> Optional[Figure]:
+def seconds(runs: list[Run]) -> list[Panel]:
     """Where the time of a step goes."""
-    stages = [stage for stage in SECONDS if stage != "total"]
     means = {}
-    for run, label, _ in _styled(runs):
+    for run, label, _ in styled(runs):
         steps = run.steps[~run.steps["warmup"]]
         if steps["seconds_total"].notna().any():
-            means[label] = steps[[f"seconds_{stage}" for stage in stages]].fillna(0).mean()
+            means[label] = steps[[f"seconds_{stage}" for stage in SECONDS if stage != "total"]].fillna(0).mean()
+            means[label].index = means[label].index.str.removeprefix("seconds_")
             means[label]["other"] = max(0.0, steps["seconds_total"].mean() - means[label].sum())
     if not means:
-        return None
-    figure, (axis,) = draw_panels(1, height=1.5 + 0.45 * len(means))
-    rows, left = list(means), pd.Series(0.0, index=list(means))
-    for stage, colour in zip([*stages, "other"], [*STAGE_COLOURS, POOL]):
-        width = pd.Series({label: mean[stage if stage == "other" else f"seconds_{stage}"] for label, mean in means.items()})
-        if width.any():
-            axis.barh(rows, width, left=left, color=colour, label=stage, height=0.6)
-        left += width
-    axis.invert_yaxis()
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("seconds per step (mean after warm-up)")
-    frame(axis)
-    return legend_below(figure, [axis])
+        return []
+
+    def draw(axis: Axes) -> None:
+        left = pd.Series(0.0, index=list(means))
+        for stage in STAGES:
+            width = pd.Series({label: mean.get(stage, 0.0) for label, mean in means.items()})
+            if width.any():
+                axis.barh(
+                    [short(label) for label in means], width, left=left, color=STAGE_COLOURS[stage], label=stage, height=0.6
+                )
+            left += width
+        axis.set_ylim(len(means) - 0.4, -0.6)
+        axis.set_xlabel("seconds (mean after warm-up)")
+
+    return [Panel("Seconds of a step by stage", draw, height=0.8 + 0.3 * len(means))]
+
+
+def memory(runs: list[Run]) -> list[Panel]:
+    """The most memory that each stage has had, over the steps."""
+    entries = []
+    for run, label, style in styled(runs):
+        peaks = run.steps[[name for name in run.steps if name.startswith("memory_mib_")]].max().dropna()
+        if len(peaks):
+            entries.append((peaks.rename(lambda name: name.removeprefix("memory_mib_")), label, style))
+    if not entries:
+        return []
+    stages = [stage for stage in STAGES if any(stage in peaks for peaks, *_ in entries)]
+
+    def draw(axis: Axes) -> None:
+        bars = [(label, style["color"], peaks.reindex(stages)) for peaks, label, style in entries]
+        _bars(axis, bars, stages, lambda value: f" {value:,.0f}")
+        axis.set_xlabel("MiB")
+
+    on_card = any(run.environment.get("device") == "cuda" or "gpu" in run.environment for run in runs)
+    title = "tensors on the card" if on_card else "resident memory of the process"
+    return [Panel(f"Peak by stage, rank 0: {title}", draw, _height(len(stages), len(entries)))]
 
 
 PLOTS = (
@@ -145,10 +193,17 @@ PLOTS = (
          "Held-out loss is the result: lower at the same step is better. The other curves are taken on samples that each "
          "method chose itself (one that picks hard samples trains at a higher loss): they compare a run with its past only.",
          losses),
+    Plot("alignment", "Match with the target",
+         "The cosine should stay clearly above 0. A steady fall means that the pool has little left that helps, or that the "
+         "target batch is too small and noisy.",
+         alignment),
     Plot("sources", "Where the kept samples come from",
          "A bar longer than the pool's grey one: the method prefers this source. "
          "Sources of the target's own kind carry a \u25b8.",
          sources),
+    Plot("sources_over_time", "Kept share by source over time",
+         "A curve above the dashed line: the source is kept more often than it stands in the pool.",
+         sources_over_time),
     Plot("damage", "What damage the kept samples carry",
          "Bars of damaged samples should be shorter than the pool's grey ones; random selection keeps what the pool holds.",
          damage),
@@ -156,24 +211,17 @@ PLOTS = (
          "A range that collapses onto 1 means uniform weights (strong shrinkage, or fallbacks). Damaged samples that passed "
          "the filter should weigh less than clean ones.",
          weights),
-    Plot("alignment", "Match with the target",
-         "The cosine should stay clearly above 0. A steady fall means that the pool has little left that helps, or that the "
-         "target batch is too small and noisy.",
-         alignment),
     Plot("seconds", "Time of a step",
-         "Everything left of 'update' is the price of selection.",
+         "Everything but 'update' and 'other' is the price of selection.",
          seconds),
+    Plot("memory", "Memory of a step",
+         "The highest stage decides what fits. On CPU memory is read at the ends of stages: it is the process's, and stays high "
+         "once it was needed.",
+         memory),
 )  # fmt: skip
 
 
-def draw_panels(num_panels: int, height: float = 3.7) -> tuple[Figure, list[Axes]]:
-    # Figure without pyplot: no global state, and it draws the same with or without a display.
-    figure = Figure(figsize=(WIDTH if num_panels > 1 else WIDTH * 0.75, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
-    return figure, list(figure.subplots(1, num_panels, squeeze=False)[0])
-
-
-def _styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
+def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
     seen: dict[str, int] = {}
     entries = []
     for run, label in zip(runs, labels(runs)):
@@ -182,27 +230,67 @@ def _styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
     return entries
 
 
-def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict) -> None:
-    """A rolling mean, with the single values faintly behind it."""
+def relative_weights(run: Run) -> pd.DataFrame:
+    """The samples kept after warm-up, with ``relative``: the weight in units of the step's uniform weight."""
+    kept = run.kept[~run.kept["warmup"]].copy()
+    groups = kept.groupby("step")["weight"]
+    kept["relative"] = kept["weight"] / groups.transform("mean")
+    return kept.dropna(subset="relative")
+
+
+def _curves(runs: list[Run], titles: dict[str, str]) -> list[Panel]:
+    """A panel for each of the fields of step records that any run has."""
+
+    def panel(field: str, title: str) -> Panel:
+        def draw(axis: Axes) -> None:
+            for run, label, style in styled(runs):
+                _curve(axis, run.steps["step"], run.steps[field], label, style)
+            _over_steps(axis, runs)
+
+        return Panel(f"{field}: {title}", draw)
+
+    return [panel(field, title) for field, title in titles.items() if any(run.steps[field].notna().any() for run in runs)]
+
+
+def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict, band: bool = True) -> None:
+    """A rolling mean; with a ``band``, where there are many values, their 10-90 % range behind it."""
     present = values.notna()
-    steps, values = steps[present], values[present].astype(float)
+    values = pd.Series(values[present].astype(float).to_numpy(), index=steps[present].to_numpy())
     if values.empty:
         return
-    window = _window(len(values))
-    if window > 1:
-        axis.plot(steps, values, color=style["color"], alpha=0.2, linewidth=0.8)
-    smooth = values.rolling(window, min_periods=1, center=True).mean()
-    axis.plot(steps, smooth, label=label, marker="o" if len(values) < FEW else None, markersize=3, **style)
+    rolling = values.rolling(_window(len(values)), min_periods=1, center=True)
+    if band and len(values) >= FEW:
+        low, high = _thin(rolling.quantile(0.1)), _thin(rolling.quantile(0.9))
+        axis.fill_between(low.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    smooth = _thin(rolling.mean())
+    axis.plot(smooth.index, smooth, label=label, marker="o" if len(values) < FEW else None, markersize=3, **style)
 
 
 def _window(num_points: int) -> int:
     return max(1, num_points // 15)
 
 
-def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> Optional[Figure]:
-    entries = _styled(runs)
+def _thin(table):
+    """Rows evenly spaced, the first and last among them, if there are more than a picture can show."""
+    if len(table) <= MANY:
+        return table
+    return table.iloc[[round(i * (len(table) - 1) / (MANY - 1)) for i in range(MANY)]]
+
+
+def _pool_shares(run: Run, column: str) -> pd.Series:
+    amounts = pd.Series(run.pool.get(f"by_{column}", {}), dtype=float)
+    return amounts / amounts.sum() if len(amounts) else amounts
+
+
+def _source_names(runs: list[Run]) -> Callable[[str], str]:
+    targets = {name for run in runs for name in run.pool.get("target_sources") or []}
+    return lambda name: ("\u25b8 " if name in targets else "") + (name or "unnamed")
+
+
+def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> list[Panel]:
+    entries = styled(runs)
     # Runs over one pool show it once; over different pools, the first one's shares would mislead.
-    pools = {label: pd.Series(run.pool.get(f"by_{column}", {}), dtype=float) for run, label, _ in entries}
+    pools = {label: _pool_shares(run, column) for run, label, _ in entries}
     shared = all(pool.equals(next(iter(pools.values()))) for pool in pools.values())
     bars = [(f"pool of {label}", POOL, pool) for label, pool in pools.items()]
     if shared:
@@ -210,93 +298,71 @@ def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> Optiona
     for run, label, style in entries:
         kept = run.kept[~run.kept["warmup"]]
         if len(kept):
-            bars.append((label, style["color"], kept[column].value_counts()))
-    shares = pd.DataFrame({label: amounts / amounts.sum() for label, _, amounts in bars}).fillna(0.0)
+            bars.append((label, style["color"], kept[column].value_counts(normalize=True)))
+    shares = pd.DataFrame({label: amounts for label, _, amounts in bars}).fillna(0.0)
     if shares.empty:
-        return None
+        return []
     shares = shares.loc[shares.iloc[:, 0].sort_values(ascending=False, kind="stable").index]
-    rows = [_short(name(str(value))) for value in shares.index[:MAX_BARS]]
+    rows = [short(name(str(value))) for value in shares.index[:MAX_BARS]]
     if len(shares) > MAX_BARS:
         rest = shares.iloc[MAX_BARS - 1 :].sum()
         rows = [*rows[: MAX_BARS - 1], f"{len(shares) - MAX_BARS + 1} others"]
         shares = pd.concat([shares.iloc[: MAX_BARS - 1], rest.to_frame().T])
-    figure, (axis,) = draw_panels(1, height=1.4 + len(rows) * max(0.38, 0.17 * len(bars)))
+
+    def draw(axis: Axes) -> None:
+        _bars(axis, [(label, colour, shares[label]) for label, colour, _ in bars], rows, lambda share: f" {share:.1%}")
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        axis.set_xlim(0, min(1.0, shares.max(axis=None)) * 1.25)
+
+    return [Panel(f"Share of samples by {column} (kept ones after warm-up)", draw, _height(len(rows), len(bars)))]
+
+
+def _bars(axis: Axes, bars: list[tuple[str, str, pd.Series]], rows: list[str], text: Callable[[float], str]) -> None:
+    """Groups of horizontal bars: (label, colour, value of every row)."""
     thickness = 0.8 / len(bars)
-    for number, (label, colour, _) in enumerate(bars):
+    for number, (label, colour, values) in enumerate(bars):
         places = [row - 0.4 + (number + 0.5) * thickness for row in range(len(rows))]
         # Runs of one method share a colour; a pattern tells them apart.
         hatch = (None, "//", "..", "xx")[[c for _, c, _ in bars[:number]].count(colour) % 4]
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-        axis.barh(places, shares[label], thickness * 0.92, label=label, **look)
-        for place, share in zip(places, shares[label]):
-            axis.text(share, place, f" {share:.1%}", va="center", fontsize=7, color="#444444")
+        axis.barh(places, values, thickness * 0.92, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        for place, value in zip(places, values):
+            if pd.notna(value):
+                axis.text(value, place, text(value), va="center", fontsize=matplotlib.rcParams["ytick.labelsize"])
     axis.set_yticks(range(len(rows)), rows)
-    axis.invert_yaxis()
-    axis.set_xlabel(f"share of samples by {column} (kept ones after warm-up)")
-    axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axis.set_xlim(0, min(1.0, shares.max(axis=None)) * 1.12)
-    frame(axis)
-    return legend_below(figure, [axis])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.margins(x=0.2)
 
 
-def _relative_weights(run: Run) -> pd.DataFrame:
-    kept = run.kept[~run.kept["warmup"]].copy()
-    groups = kept.groupby("step")["weight"]
-    kept["relative"] = kept["weight"] / groups.transform("mean")
-    return kept.dropna(subset="relative")
+def _height(num_rows: int, num_bars: int) -> float:
+    return 0.55 + num_rows * max(0.26, 0.15 * num_bars + 0.06)
 
 
 def _weights_by_damage(axis: Axes, entries: list[tuple[pd.DataFrame, str, dict]]) -> None:
     boxes, names, colours = [], [], []
     for kept, _, style in entries:
         kept = kept[kept["damage"] != UNKNOWN]
-        for name, chosen in (("clean", ~is_damaged(kept["damage"])), ("damaged", is_damaged(kept["damage"]))):
+        for name, chosen in (("c", ~is_damaged(kept["damage"])), ("d", is_damaged(kept["damage"]))):
             boxes.append(kept.loc[chosen, "relative"].to_numpy(float))
-            names.append(f"{name}, n = {int(chosen.sum())}")
+            names.append(f"{name}\n{int(chosen.sum())}")
             colours.append(style["color"])
-    drawn = axis.boxplot(boxes, showfliers=False, patch_artist=True, widths=0.55, medianprops={"color": "black"})
+    ink = {"color": matplotlib.rcParams["text.color"]}
+    look = {"medianprops": ink, "whiskerprops": ink, "capprops": ink}
+    drawn = axis.boxplot(boxes, showfliers=False, patch_artist=True, widths=0.55, **look)
     for patch, colour in zip(drawn["boxes"], colours):
         patch.set(facecolor=colour, alpha=0.45)
     axis.set_xticks(range(1, len(names) + 1), names)
-    axis.axhline(1, color="#888888", linewidth=0.8, linestyle=":")
-    axis.set_title("Clean against damaged", fontsize=10)
-    axis.set_ylabel("weight x samples kept (uniform = 1)")
-    frame(axis)
-    if len(names) > 2:
-        axis.tick_params(axis="x", labelsize=7, rotation=35 if len(names) < 7 else 90)
+    axis.axhline(1, color=POOL, linewidth=0.8, linestyle=":")
+    axis.set_xlabel("and how many there are")
 
 
-def _finish(axis: Axes, title: str, y_label: str, runs: list[Run], x_label: str = "optimizer step") -> None:
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
-    if x_label == "optimizer step":
-        steps = pd.concat([rows["step"] for run in runs for rows in (run.steps, run.evaluations)]).astype(float)
-        margin = 0.5 + 0.02 * (steps.max() - steps.min())
-        axis.set_xlim(steps.min() - margin, steps.max() + margin)
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-        warmup = pd.concat([run.steps.loc[run.steps["warmup"], "step"] for run in runs])
-        if len(warmup):
-            axis.axvspan(steps.min() - margin, warmup.max() + 0.5, color="#EFEFE8", zorder=0, label="warm-up")
-    frame(axis)
-
-
-def frame(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.set_axisbelow(True)
-
-
-def legend_below(figure: Figure, axes: list[Axes]) -> Figure:
-    entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    if entries:
-        look = {"loc": "outside lower center", "ncols": min(len(entries), 4), "fontsize": 8, "frameon": False}
-        figure.legend(entries.values(), entries.keys(), **look)
-    return figure
-
-
-def _short(text: str) -> str:
-    # A dollar sign would start matplotlib's mathematics, and fail on half a formula.
-    text = " ".join(text.replace("$", r"\$").split())
-    return text if len(text) <= MAX_LABEL else text[: MAX_LABEL // 2 - 1] + "\u2026" + text[-MAX_LABEL // 2 :]
+def _over_steps(axis: Axes, runs: list[Run]) -> None:
+    axis.set_xlabel("optimizer step")
+    steps = pd.concat([rows["step"] for run in runs for rows in (run.steps, run.evaluations)]).astype(float)
+    margin = 0.5 + 0.02 * (steps.max() - steps.min())
+    axis.set_xlim(steps.min() - margin, steps.max() + margin)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    warmup = pd.concat([run.steps.loc[run.steps["warmup"], "step"] for run in runs])
+    if len(warmup):
+        ink = matplotlib.rcParams["text.color"]
+        axis.axvspan(steps.min() - margin, warmup.max() + 0.5, color=ink, alpha=0.08, linewidth=0, zorder=0, label="warm-up")

@@ -1,6 +1,5 @@
-"""The report as one HTML file that can be sent to somebody: nothing is loaded from outside."""
+"""A page as one HTML file that can be sent to somebody: nothing is loaded from outside, and nothing runs in it."""
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,10 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
-from pipeline.reporting.figures import Plot
-from pipeline.reporting.records import Run, labels
-from pipeline.reporting.summary import Summary, columns, notes
-
-# Names that always differ between runs and say nothing about them.
-BOOKKEEPING = ("run.folder", "run.overwrite")
-MOST_WARNINGS = 20  # of a run on the page; steps.jsonl has all
+from pipeline.reporting.pictures import Picture
+from pipeline.reporting.visible import visible, without_secrets
 
 TEMPLATE = """\
 <!doctype html>
@@ -23,20 +18,41 @@ TEMPLATE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
 <title>{{ title }}</title>
 <style>
-  body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
-  h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ddd; }
-  table { border-collapse: collapse; font-size: .92em; } .wide { overflow-x: auto; }
-  th, td { padding: .3em .7em; text-align: left; border-bottom: 1px solid #eee; vertical-align: bottom; }
-  td { overflow-wrap: anywhere; } .numbers th { white-space: pre; }
-  .numbers td + td, .numbers th + th { text-align: right; white-space: pre; overflow-wrap: normal; }
-  img { max-width: 100%; height: auto; } figure { margin: 0; }
-  .note { color: #555; margin: .4em 0; } pre { background: #f6f6f4; padding: .8em; overflow-x: auto; font-size: .85em; }
+  :root { --ink: #1d2026; --soft: #5b616b; --line: #d9dce1; --ground: #ffffff; --box: #f4f5f7; --mark: #0072b2; }
+  @media (prefers-color-scheme: dark) {
+    :root { --ink: #e6e8eb; --soft: #a2a8b2; --line: #3a3f47; --ground: #15171a; --box: #20242a; --mark: #56b4e9; }
+  }
+  * { box-sizing: border-box; }
+  body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1160px; margin: 0 auto;
+         padding: 1em 16px 4em; overflow-wrap: anywhere; -webkit-text-size-adjust: 100%; }
+  h1 { font-size: 1.35em; line-height: 1.25; margin: .6em 0; }
+  h2 { font-size: 1.15em; margin: 2.2em 0 .5em; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+  p { margin: .5em 0; }
+  .verdict { font-size: 1.12em; border-left: 4px solid var(--mark); padding: .1em 0 .1em .8em; margin: 1em 0; }
+  .note, figcaption { color: var(--soft); font-size: .9em; }
+  .wide { overflow-x: auto; max-width: 100%; margin: .6em 0; }
+  table { border-collapse: collapse; font-size: .88em; }
+  th, td { padding: .3em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
+  th { vertical-align: bottom; color: var(--soft); font-weight: 600; white-space: pre; }
+  .numbers td + td, .numbers th + th { text-align: right; white-space: pre; }
+  td.short { white-space: pre; } td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 15em; max-width: 38em; }
+  td.word { overflow-wrap: anywhere; min-width: 8em; max-width: 14em; }
+  .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.2em 1.4em; margin-top: .8em; }
+  .legend { max-width: 358px; margin: .8em 0 0; }
+  figure { margin: 0; max-width: 480px; } figcaption { margin-bottom: .2em; }
+  svg { display: block; width: 100%; height: auto; } svg * { stroke-linejoin: round; stroke-linecap: butt; }
+  details { margin: .5em 0; } summary { cursor: pointer; }
+  pre { background: var(--box); padding: .8em; overflow-x: auto; font-size: .8em; overflow-wrap: normal; }
 </style>
 </head>
 <body>
 <h1>{{ title }}</h1>
+<p class="verdict">{{ verdict }}</p>
 {% for line in lead %}
 <p class="note">{{ line }}</p>
 {% endfor %}
@@ -46,23 +62,37 @@ TEMPLATE = """\
 {% if section.look_at %}
 <p class="note">What to look at: {{ section.look_at }}</p>
 {% endif %}
-{% if section.rows %}
-<div class="wide"><table{% if section.has_numbers %} class="numbers"{% endif %}>
-<tr>{% for heading in section.headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for cells in section.rows %}
-<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for line in section.notes %}
+<p{% if section.tables %} class="note"{% endif %}>{{ line }}</p>
+{% endfor %}
+{% for table in section.tables %}
+{% if table.title %}
+<p>{{ table.title }}</p>
+{% endif %}
+<div class="wide" tabindex="0"><table{% if table.kinds is none %} class="numbers"{% endif %}>
+<tr>{% for heading in table.headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for cells in table.rows %}
+<tr>
+{% for cell in cells %}
+<td{% if table.kinds %} class="{{ table.kinds[loop.index0] }}"{% endif %}><bdi>{{ cell }}</bdi></td>
+{% endfor %}
+</tr>
 {% endfor %}
 </table></div>
-{% endif %}
-{% for note in section.notes %}
-<p class="note">{{ note }}</p>
 {% endfor %}
-{% if section.png %}
-<figure><img alt="{{ section.title }}" src="data:image/png;base64,{{ section.png | base64 }}"></figure>
+{% if section.pictures %}
+{% if not section.pictures[0].title %}
+<div class="legend">{{ section.pictures[0].svg }}</div>
+{% endif %}
+<div class="panels">
+{% for picture in section.pictures if picture.title %}
+<figure><figcaption>{{ picture.title }}</figcaption>{{ picture.svg }}</figure>
+{% endfor %}
+</div>
 {% endif %}
 {% endfor %}
 
-<h2>All settings and environment</h2>
+<h2>Configuration and environment</h2>
 {% for label, texts in details %}
 <details><summary>{{ label }}</summary>{% for text in texts %}<pre>{{ text }}</pre>{% endfor %}</details>
 {% endfor %}
@@ -72,57 +102,38 @@ TEMPLATE = """\
 
 
 @dataclass(frozen=True)
+class Table:
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """As many cells a row as there are headings."""
+    kinds: Sequence[str] | None = None
+    """Of each column: 'short', or 'word' and 'text' for what may be long. None: the first are names, the others numbers."""
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with a table, notes and a figure under it, whichever there are."""
+    """A heading with notes, tables and pictures under it, whichever there are."""
 
     title: str
     look_at: str = ""
     """One line: what a reader learns here."""
-    headings: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    """Cells of the table, as many a row as there are headings."""
-    has_numbers: bool = True
-    """All columns but the first are numbers."""
+    tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
-    png: bytes = b""
+    pictures: Sequence[Picture] = ()
 
 
-def write_page(path: Path, title: str, lead: list[str], sections: list[Section], details: list[tuple[str, list[str]]]) -> None:
-    """Write a page: lines under the title, sections, and texts to unfold by their label."""
-    # Autoescape: sources and settings come from files of users and must not become markup.
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["base64"] = lambda png: base64.b64encode(png).decode("ascii")
-    page = environment.from_string(TEMPLATE).render(title=title, lead=lead, sections=sections, details=details)
-    path.write_text(page, encoding="utf-8")
-
-
-def write_html(path: Path, runs: list[Run], summaries: list[Summary], figures: list[tuple[Plot, bytes]]) -> None:
-    """Write the report; ``figures`` are plots with their PNG files."""
-    names, cells, differences = labels(runs), columns(summaries), differing_settings(runs)
-    rows = [[name, *(column[row] for _, column in cells)] for row, name in enumerate(names)]
-    sections = [Section("In numbers", headings=["run", *(heading for heading, _ in cells)], rows=rows, notes=notes(summaries))]
-    warned = [[s.label, text] for s in summaries for text in s.warnings[-MOST_WARNINGS:]]
-    if warned:
-        left_out = [
-            f"{s.label}: its last {MOST_WARNINGS} of {len(s.warnings)}." for s in summaries if len(s.warnings) > MOST_WARNINGS
-        ]
-        sections.append(Section("Warnings", headings=["run", "said"], rows=warned, has_numbers=False, notes=left_out))
-    sections += [Section(plot.title, plot.look_at, png=png) for plot, png in figures]
-    if differences:
-        rows = [[name, *values] for name, values in differences.items()]
-        sections.append(Section("Settings that differ", headings=["setting", *names], rows=rows, has_numbers=False))
-    write_page(
-        path, "Data selection: " + ", ".join(names), [f"{s.label}: {s.num_steps} steps, {s.folder}" for s in summaries], sections,
-        [(name, [yaml_text(run.config), yaml_text(run.environment)]) for name, run in zip(names, runs)],
+def write_page(
+    path: Path, title: str, verdict: str, lead: list[str], sections: list[Section], details: list[tuple[str, list[str]]]
+) -> None:
+    """Write a page: what has come out in a sentence or two, lines under it, sections, and texts to unfold by their label."""
+    # Sources, texts and settings come from files of users: whatever is put in is made visible, and escaped.
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )  # fmt: skip
-
-
-def differing_settings(runs: list[Run]) -> dict[str, list[str]]:
-    """Dotted names of the settings in which the runs differ, with the value of each run; '-' where a run has none."""
-    flat = [dict(flatten(run.config)) for run in runs]
-    names = [name for name in dict.fromkeys(name for settings in flat for name in settings) if name not in BOOKKEEPING]
-    values = {name: [str(settings.get(name, "-")) for settings in flat] for name in names}
-    return {name: row for name, row in values.items() if len(set(row)) > 1}
+    page = environment.from_string(TEMPLATE).render(title=title, verdict=verdict, lead=lead, sections=sections, details=details)
+    path.write_text(page, encoding="utf-8")
 
 
 def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,4 +146,5 @@ def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def yaml_text(value: dict) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    """For a page: without the secrets among the settings."""
+    return yaml.safe_dump(without_secrets(value), sort_keys=False, allow_unicode=True)

@@ -4,6 +4,7 @@
 | --- | --- |
 | ``steps.jsonl`` | an optimizer step: losses, match with the target, counts, seconds by stage |
 | ``kept.jsonl`` | a sample that a step trained on: source, damage, weight, alignment |
+| ``passed.jsonl`` | a scoring pass: the candidates that it left out, and their alignment |
 | ``evaluations.jsonl`` | a measurement of a held-out loss |
 
 Beside them stand ``config.yaml``, ``environment.json`` and ``pool.json``, written once when the run starts.
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,21 @@ from typing import Optional
 import pandas as pd
 import yaml
 
+ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
+"""Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the escape that JSON has for it."""
 SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "update", "total")
 """Stages whose wall time a step record may carry under ``seconds``."""
 
 # What a line must hold, and what it may hold; a table always has all of these columns.
-STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "train_loss", "candidate_loss", "target_loss",
+STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "effective_kept",
+    "train_loss", "candidate_loss", "target_loss",
     "residual", "cosine", "fallback", "dropped", "target_dropped", "out_of_memory",
     "learning_rate", "grad_norm", "skipped", "loss_scale", "zero_moment_share", "bytes_sent",
-    "candidate_tokens", "trained_tokens", "selection_hash", "warnings", "seconds")  # fmt: skip
+    "candidate_tokens", "trained_tokens", "selection_hash", "warnings", "seconds", "memory_mib")  # fmt: skip
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
+PASSED = ("step", "ids"), ("alignment",)
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
-LOGS = ("steps", "kept", "evaluations")
+LOGS = ("steps", "kept", "passed", "evaluations")
 
 
 def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
@@ -74,14 +79,17 @@ class Recorder:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # All three are opened at once: an empty file tells a reader "none yet", a missing one "not a run".
-        self._files = {name: open(self.folder / f"{name}.jsonl", "a", encoding="utf-8") for name in LOGS}  # noqa: SIM115
+        # All are opened at once: an empty file tells a reader "none yet", a missing one "not a run".
+        self._files = {name: open(self.folder / f"{name}.jsonl", "a", **ENCODING) for name in LOGS}  # noqa: SIM115
 
     def step(self, record: dict) -> None:
         self._append("steps", [record])
 
     def kept(self, records: list[dict]) -> None:
         self._append("kept", records)
+
+    def passed(self, record: dict) -> None:
+        self._append("passed", [record])
 
     def evaluation(self, record: dict) -> None:
         self._append("evaluations", [record])
@@ -137,11 +145,18 @@ class Run:
     environment: dict
     pool: dict
     steps: pd.DataFrame
-    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, the sum of stages standing in for an absent total."""
+    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, the sum of stages standing in for an absent total, and
+    ``memory_mib`` over ``memory_mib_<stage>``."""
     kept: pd.DataFrame
     """One row a kept sample, with ``warmup`` of its step; ``damage`` is '' where it is unknown."""
     evaluations: pd.DataFrame
     """One row a measured loss, ordered by step; of two measurements at one step the later one holds."""
+    passed: Optional[pd.DataFrame] = None
+    """One row a candidate that a scoring pass left out: step, id, alignment; None for a run that recorded none of this."""
+    deepspeed: Optional[dict] = None
+    """What DeepSpeed was initialised with; None where this was not recorded."""
+    resumes: Sequence[dict] = ()
+    """What the run went on from, each time that it was continued."""
 
     @property
     def method(self) -> str:
@@ -161,7 +176,10 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder / 'steps.jsonl'}: no step is recorded; the run ended before its first step, look at its log")
     kept = _read_lines(folder / "kept.jsonl", *KEPT)
     evaluations = _read_lines(folder / "evaluations.jsonl", *EVALUATIONS)
-    steps = _spread_seconds(steps)
+    steps = _spread(_spread(steps, "seconds", SECONDS), "memory_mib", SECONDS[:-1])
+    steps["seconds_total"] = steps["seconds_total"].fillna(
+        steps[[f"seconds_{stage}" for stage in SECONDS[:-1]]].sum(axis=1, min_count=1)
+    )
     steps["warmup"] = steps["warmup"].fillna(False).astype(bool)
     kept["warmup"] = kept["step"].isin(steps.loc[steps["warmup"], "step"])
     for column in ("source", "damage"):
@@ -174,6 +192,9 @@ def read_run(folder: Path) -> Run:
         steps=steps,
         kept=kept,
         evaluations=evaluations.drop_duplicates(["name", "step"], keep="last").sort_values("step", ignore_index=True),
+        deepspeed=_read_object(folder / "deepspeed.json") if (folder / "deepspeed.json").is_file() else None,
+        passed=_read_passed(folder / "passed.jsonl"),
+        resumes=_records(folder / "resumes.jsonl", ("step",)) if (folder / "resumes.jsonl").is_file() else [],
     )
 
 
@@ -197,7 +218,7 @@ def _text(path: Path) -> str:
 
 def _read_object(path: Path) -> dict:
     try:
-        value = json.loads(_text(path))
+        value = _parse(_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(value, dict):
@@ -206,12 +227,27 @@ def _read_object(path: Path) -> dict:
 
 
 def _read_lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:
+    return pd.DataFrame(_records(path, required), columns=[*required, *optional])
+
+
+def _read_passed(path: Path) -> Optional[pd.DataFrame]:
+    if not path.is_file():
+        return None
+    rows = [
+        (line["step"], name, alignment)
+        for line in _records(path, PASSED[0])
+        for name, alignment in zip(line["ids"], line.get("alignment") or [None] * len(line["ids"]), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["step", "id", "alignment"])
+
+
+def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
     records = []
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line, parse_constant=_refuse)
+            record = _parse(line)
         except ValueError as error:
             raise ValueError(
                 f"{path}:{number}: not a line of JSON ({error}). A run that was killed can leave half a line: remove it"
@@ -220,17 +256,31 @@ def _read_lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]
         if missing:
             raise ValueError(f"{path}:{number}: no {', '.join(missing)} in this record; was it written by another version?")
         records.append(record)
-    return pd.DataFrame(records, columns=[*required, *optional])
+    return records
+
+
+def _parse(text: str):
+    """A JSON value; halves of surrogate pairs stay the escapes that they are in the file, as tables hold UTF-8 alone."""
+    value = json.loads(text, parse_constant=_refuse)
+    return _in_utf_8(value) if "\\ud" in text.lower() else value
+
+
+def _in_utf_8(value):
+    if isinstance(value, dict):
+        return {_in_utf_8(key): _in_utf_8(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_utf_8(item) for item in value]
+    return value.encode(**ENCODING).decode() if isinstance(value, str) else value
 
 
 def _refuse(constant: str):
     raise ValueError(f"{constant} is not a number in JSON")
 
 
-def _spread_seconds(steps: pd.DataFrame) -> pd.DataFrame:
-    seconds = pd.DataFrame([s if isinstance(s, dict) else {} for s in steps["seconds"]], columns=list(SECONDS), dtype=float)
-    seconds["total"] = seconds["total"].fillna(seconds.drop(columns="total").sum(axis=1, min_count=1))
-    return steps.drop(columns="seconds").join(seconds.add_prefix("seconds_"))
+def _spread(steps: pd.DataFrame, field: str, stages: tuple[str, ...]) -> pd.DataFrame:
+    """The objects in a column as columns of their own, one a stage."""
+    values = pd.DataFrame([v if isinstance(v, dict) else {} for v in steps[field]], columns=list(stages), dtype=float)
+    return steps.drop(columns=field).join(values.add_prefix(f"{field}_"))
 
 
 def _leaves(value, name=""):

@@ -252,7 +252,9 @@ class Checkpoints:
             "watched": watched,
             "hook": {"rows_per_pass": self.hook.rows_per_pass, "num_targets_lost": self.hook.num_targets_lost},
             "waiting": None if waiting is None else asdict(waiting),
-            "scores": None if waiting is None else {**asdict(self.hook.scores), "seconds": {}, "warnings": []},
+            "scores": None
+            if waiting is None
+            else {**asdict(self.hook.scores), "seconds": {}, "peak_bytes": {}, "warnings": []},
         }
         self.writer.start()
         try:

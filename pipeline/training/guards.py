@@ -1,4 +1,4 @@
-# K kept
+# C candidates, K kept
 """What goes wrong without an error: replicas that drift apart, losses that jump, a dead filter, weights that collapse, a missed target."""
 
 from collections import Counter, deque
@@ -52,16 +52,15 @@ class Watch:
         self.last_decisions = np.zeros(num_samples, np.int8)
         self.quiet_until: dict[str, int] = {}
 
-    def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+    def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray) -> list[str]:
         """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at ``kept_K`` of these.
 
         Of steps that were not scored (warm-up, between two scoring passes) only the loss is looked at.
         """
         found = {"spike": self._spike(record["train_loss"])}
         if not record["target_dropped"] and (record["residual"] is not None or record["fallback"]):
-            fields = {name: record[name] for name in ("num_kept", "fallback", "target_loss", "residual")}
-            repeats = self._repeats(positions_C, kept_K)
-            self.scored.append({**fields, **repeats, "effective": 1 / float(np.sum(np.square(weights_K)))})
+            fields = {name: record[name] for name in ("num_kept", "effective_kept", "fallback", "target_loss", "residual")}
+            self.scored.append({**fields, **self._repeats(positions_C, kept_K)})
             if len(self.scored) == WINDOW:
                 found |= {
                     "filter": self._dead_filter(), "repeats": self._same_samples(), "weights": self._collapsed_weights(),
@@ -120,7 +119,7 @@ class Watch:
 
     def _collapsed_weights(self) -> str:
         kept = np.mean([line["num_kept"] for line in self.scored])
-        effective = np.mean([line["effective"] for line in self.scored])
+        effective = np.mean([line["effective_kept"] for line in self.scored])
         if kept < 4 or effective > 1.5:
             return ""
         return (

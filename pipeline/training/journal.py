@@ -1,8 +1,9 @@
 # C candidates, K kept
 """What a run writes down as it goes (rank 0): step records, kept samples, evaluations, DeepSpeed's monitors."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Journal:
 
     def step(
         self, step: int, epoch: float, positions_C: np.ndarray, chosen: Selection, selection: Selection, scores: Scores,
-        result: StepResult, learning_rate: float, seconds: dict[str, float],
+        result: StepResult, learning_rate: float, seconds: dict[str, float], peak_bytes: dict[str, int],
     ) -> list[str]:  # fmt: skip
         """Write a step down; warnings about it, in sentences.
 
@@ -34,8 +35,9 @@ class Journal:
         The scoring pass is written down with the first of its steps; the others have its fields empty.
         """
         candidates = [self.pool[i] for i in positions_C]
-        scored = scores if step % self.config.selection.score_every == 0 else Scores(is_warmup=scores.is_warmup)
-        match = chosen if scored is scores else selection
+        is_scored = step % self.config.selection.score_every == 0
+        scored = scores if is_scored else Scores(is_warmup=scores.is_warmup)
+        match = chosen if is_scored else selection
         finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else []
         record = {
             "step": step,
@@ -44,6 +46,7 @@ class Journal:
             "warmup": scored.is_warmup,
             "num_candidates": len(candidates),
             "num_kept": len(selection.indices),
+            "effective_kept": 1 / float(np.sum(np.square(selection.weights))),
             "train_loss": result.loss,
             "candidate_loss": float(finite.mean()) if len(finite) else None,
             "target_loss": scored.target_loss,
@@ -63,15 +66,21 @@ class Journal:
             "trained_tokens": result.num_tokens,
             "selection_hash": scores.selection_hash,
             "seconds": {**scored.seconds, **seconds},
+            "memory_mib": {stage: round(size / 2**20, 1) for stage, size in {**scored.peak_bytes, **peak_bytes}.items()},
         }
-        record["warnings"] = scored.warnings + self.watch(record, positions_C, chosen.indices, selection.weights)
+        record["warnings"] = [*scored.warnings, *self.watch(record, positions_C, chosen.indices)]
         self.recorder.step(record)
         self.recorder.kept([
             {"step": step, "id": candidates[i].id, "source": candidates[i].source, "damage": candidates[i].damage,
              "weight": float(weight), "alignment": _alignment(scores, i)}
             for i, weight in zip(selection.indices.tolist(), selection.weights)
         ])  # fmt: skip
-        self._monitor(record)
+        passed = np.setdiff1d(np.arange(len(candidates)), chosen.indices).tolist() if is_scored else []
+        if passed:
+            alignment = [_alignment(scores, i) for i in passed]
+            alignment = [value and round(value, 4) for value in alignment] if set(alignment) != {None} else None
+            self.recorder.passed({"step": step, "ids": [candidates[i].id for i in passed], "alignment": alignment})
+        self._monitor({name: value for name, value in record.items() if name != "step"})
         return record["warnings"]
 
     def evaluation(self, step: int, loss: float, samples: list[Sample], answers: Optional[dict] = None) -> None:
@@ -80,20 +89,30 @@ class Journal:
         record = {"step": step, "name": "test", "loss": loss, "num_samples": len(samples), "num_tokens": num_tokens}
         record |= answers or {}
         self.recorder.evaluation(record)
+        self._monitor({f"test_{name}": record[name] for name in ("loss", "accuracy") if name in record})
 
-    def _monitor(self, record: dict) -> None:
-        """TensorBoard, W&B, CSV: whatever the DeepSpeed file enables, over samples as DeepSpeed's own curves are."""
+    def _monitor(self, record: dict[str, Any]) -> None:
+        """TensorBoard, W&B, Comet, CSV: whatever the DeepSpeed file enables, over samples as DeepSpeed's own curves are.
+
+        The names are those of the record's fields, and those by which the report calls them.
+        """
         if self.engine.monitor.enabled:
-            names = ("train_loss", "target_loss", "cosine", "residual", "num_kept", "fallback", "grad_norm")
-            events = [
-                (f"selection/{name}", record[name], self.engine.global_samples) for name in names if record[name] is not None
-            ]
-            self.engine.monitor.write_events(events)
+            self.engine.monitor.write_events([(name, value, self.engine.global_samples) for name, value in numbers(record)])
+
+
+def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers among the fields of a record, those inside another by both names: ``seconds_update``."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{name}_")
+        elif isinstance(value, (int, float)):
+            yield prefix + name, float(value)
 
 
 def _alignment(scores: Scores, i: int) -> Optional[float]:
-    """Cosine of candidate i's row to the target's."""
+    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero or not finite."""
     if scores.signals is None or scores.signals.gram_CC is None:
         return None
     norms = scores.signals.gram_CC[i, i] * scores.signals.target_norm_squared
-    return float(scores.signals.alignment_C[i] / norms**0.5) if norms > 0 else None
+    found = float(scores.signals.alignment_C[i] / norms**0.5) if norms > 0 else float("nan")
+    return found if np.isfinite(found) else None

@@ -127,8 +127,10 @@ def write_environment(folder: Path, facts: dict) -> None:
     _write(folder / "environment.json", {**facts, **machine, "versions": installed(PACKAGES)})
 
 
-def write_pool(folder: Path, pool: list[Sample], targets: list[Sample]) -> None:
+def write_pool(folder: Path, names: list[str], pool: list[Sample], targets: list[Sample]) -> None:
+    """What the pool holds, and how large the files in ``names`` are that it came from."""
     _write(folder / "pool.json", {
+        "file_bytes": {name: Path(name).stat().st_size for name in names if Path(name).is_file()},
         "num_samples": len(pool), "by_source": Counter(s.source for s in pool), "by_damage": Counter(s.damage for s in pool),
         "target_sources": sorted({sample.source for sample in targets}),
     })  # fmt: skip
@@ -146,4 +148,4 @@ def save_model(engine, tokenizer, folder: Path, is_rank_0: bool) -> None:
 
 
 def _write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", **records.ENCODING)

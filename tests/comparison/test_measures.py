@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.comparison.grid import Cell
 from pipeline.comparison.measures import measure, same_candidates
-from pipeline.comparison.texts import read_texts
 from pipeline.config import Config, DataConfig, RunConfig
+from pipeline.data.texts import read_texts
 from pipeline.reporting.records import read_run
 from tests.reporting.conftest import write_run
 

@@ -36,6 +36,9 @@ def write_run(folder: Path, method: str = "filter_then_weight", num_steps: int =
                     "alignment": float(rng.uniform(0, 0.6)) if scored and not warmup else None,
                 })  # fmt: skip
             recorder.kept(kept)
+            passed = [f"{step}-{number}" for number in range(8, 32)]
+            alignment = rng.uniform(-0.6, 0.1, 24).tolist() if scored and not warmup else None
+            recorder.passed({"step": step, "ids": passed, "alignment": alignment})
             match = scored and not warmup
             loss = 2.2 * np.exp(-step / (25 if scored else 40)) + 0.9
             recorder.step({
@@ -47,7 +50,9 @@ def write_run(folder: Path, method: str = "filter_then_weight", num_steps: int =
                 "cosine": float(0.55 + rng.normal(0, 0.05)) if match else None,
                 "fallback": int(match and step == 5), "dropped": ["broken"] if match and step == 7 else [],
                 "learning_rate": 1e-4, "grad_norm": 1.0, "bytes_sent": 1 << 20, "candidate_tokens": 3200, "trained_tokens": 800,
-                "selection_hash": "abcd",
+                "selection_hash": "abcd", "effective_kept": 1 / float(np.square(weights).sum()),
+                "warnings": [f"WARNING after step {step}: raise selection.ridge"] if match and step == 9 else [],
+                "memory_mib": {"update": 700.5, **({"target": 640.0, "factors": 655.25} if match else {})},
                 "seconds": {"update": 1.0, "total": 1.05, "candidates": 0.05} if not match else
                            {"candidates": 0.05, "target": 0.3, "factors": 0.4, "exchange": 0.1, "gram": 0.05, "solve": 0.1,
                             "update": 1.0, "total": 2.0},

@@ -18,6 +18,14 @@ def test_every_record_is_on_disk_when_the_call_returns(tmp_path):
     recorder.close()
 
 
+def test_half_of_a_surrogate_pair_is_written_and_read_as_an_escape(make_run):
+    folder = make_run("run", num_steps=1)
+    with Recorder(folder) as recorder:
+        recorder.kept([{"step": 0, "id": "half \ud800", "source": "\U0001f600", "weight": 1.0}])
+    assert json.loads((folder / "kept.jsonl").read_text().splitlines()[-1])["id"] == "half \ud800"
+    assert read_run(folder).kept.iloc[-1][["id", "source"]].tolist() == ["half \\ud800", "\U0001f600"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_number_is_an_error_that_names_the_field_and_writes_nothing(tmp_path, value):
     with Recorder(tmp_path) as recorder, pytest.raises(ValueError, match=r"step 3: seconds\.gram is -?(nan|inf)"):

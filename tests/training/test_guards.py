@@ -57,13 +57,12 @@ def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
 def record(step: int, **changes) -> dict:
     usual = {
         "train_loss": 2.0 + 0.1 * (step % 3), "residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8,
-        "target_loss": 2.0 - 0.01 * step,
+        "effective_kept": 8.0, "target_loss": 2.0 - 0.01 * step,
     }  # fmt: skip
     return {"step": step, **usual, **changes}
 
 
 POOL, CANDIDATES, KEPT = 320, 32, 8
-UNIFORM = np.full(KEPT, 1 / KEPT)
 
 
 def positions(step: int) -> np.ndarray:
@@ -81,9 +80,9 @@ def favourites(step: int) -> np.ndarray:
     return np.argsort(positions(step))[:KEPT]
 
 
-def said(records: list[dict], weights=UNIFORM, kept=draw) -> list[str]:
+def said(records: list[dict], kept=draw) -> list[str]:
     watch = Watch(POOL)
-    return [sentence for line in records for sentence in watch(line, positions(line["step"]), kept(line["step"]), weights)]
+    return [sentence for line in records for sentence in watch(line, positions(line["step"]), kept(line["step"]))]
 
 
 def test_a_healthy_run_hears_nothing():
@@ -122,9 +121,7 @@ def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
 def test_what_is_watched_goes_on_where_another_watch_stopped():
     """As from a checkpoint: the same sentences at the same steps."""
     steps = [record(step, fallback=int(step > 5), train_loss=9.0 if step == 45 else 2.0) for step in range(3 * WINDOW)]
-    hear = lambda watch, lines: [
-        s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]), UNIFORM)
-    ]
+    hear = lambda watch, lines: [s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]))]
     undisturbed = hear(Watch(POOL), steps)
     assert len(undisturbed) > 2
     first, second = Watch(POOL), Watch(POOL)
@@ -140,11 +137,8 @@ def test_a_dead_filter_is_named_once_in_a_window():
 
 
 def test_collapsed_weights_are_named():
-    weights = np.array([0.97, *[0.03 / 7] * 7])
-    assert (
-        "8.0 samples were kept, and their weights amount to 1.1 of equal weight"
-        in said([record(s) for s in range(WINDOW)], weights)[0]
-    )
+    found = said([record(step, effective_kept=1.06) for step in range(WINDOW)])
+    assert "8.0 samples were kept, and their weights amount to 1.1 of equal weight" in found[0]
 
 
 def test_a_target_that_is_missed_though_the_match_improves_is_named():

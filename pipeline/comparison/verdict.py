@@ -1,0 +1,61 @@
+"""The sentences that are read first: what a grid has shown, against what, at what price, and how far that can be trusted."""
+
+from typing import Optional
+
+from pipeline.comparison.statistics import OURS, Estimate, Row
+from pipeline.reporting.verdict import times
+
+
+def main_variant(rows: list[Row], methods: dict[str, str]) -> Row:
+    """The one that the verdict is about: ours, the best by auc where there are several; the first variant where there is none."""
+    ours = [row for row in rows if methods[row.variant] == OURS and row.auc.mean is not None]
+    return min(ours, key=lambda row: row.auc.mean) if ours else next(row for row in rows if row.auc.mean is not None)
+
+
+def verdict(
+    rows: list[Row], methods: dict[str, str], reference: Optional[str], baseline: str, num_targets: int, num_seeds: int
+) -> str:
+    """Args are the fields of ``outcome.Outcome``, and how many targets and seeds have finished cells."""
+    mine, by_name = main_variant(rows, methods), {row.variant: row for row in rows}
+    size = f"{num_targets} target{'s' * (num_targets != 1)} x {num_seeds} seed{'s' * (num_seeds != 1)}"
+    opening = f"The held-out loss of {mine.variant}, averaged over training, is {mine.auc.mean:.3f} ({size})"
+    several = sum(method == OURS for method in methods.values())
+    if several > 1 and methods[mine.variant] == OURS:
+        opening += f"; it is the best of {several} variants of {OURS}, chosen after the fact"
+    against = {reference: mine.vs_random} | ({baseline: mine.vs_baseline} if baseline != reference else {})
+    parts = [
+        _difference(name, found)
+        for name, found in against.items()
+        if name not in (None, mine.variant) and found.mean is not None
+    ]
+    if not parts:
+        return f"{opening}. There is nothing here to compare it with: add random to the grid's variants."
+    sentences = [f"{opening}: {', and '.join(parts)}."]
+    if reference and reference != mine.variant:
+        sentences.append(_price(mine, by_name[reference]))
+    if num_seeds == 1:
+        sentences.append("With one seed no error can be given, and differences may be chance.")
+    return " ".join(filter(None, sentences))
+
+
+def _difference(name: str, found: Estimate) -> str:
+    if abs(found.mean) < 0.0005:
+        return f"the same as that of {name}"
+    word = "lower" if found.mean < 0 else "higher"
+    if found.error is None:
+        return f"{abs(found.mean):.3f} {word} than that of {name}"
+    chance = ", which is within two standard errors and may be chance" if abs(found.mean) < 2 * found.error else ""
+    return f"{abs(found.mean):.3f} \u00b1 {found.error:.3f} {word} than that of {name}{chance}"
+
+
+def _price(mine: Row, reference: Row) -> str:
+    if not (mine.step_seconds and reference.step_seconds):
+        return ""
+    said = f"A step takes {times(mine.step_seconds / reference.step_seconds)} as long as one of {reference.variant}"
+    if mine.in_random_time.mean is None or reference.final.mean is None:
+        return said + "."
+    ahead = "still ahead" if mine.in_random_time.mean < reference.final.mean else "behind"
+    return (
+        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, {mine.variant} is {ahead} "
+        f"({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
+    )

@@ -1,0 +1,60 @@
+"""Texts of strangers made fit to be shown: what cannot be seen is spelled out, what must not be seen is hidden."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "[hidden]"
+SECRET_NAMES = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIAL|AUTH|KEY|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)S?(?:_|$)",
+    re.IGNORECASE,
+)
+"""Environment variables and settings whose values are nobody's business."""
+MIN_SECRET = 8
+"""Characters of a value that is hidden wherever it stands; shorter ones stand in innocent words too."""
+SECRET_SHAPES = re.compile(
+    r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of an address
+    r"|\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|glpat-|AKIA)[A-Za-z0-9_-]{12,}"  # what services call their tokens by
+)
+TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Marks that turn the direction of what follows, and can make a text look like another one."""
+
+
+def visible(text: str) -> str:
+    """``text`` with control characters, marks of direction and halves of surrogate pairs as escapes, and secrets hidden.
+
+    >>> visible("a\\x00b \\u202e")
+    'a\\\\x00b \\\\u202e'
+    """
+    return "".join(map(_escaped, hide(text)))
+
+
+def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """``text`` without the values of secret environment variables, passwords in addresses, and the tokens of known services."""
+    for name, value in environment.items():
+        if len(value) >= MIN_SECRET and SECRET_NAMES.search(name):
+            text = text.replace(value, HIDDEN)
+    return SECRET_SHAPES.sub(HIDDEN, text)
+
+
+def without_secrets(settings: Any) -> Any:
+    """Nested settings with [hidden] for every text whose name says that it is a secret, such as the api_key of a monitor."""
+    if isinstance(settings, dict):
+        return {
+            key: HIDDEN if isinstance(value, str) and value and SECRET_NAMES.search(str(key)) else without_secrets(value)
+            for key, value in settings.items()
+        }
+    return [without_secrets(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def cut(text: str, most: int) -> str:
+    """The first ``most`` characters, and how many more there are."""
+    return text if len(text) <= most else f"{text[:most]}\u2026 (+{len(text) - most:,})"
+
+
+def _escaped(character: str) -> str:
+    if character in "\n\t" or (unicodedata.category(character) not in ("Cc", "Cs") and character not in TURNS):
+        return character
+    return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"
