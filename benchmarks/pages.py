@@ -67,6 +67,22 @@ def fidelity(result: dict) -> str:
     return _table(headings, rows)
 
 
+def packing(result: dict) -> str:
+    """Real tokens per second, packed over padded."""
+    rows, clock = [], "cpu" if result["device_type"] == "cpu" else "wall"
+    for size, found in result["found"].items():
+        for what, label in (("scoring", "scoring"), ("step", "weighted step")):
+            timed, tokens = found[what][clock], found[what]["tokens"]
+            rate = timed["tokens_per_second"]
+            rows.append([
+                f"{label}, {size}", f"{1 - sum(tokens) / sum(found[what]['padded_tokens']):.0%}", f"{rate['padded']:,.0f}",
+                f"{rate['packed']:,.0f}", _ranged(timed["ratio"], timed["ratio_range"]),
+            ])  # fmt: skip
+    unit = "s" if clock == "wall" else "s of CPU time"
+    headings = ["micro-batches", "pads among padded tokens", f"tokens/{unit}, padded", "packed", "packed / padded (range)"]
+    return _table(headings, rows)
+
+
 def peers(result: dict) -> str:
     """Time and memory over ours."""
     rows = []

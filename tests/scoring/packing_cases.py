@@ -67,12 +67,25 @@ def run(model_folder: str, folder: str) -> dict:
     return found
 
 
+def llama(**options):
+    return reference.tiny_llama(attention="sdpa", **options).eval()
+
+
+def small(model_class, config_class, **options):
+    torch.manual_seed(0)
+    sizes = dict(
+        vocab_size=reference.VOCABULARY, hidden_size=36, num_hidden_layers=2, num_attention_heads=6, max_position_embeddings=64,
+        initializer_range=0.1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    config = config_class(**{**sizes, **options})
+    config._attn_implementation = "sdpa"  # eager takes its softmax in float32
+    return model_class(config).double().eval()
+
+
 def models() -> dict[str, torch.nn.Module]:
     """A window of attention, which transformers keeps within samples; a convolution's state and positions counted in the row, which go
-    across them; and a model that cannot be told positions."""
+    across them."""
     import transformers as hf
-
-    from tests.scoring.test_packing import llama, small
 
     return {
         "llama": llama(),
@@ -97,4 +110,4 @@ def engine_of(model):
         "train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2}, "steps_per_print": 10**9,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
     }  # fmt: skip
-    return deepspeed.initialize(model=model, config=config, model_parameters=model.parameters())[0]
+    return deepspeed.initialize(model=model, config=config, model_parameters=list(model.parameters()))[0]

@@ -33,7 +33,6 @@ from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.ranks import run_ranks
 from tests.reference import (
-    VOCABULARY,
     add_lora,
     fill_adapters,
     gradient,
@@ -43,28 +42,13 @@ from tests.reference import (
     tiny_llama,
 )
 from tests.scoring.engine_cases import expected
-from tests.scoring.packing_cases import CASES
+from tests.scoring.packing_cases import CASES, llama, small
 
 CPU = torch.device("cpu")
 UNSUPERVISED = 2
 LENGTHS = {
     "awkward": [1, 2, 9, 1, 13, 5], "equal": [6, 6, 6], "very unequal": [2, 60, 3], "one": [7], "one token": [1], "ones": [1, 1, 1],
 }  # fmt: skip
-
-
-def small(model_class, config_class, **options):
-    torch.manual_seed(0)
-    sizes = dict(
-        vocab_size=VOCABULARY, hidden_size=36, num_hidden_layers=2, num_attention_heads=6, max_position_embeddings=64,
-        initializer_range=0.1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    config = config_class(**{**sizes, **options})
-    config._attn_implementation = "sdpa"  # eager takes its softmax in float32
-    return model_class(config).double().eval()
-
-
-def llama(**options):
-    return tiny_llama(attention="sdpa", **options).eval()
 
 
 def lora():
