@@ -60,21 +60,27 @@ def main() -> None:
 
     _, _, device = start_process_group(600)
     samples = drawn(options)
-    attention, engine = build(options, device)
     step = options.candidates + options.targets
     found = {}
     for size in (0, options.micro_batch):
+        attention, engine = build(options, size, device)
         rounds = []
         for number in range(options.rounds + 1):  # the first warms up, and gives every weight its second moment
             batch = samples[number * step : (number + 1) * step]
-            measured = one_round(options, engine, size, batch[: options.candidates], batch[options.candidates :], device)
+            orders = (False, True) if number % 2 else (True, False)
+            measured = one_round(
+                options, engine, size, batch[: options.candidates], batch[options.candidates :], orders, device
+            )
             rounds += [measured] if number else []
+        num_parameters = sum(parameter.numel() for parameter in engine.module.parameters())
+        engine.destroy()
         found["all at once" if size == 0 else f"{size}, sorted by length"] = summary(rounds)
     lengths = np.array([len(sample.input_ids) for sample in samples])
     result = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("output", "pool", "tokenizer")},
-        "pool": Path(options.pool).name, "tokenizer": Path(options.tokenizer).name, "device_type": device.type, "attention": attention.kernel,
-        "parameters": sum(p.numel() for p in engine.module.parameters()),
+        "pool": Path(options.pool).name, "tokenizer": Path(options.tokenizer).name,
+        "device_type": device.type, "attention": attention.kernel,
+        "parameters": num_parameters,
         "lengths": {
             "mean": round(lengths.mean(), 1), "samples": len(lengths), "at max_tokens": round((lengths == options.max_tokens).mean(), 3),
             **{f"quantile {q}": int(np.quantile(lengths, q)) for q in (0.1, 0.5, 0.9)},
@@ -101,11 +107,11 @@ def drawn(options) -> list[Sample]:
     return [Sample([*map(known, sample.input_ids)], [*map(known, sample.labels)]) for sample in samples]
 
 
-def build(options, device: torch.device):
+def build(options, size: int, device: torch.device):
     """``(attention, engine)``."""
     config = Config()
     config.selection.candidates_per_step, config.selection.keep_per_step = options.candidates, options.keep
-    config.training.micro_batch_size = options.micro_batch
+    config.training.micro_batch_size = size or options.keep
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump({"zero_optimization": {"stage": 1}}, file)
         file.flush()
@@ -119,24 +125,24 @@ def build(options, device: torch.device):
     )  # fmt: skip
     attention = choose("auto", device, dtype, shape)
     torch.manual_seed(options.seed)
-    model = LlamaForCausalLM._from_config(shape, attn_implementation=attention.implementation, dtype=dtype)
+    model = LlamaForCausalLM._from_config(shape, attn_implementation=attention.implementation).to(dtype)
     return attention, build_engine(model, merged, config.training)
 
 
-def one_round(options, engine, size: int, candidates: list[Sample], targets: list[Sample], device: torch.device) -> dict:
-    """Seconds of a scoring pass and of a weighted step, padded and packed, on the same samples."""
+def one_round(
+    options, engine, size: int, candidates: list[Sample], targets: list[Sample], orders, device: torch.device
+) -> dict:
+    """Seconds of a scoring pass and of a weighted step, padded and packed in one of the ``orders``, on the same samples."""
     settings = SelectionConfig(
         candidates_per_step=options.candidates, keep_per_step=options.keep, target_per_step=options.targets, warmup_steps=0,
         scoring_micro_batch_size=size, backend=options.backend,
     )  # fmt: skip
     target_set = TargetSet(targets, options.targets, seed=0)
     kept = Selection(np.arange(options.keep), np.full(options.keep, 1 / options.keep))
-    engine.set_train_micro_batch_size(size or options.keep)
-    engine.set_gradient_accumulation_steps(options.keep // (size or options.keep))
     seconds = {}
-    for name, is_packed in (("padded", False), ("packed", True)):
+    for is_packed in orders:
         hook = SelectionHook.attach(engine, target_set, settings, 0, is_packed=is_packed)
-        seconds[name] = {
+        seconds["packed" if is_packed else "padded"] = {
             "step": timed(lambda is_packed=is_packed: weighted_step(engine, candidates, kept, 0, is_packed), device),
             "scoring": timed(lambda hook=hook: hook.select(candidates), device),
         }
