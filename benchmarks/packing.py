@@ -72,6 +72,7 @@ def main() -> None:
                 options, engine, size, batch[: options.candidates], batch[options.candidates :], orders, device
             )
             rounds += [measured] if number else []
+            print(f"{size or 'all'} at once, round {number}: {json.dumps(measured)}", file=sys.stderr, flush=True)
         num_parameters = sum(parameter.numel() for parameter in engine.module.parameters())
         engine.destroy()
         found["all at once" if size == 0 else f"{size}, sorted by length"] = summary(rounds)

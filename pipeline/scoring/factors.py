@@ -176,8 +176,8 @@ def per_sample_gradient(
     if lengths is None:
         return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)
     gradient_BOI = activation_BTI.new_empty(len(lengths), output_grad_BTO.shape[2], activation_BTI.shape[2])
-    # A product for each sample: on CPU torch's grouped_mm takes as long and knows no float64. out= knows no autograd.
-    samples = zip(output_grad_BTO[0].detach().split(lengths), activation_BTI[0].detach().split(lengths))
+    # A product for each sample: on CPU torch's grouped_mm takes as long and knows no float64.
+    samples = zip(output_grad_BTO[0].split(lengths), activation_BTI[0].split(lengths))
     for gradient_OI, (output_grad_tO, activation_tI) in zip(gradient_BOI, samples):
         torch.mm(output_grad_tO.T, activation_tI, out=gradient_OI)
     return gradient_BOI

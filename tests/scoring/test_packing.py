@@ -90,7 +90,7 @@ def scored(model, batch, is_packed: bool, last_blocks: int = 0, num_chunks: int 
     if num_chunks:
         layers.pop("lm_head")
     input_ids_BT, labels_BT, lengths = to_batch(batch, is_packed)
-    keep = lambda name, *factors: found.update({name: (*factors, lengths)})
+    keep = lambda name, *factors: found.update({name: (*(factor.detach() for factor in factors), lengths)})
     with scoring_pass(model, layers, keep, leaf_module(model, last_blocks)):
         if num_chunks:
             loss_B = per_sample_loss_in_chunks(model, input_ids_BT, labels_BT, num_chunks, lengths=lengths)
