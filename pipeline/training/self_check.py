@@ -29,7 +29,7 @@ REFERENCE_ELEMENTS = 100_000_000  # gradient elements of one reference pass: bou
 TOLERANCE = {torch.float32: 1e-3}  # relative: float32 sums in another order
 TOLERANCE_16_BIT = 0.3  # 30 layers of bf16 differ by 5e-2 between batches of one and two; a wrong gradient differs by 1
 LOSS_TOLERANCE = {torch.float32: 1e-4}  # relative
-LOSS_TOLERANCE_16_BIT = 0.02
+LOSS_TOLERANCE_16_BIT = 0.02  # SmolLM2 in bf16: rounding makes 3e-4, a sample that sees its own copy before it 0.87
 
 
 @dataclass(frozen=True)
