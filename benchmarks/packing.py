@@ -75,7 +75,7 @@ def main() -> None:
             print(f"{size or 'all'} at once, round {number}: {json.dumps(measured)}", file=sys.stderr, flush=True)
         num_parameters = sum(parameter.numel() for parameter in engine.module.parameters())
         engine.destroy()
-        found["all at once" if size == 0 else f"{size}, sorted by length"] = summary(rounds)
+        found["all at once" if size == 0 else f"{size} at a time, sorted by length"] = summary(rounds)
     lengths = np.array([len(sample.input_ids) for sample in samples])
     result = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("output", "pool", "tokenizer")},
