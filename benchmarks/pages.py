@@ -67,6 +67,22 @@ def fidelity(result: dict) -> str:
     return _table(headings, rows)
 
 
+def packing(*results: dict) -> str:
+    """Real tokens per second, packed over padded; by CPU time where there is no GPU, as the cores may be shared."""
+    rows = []
+    for result in results:
+        settings, clock = result["settings"], "cpu" if result["device_type"] == "cpu" else "wall"
+        for size, found in result["found"].items():
+            for what, label in (("scoring", f"scoring of {settings['candidates']}"), ("step", f"step on {settings['keep']}")):
+                timed, tokens = found[what][clock], found[what]["tokens"]
+                rate = timed["tokens_per_second"]
+                rows.append([
+                    f"{label}, {size}", f"{1 - sum(tokens) / sum(found[what]['padded_tokens']):.0%}", f"{rate['padded']:,.0f}",
+                    f"{rate['packed']:,.0f}", _ranged(timed["ratio"], timed["ratio_range"]),
+                ])  # fmt: skip
+    return _table(["", "pads when padded", "padded, tokens/s", "packed, tokens/s", "packed / padded (range)"], rows)
+
+
 def peers(result: dict) -> str:
     """Time and memory over ours."""
     rows = []
@@ -172,7 +188,7 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, peers, solve, quickstart, scaling, soak, plan_table, comparison, standings, machine,
+    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, comparison, standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

@@ -39,6 +39,10 @@ class ModelConfig:
     """File with a Jinja chat template that replaces the tokenizer's; base models have none."""
     attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's flash SDPA."""
+    packing: Union[Literal["auto"], bool] = "auto"
+    """Samples of a micro-batch stand one behind the other in one row instead of being padded to the longest. auto does so where a
+    flash-attn package runs; other kernels take a mask over the whole row, which costs more than padding does where samples are alike
+    in length."""
     gradient_checkpointing: bool = False
     """Recompute activations in the training backward (non-reentrant), to save memory."""
     lora_rank: int = 16

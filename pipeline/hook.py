@@ -18,7 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from pipeline.config import SelectionConfig, geometry, needs_moments
-from pipeline.data.collate import collate
+from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.scoring.collectives import Collectives
@@ -85,20 +85,21 @@ class SelectionHook:
     @classmethod
     def attach(
         cls, engine, targets: Optional[TargetSet], settings: SelectionConfig, pad_token_id: int, seed: int = 0,
-        reference_model: Optional[torch.nn.Module] = None,
+        reference_model: Optional[torch.nn.Module] = None, is_packed: bool = False,
     ) -> "SelectionHook":  # fmt: skip
         """Find the scored layers and the Adam fragments of ``engine``, which has just come from ``deepspeed.initialize``.
 
         ``targets`` are for methods that need a Gram, ``reference_model`` (whole on this rank's device) is for ``rho_loss``.
+        ``is_packed`` lays samples one behind the other in one row instead of padding them; ``training.attention.packs`` says where.
         Raises ValueError for a model without a trainable linear layer, an optimizer without Adam moments, or parallelism
         other than data parallelism.
         """
-        return cls(engine, targets, settings, pad_token_id, seed, reference_model)
+        return cls(engine, targets, settings, pad_token_id, seed, reference_model, is_packed)
 
-    def __init__(self, engine, targets, settings, pad_token_id, seed, reference_model=None):
+    def __init__(self, engine, targets, settings, pad_token_id, seed, reference_model=None, is_packed=False):
         _refuse_parallelism(engine)
         self.engine, self.targets, self.settings, self.pad_token_id, self.seed = engine, targets, settings, pad_token_id, seed
-        self.method, self.reference_model = registry.get(settings.method), reference_model
+        self.method, self.reference_model, self.is_packed = registry.get(settings.method), reference_model, is_packed
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
         self.scores, self.num_targets_lost = Scores(), 0
         self.rows_per_pass = settings.scoring_micro_batch_size  # halved where memory runs out; 0 is all of the rank's
@@ -316,7 +317,8 @@ class SelectionHook:
         for first in range(0, num_own, rows_per_pass):
             micro_batch = targets[first : first + rows_per_pass]
             num_rows = min(rows_per_pass, num_own - first)
-            losses_B = self._backward(micro_batch, num_rows, longest, 1 / len(batch), gram.add_target)
+            take = lambda layer, activation_BTI, output_grad_BTO, _: gram.add_target(layer, activation_BTI, output_grad_BTO)
+            losses_B = self._backward(micro_batch, num_rows, longest, 1 / len(batch), take)
             target_loss += losses_B.sum().item() / len(batch)
         gram.finish_target()
         return target_loss
@@ -348,11 +350,15 @@ class SelectionHook:
         return backend(*arguments, settings.projection_size, seed=f"{self.seed} {step}")
 
     def _backward(self, samples: list[Sample], num_rows: int, num_tokens: int, weight: float, on_factors) -> torch.Tensor:
-        """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows."""
+        """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows.
+
+        ``on_factors`` is called with (layer name, activation_BTI, output_grad_BTO, lengths).
+        """
         module = self.engine.module  # not the engine: its own hooks would start a training backward
-        input_ids_BT, labels_BT = collate(samples, self.pad_token_id, num_rows, self.engine.device)
-        with torch.enable_grad(), scoring_pass(module, self.layers, on_factors, self.leaf, self.loss_scale):
-            loss_B = self._losses(module, input_ids_BT, labels_BT, num_tokens)
+        *batch, lengths = self.to_batch(samples, num_rows)
+        take = lambda *factors: on_factors(*factors, lengths)
+        with torch.enable_grad(), scoring_pass(module, self.layers, take, self.leaf, self.loss_scale):
+            loss_B = self._losses(module, *batch, lengths, num_rows * num_tokens)
             try:
                 (loss_B.sum() * (weight * self.loss_scale)).backward()
             except RuntimeError as error:
@@ -365,37 +371,41 @@ class SelectionHook:
 
     def _forward(self, module: torch.nn.Module, samples: list[Sample], num_tokens: int) -> torch.Tensor:
         """Losses (B,) of the samples, without any backward."""
-        input_ids_BT, labels_BT = collate(samples, self.pad_token_id, len(samples), self.engine.device)
         with evaluating(module):
-            return self._losses(module, input_ids_BT, labels_BT, num_tokens)
+            return self._losses(module, *self.to_batch(samples, len(samples)), len(samples) * num_tokens)
 
-    def _losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        num_chunks = self._logit_chunks(module, len(input_ids_BT), num_tokens)
+    def to_batch(self, samples: list[Sample], num_rows: int) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
+        """``(input_ids_BT, labels_BT, lengths)``, padded or packed as the hook was told to."""
+        return to_batch(samples, self.pad_token_id, num_rows, self.engine.device, self.is_packed)
+
+    def _losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int) -> torch.Tensor:
+        """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
+        num_chunks = self._logit_chunks(module, most_tokens)
         losses_B, lacks_memory = None, None
         # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
         can_retry = not self.engine.zero_optimization_partition_weights()
         try:
             if num_chunks == 0:
-                losses_B = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT)
+                losses_B = per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths)
             else:
-                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale)
+                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             if not can_retry:
-                raise _out_of_memory_for_good("forward", len(input_ids_BT), error) from error
+                raise _out_of_memory_for_good("forward", len(lengths or input_ids_BT), error) from error
             lacks_memory = error
         if can_retry and self.collectives.any(lacks_memory is not None):
             raise OutOfMemory() from lacks_memory
         return losses_B
 
-    def _logit_chunks(self, module: torch.nn.Module, num_rows: int, num_tokens: int) -> int:
-        """In how many chunks to form the logits of up to ``num_rows`` x ``num_tokens`` positions, the same on all ranks; 0: all at once."""
+    def _logit_chunks(self, module: torch.nn.Module, most_tokens: int) -> int:
+        """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0: all at once."""
         scored = set(self.layers.values())
         is_scored = any(child in scored for child in module.get_output_embeddings().modules())
         if self.settings.logits_mib == 0 or is_scored:  # a scored layer must see all its tokens at once
             return 0
-        size, bound = num_rows * num_tokens * module.config.get_text_config().vocab_size * 4, self.settings.logits_mib * 2**20
+        size, bound = most_tokens * module.config.get_text_config().vocab_size * 4, self.settings.logits_mib * 2**20
         if not self._has_plain_logits[module]:
             if size > bound:
                 raise ValueError(

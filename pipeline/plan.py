@@ -61,7 +61,7 @@ def plan_parser() -> ArgumentParser:
     parser = build_parser(__doc__.split("\n\n")[0])
     parser.add_argument("--hardware", default="h100", help="h100, h200, a100, or here: measures this machine in a few seconds")
     parser.add_argument("--world_size", type=int, default=0, help="ranks; 0 is one node of the hardware")
-    parser.add_argument("--tokens", type=int, default=0, help="tokens of every sample, padding included; 0 is data.max_tokens")
+    parser.add_argument("--tokens", type=int, default=0, help="tokens of a sample, with any padding; 0 is data.max_tokens")
     parser.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
     return parser
 

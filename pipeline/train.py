@@ -23,6 +23,7 @@ from pipeline.hook import SelectionHook
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.deal import deal
 from pipeline.training import checkpoint, run_folder, self_check
+from pipeline.training.attention import packs
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.ending import end_together, together
 from pipeline.training.engine import (
@@ -73,8 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.set_seed(config.run.seed)  # of Python's and numpy's generators too
     model, attention = load_model(config.model, dtype, device, config.run.seed)
     engine = build_engine(model, merged, config.training)
-    hook = SelectionHook.attach(engine, target_set, config.selection, tokenizer.pad_token_id, config.run.seed, reference)
+    pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
+    hook = SelectionHook.attach(engine, target_set, config.selection, pad_token_id, config.run.seed, reference, is_packed)
     say(f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {dtype}; attention: {attention.kernel}")
+    say(f"the samples of a micro-batch are {'packed into one row' if is_packed else 'padded to the longest'}")
     if attention.slower:
         say(f"a slower attention kernel runs: {attention.slower}")
     say("self-check: what selection relies on, measured on this model, data and cluster")
@@ -91,15 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
         facts = {
             "attention": attention.kernel,
             "slower_attention": attention.slower,
+            "is_packed": is_packed,
             "world_size": world_size,
             "dtype": str(dtype),
+            "device": device.type,
         }
-        run_folder.write_environment(folder, {**facts, "device": device.type})
+        run_folder.write_environment(folder, facts)
         run_folder.write_pool(folder, config.data.pool, pool, targets)
 
     def evaluate(step: int) -> None:
         if tests:
-            loss = held_out_loss(engine, tests, tokenizer.pad_token_id, config.training.evaluation_micro_batch_size)
+            loss = held_out_loss(engine, tests, pad_token_id, config.training.evaluation_micro_batch_size, is_packed)
             say(f"step {step}: held-out loss {loss:.4f}")
             answers = None
             if asked and step == steps:
@@ -126,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
             hook.scores.selection_hash = hook.agree(selection, step)
         learning_rate, watch = engine.get_lr()[0], Stopwatch(device)
         with watch("update"):
-            result = weighted_step(engine, candidates, selection, tokenizer.pad_token_id)
+            result = weighted_step(engine, candidates, selection, pad_token_id, is_packed)
         seconds = {**watch.read(), "total": time.perf_counter() - begin}
 
         if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:

@@ -108,6 +108,14 @@ def test_the_saved_geometry_is_the_one_worked_in(valid, tmp_path, method, asked,
     assert config.load(tmp_path / "config.yaml").selection.geometry == resolved
 
 
+@pytest.mark.parametrize("said, meant", [("auto", "auto"), ("true", True), ("false", False)])
+def test_packing_is_auto_or_a_decision(valid, tmp_path, said, meant):
+    parsed = config.parse("", [*valid, "--model.packing", said])
+    assert parsed.model.packing is meant or parsed.model.packing == meant == "auto"
+    config.save(parsed, tmp_path / "config.yaml")
+    assert config.load(tmp_path / "config.yaml").model.packing == meant
+
+
 def test_the_ridge_may_be_infinite(valid, tmp_path):
     parsed = config.parse("", [*valid, "--selection.ridge", ".inf"])
     config.save(parsed, tmp_path / "config.yaml")

@@ -30,7 +30,7 @@ class Run:
     world_size: int
     zero_stage: int
     tokens: int
-    """Of every sample, padding included."""
+    """Of every sample, padding included; packed ones have none. One attends to itself alone either way."""
     element_size: int
     """Bytes, of the compute dtype."""
     trained_samples: int

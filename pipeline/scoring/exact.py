@@ -11,12 +11,13 @@ scoring micro-batches a layer's rows wait for the last one, as gradients or as f
 """
 
 from collections import defaultdict
+from typing import Optional
 
 import torch
 
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.contraction import CACHE_BYTES, Contraction, choose
-from pipeline.scoring.factors import per_sample_gradient
+from pipeline.scoring.factors import num_samples, per_sample_gradient
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.preconditioner import may_hold_zeros, scale, scales_target
@@ -105,19 +106,24 @@ class ExactGram:
                 exp_avg = fragment.exp_avg.to(target_n.device, torch.float32)
                 target_n.sub_(exp_avg, alpha=fragment.beta1).div_(1 - fragment.beta1)
 
-    def hold(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Keep a micro-batch of candidates until the last one of the step."""
+    def hold(
+        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> None:
+        """Keep a micro-batch of candidates until the last one of the step; ``lengths`` as for ``per_sample_gradient``."""
         with self._charged_to("gram"):
-            factors = (activation_BTI.detach(), output_grad_BTO.detach())
+            factors = (activation_BTI.detach(), output_grad_BTO.detach(), lengths)
             out_features, in_features = self.owners.shapes[layer + ".weight"]
-            is_smaller = out_features * in_features <= activation_BTI.shape[1] * (out_features + in_features)
+            gradients = num_samples(activation_BTI, lengths) * out_features * in_features
+            is_smaller = gradients <= activation_BTI.numel() + output_grad_BTO.numel()
             is_smaller = is_smaller and not self._by_tokens(layer)
             self._waiting[layer].append((per_sample_gradient(*factors),) if is_smaller else factors)
 
-    def add(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
+    def add(
+        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> None:
         """Take the last micro-batch of candidates and, with it, those that were held."""
         with self._charged_to("gram"):
-            held = [*self._waiting.pop(layer, []), (activation_BTI, output_grad_BTO)]
+            held = [*self._waiting.pop(layer, []), (activation_BTI, output_grad_BTO, lengths)]
             if self._by_tokens(layer):
                 self._token_products.add(layer, held)
                 return
@@ -249,5 +255,5 @@ def _weight_rows(item: tuple, first: int, last: int) -> torch.Tensor:
     """Rows [first, last) of the per-sample gradients (B, o, I), from the gradients or from the factors."""
     if len(item) == 1:
         return item[0][:, first:last]
-    activation_BTI, output_grad_BTO = item
-    return per_sample_gradient(activation_BTI, output_grad_BTO[:, :, first:last])
+    activation_BTI, output_grad_BTO, lengths = item
+    return per_sample_gradient(activation_BTI, output_grad_BTO[:, :, first:last], lengths)

@@ -10,8 +10,11 @@ only those sums move.  eps^2 is added under the root, as a stand-in for eps besi
 sqrt(v) + eps, where a sum beside the root would not factor.
 """
 
+from typing import Optional
+
 import torch
 
+from pipeline.scoring.factors import per_sample_gradient
 from pipeline.scoring.features import FeatureGram, whole_rows
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.preconditioner import scales_target
@@ -28,11 +31,13 @@ class FactoredGram(FeatureGram):
             self.metric = self._metric()
         self.target_metric = self.metric if scales_target(self.geometry) else self._unit_metric()
 
-    def features(self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> torch.Tensor:
+    def features(
+        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> torch.Tensor:
         out_scale_O, in_scale_I = (self.target_metric if self._is_target else self.metric)[name]
         left_BTk = _scaled(output_grad_BTO, out_scale_O, self.projections[name].left(output_grad_BTO.device))
         right_BTk = _scaled(activation_BTI, in_scale_I, self.projections[name].right(activation_BTI.device))
-        return torch.bmm(left_BTk.transpose(1, 2), right_BTk).float()
+        return per_sample_gradient(right_BTk, left_BTk, lengths).float()
 
     def moment_features(self, name: str, fragment: Fragment) -> torch.Tensor:
         out_scale_O, in_scale_I = self.target_metric[name]

@@ -166,6 +166,23 @@ def factor_bytes(layers: dict[str, nn.Linear]) -> int:
     return 4 if dtype == torch.float16 else dtype.itemsize
 
 
-def per_sample_gradient(activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> torch.Tensor:
-    """G_i = sum_t output_grad_it activation_it', (B, O, I). Tokens meet in the outer product, never in a mean before it."""
-    return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)
+def per_sample_gradient(
+    activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+) -> torch.Tensor:
+    """G_i = sum_t output_grad_it activation_it', (B, O, I). Tokens meet in the outer product, never in a mean before it.
+
+    ``lengths`` are the tokens of each of B samples in a packed row (1, T, .); None where each row is a sample.
+    """
+    if lengths is None:
+        return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)
+    gradient_BOI = activation_BTI.new_empty(len(lengths), output_grad_BTO.shape[2], activation_BTI.shape[2])
+    # A product for each sample: on CPU torch's grouped_mm takes as long and knows no float64.
+    samples = zip(output_grad_BTO[0].split(lengths), activation_BTI[0].split(lengths))
+    for gradient_OI, (output_grad_tO, activation_tI) in zip(gradient_BOI, samples):
+        torch.mm(output_grad_tO.T, activation_tI, out=gradient_OI)
+    return gradient_BOI
+
+
+def num_samples(activation_BTI: torch.Tensor, lengths: Optional[list[int]]) -> int:
+    """B."""
+    return len(activation_BTI) if lengths is None else len(lengths)

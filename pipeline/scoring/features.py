@@ -11,10 +11,12 @@ momentum as they come, and ranks' parts add up.  Nothing of a layer outlives its
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from typing import Optional
 
 import torch
 
 from pipeline.scoring.collectives import Collectives
+from pipeline.scoring.factors import num_samples
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projection import Projection
@@ -48,8 +50,10 @@ class FeatureGram(ABC):
         self._is_target = True
 
     @abstractmethod
-    def features(self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> torch.Tensor:
-        """Projected phi_i of each sample, (B, k_out, k_in)."""
+    def features(
+        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> torch.Tensor:
+        """Projected phi_i of each sample, (B, k_out, k_in); ``lengths`` as for ``per_sample_gradient``."""
 
     @abstractmethod
     def moment_features(self, name: str, fragment: Fragment) -> torch.Tensor:
@@ -71,15 +75,15 @@ class FeatureGram(ABC):
                     part_k.sub_(self.moment_features(name, fragment).flatten(), alpha=fragment.beta1)
                 part_k.div_(1 - fragment.beta1)
 
-    def add(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Take a micro-batch of candidates."""
+    def add(
+        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> None:
+        """Take a micro-batch of candidates; ``lengths`` as for ``per_sample_gradient``."""
         with self.watch("gram"):
-            name, num_samples = layer + ".weight", len(activation_BTI)
-            first = self._num_done[name]
-            self._rows[first : first + num_samples, self._columns[name]] = self.features(
-                name, activation_BTI, output_grad_BTO
-            ).flatten(1)
-            self._num_done[name] = first + num_samples
+            name, first = layer + ".weight", self._num_done[layer + ".weight"]
+            self._num_done[name] = first + num_samples(activation_BTI, lengths)
+            features_Bk = self.features(name, activation_BTI, output_grad_BTO, lengths).flatten(1)
+            self._rows[first : self._num_done[name], self._columns[name]] = features_Bk
 
     hold = add  # features are small: no micro-batch waits for the last one
 

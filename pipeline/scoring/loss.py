@@ -1,8 +1,13 @@
 # B samples, T tokens, H hidden size, V vocabulary, N supervised tokens of the batch
-"""The loss of a sample: mean cross-entropy over its own supervised tokens, for scoring, training and evaluation alike."""
+"""The loss of a sample: mean cross-entropy over its own supervised tokens, for scoring, training and evaluation alike.
+
+Samples are the rows of a batch (B, T), or stand one behind the other in one packed row (1, T), whose ``lengths`` say where they end.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +23,7 @@ def logit_chunk_bytes(logits_mib: float, device_type: str) -> float:
     return min(logits_mib * 2**20, CPU_LOGITS_BYTES) if device_type == "cpu" else logits_mib * 2**20
 
 
-def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: Optional[list[int]] = None) -> torch.Tensor:
     """l_i = mean over supervised tokens t of -log p(label_t | tokens before t).
 
     A batch mean over all tokens would weigh a sample by its length; here every sample counts once (DESIGN section 2).
@@ -27,18 +32,20 @@ def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.
     Args:
         logits_BTV: model outputs, any float dtype.
         labels_BT: token ids, IGNORED where unsupervised. Position t is predicted from t - 1; position 0 has no prediction.
+        lengths: tokens of each sample of a packed row, whose first token must be IGNORED; None where each row is a sample.
     Returns:
         float32 (B,); 0 for a sample without a supervised token.
     """
     is_supervised_BT = labels_BT[:, 1:] != IGNORED
     return _mean_by_sample(
-        _token_loss(logits_BTV[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]), is_supervised_BT
+        _token_loss(logits_BTV[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]), is_supervised_BT, lengths
     )
 
 
 def per_sample_loss_in_chunks(
-    module: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0
-) -> torch.Tensor:
+    module: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0,
+    lengths: Optional[list[int]] = None,
+) -> torch.Tensor:  # fmt: skip
     """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never all of them at once.
 
     Prompts and padding cost no logits, and 32,000 tokens times 128,000 words no 16 GB, three times over.  The output layer runs forward
@@ -48,7 +55,7 @@ def per_sample_loss_in_chunks(
     zero, and is divided out.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2.
     """
     output_layer = module.get_output_embeddings()
-    hidden_BTH = _hidden_states(module, input_ids_BT)
+    hidden_BTH = _hidden_states(module, input_ids_BT, lengths)
     is_supervised_BT = labels_BT[:, 1:] != IGNORED
     hidden_NH, labels_N = hidden_BTH[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]
     losses, grads = [], []
@@ -60,7 +67,7 @@ def per_sample_loss_in_chunks(
     token_loss_N = torch.cat(losses)
     if torch.is_grad_enabled():
         token_loss_N = _KnownGradient.apply(hidden_NH, token_loss_N, torch.cat(grads), loss_scale)
-    return _mean_by_sample(token_loss_N, is_supervised_BT)
+    return _mean_by_sample(token_loss_N, is_supervised_BT, lengths)
 
 
 def has_plain_logits(module: torch.nn.Module, device: torch.device) -> bool:
@@ -83,7 +90,7 @@ def has_plain_logits(module: torch.nn.Module, device: torch.device) -> bool:
     return torch.equal(logits, known["logits"])
 
 
-def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor) -> torch.Tensor:
+def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
     """(B, T, H), as the output layer gets them; it sees the last position alone."""
     seen = {}
 
@@ -93,7 +100,7 @@ def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor) -> torch
 
     handle = module.get_output_embeddings().register_forward_pre_hook(last_position_only)
     try:
-        causal_logits(module, input_ids_BT)
+        causal_logits(module, input_ids_BT, lengths)
     finally:
         handle.remove()
     return seen["hidden_BTH"]
@@ -118,10 +125,17 @@ def _token_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(logits_NV.float() if logits_NV.dtype != torch.float64 else logits_NV, labels_N, reduction="none")
 
 
-def _mean_by_sample(token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor) -> torch.Tensor:
-    row_N = is_supervised_BT.nonzero()[:, 0]
-    loss_B = token_loss_N.new_zeros(len(is_supervised_BT)).index_add(0, row_N, token_loss_N)
-    return loss_B / is_supervised_BT.sum(1).clamp(min=1)
+def _mean_by_sample(token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
+    """Of positions 1 to T - 1."""
+    row_N, position_N = is_supervised_BT.nonzero().unbind(1)
+    if lengths is None:
+        sample_N, num_samples = row_N, len(is_supervised_BT)
+    else:
+        sample_T = torch.repeat_interleave(torch.tensor(lengths)).to(row_N.device)
+        sample_N, num_samples = sample_T[position_N + 1], len(lengths)
+    total_B = token_loss_N.new_zeros(num_samples).index_add(0, sample_N, token_loss_N)
+    count_B = sample_N.new_zeros(num_samples).index_add(0, sample_N, torch.ones_like(sample_N))
+    return total_B / count_B.clamp(min=1)
 
 
 @contextmanager
@@ -137,6 +151,17 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def causal_logits(module: torch.nn.Module, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits (B, T, V). No attention mask: pads stand on the right, where a causal model never looks; so flash kernels run."""
-    return module(input_ids=input_ids_BT, use_cache=False).logits
+def causal_logits(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]] = None) -> torch.Tensor:
+    """Logits (B, T, V). No attention mask: pads stand on the right, where a causal model never looks; so flash kernels run.
+
+    In a packed row positions begin anew with each sample, from which transformers makes a block-diagonal mask; flash-attn's varlen
+    kernels take the ends of the samples instead, ready-made here, as finding them in the positions makes every layer wait for the GPU.
+    """
+    if lengths is None:
+        return module(input_ids=input_ids_BT, use_cache=False).logits
+    position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None].to(input_ids_BT.device)
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(input_ids_BT.device)
+    return module(
+        input_ids=input_ids_BT, position_ids=position_ids_1T, use_cache=False, cu_seq_lens_q=ends, cu_seq_lens_k=ends,
+        max_length_q=max(lengths), max_length_k=max(lengths),
+    ).logits  # fmt: skip

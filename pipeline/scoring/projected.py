@@ -8,10 +8,12 @@ Moments stay with their owners; of each layer one D at a time is whole, and is f
 every rank and scoring micro-batch, however many candidates there are, where the exact backend sends four or two for each of them.
 """
 
+from typing import Optional
+
 import torch
 
 from pipeline.scoring.exact import CACHE_BYTES
-from pipeline.scoring.factors import per_sample_gradient
+from pipeline.scoring.factors import num_samples, per_sample_gradient
 from pipeline.scoring.features import FeatureGram, whole_rows
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.preconditioner import scale, scales_target
@@ -20,18 +22,20 @@ from pipeline.scoring.preconditioner import scale, scales_target
 class ProjectedGram(FeatureGram):
     """Unbiased: its expectation over seeds is the exact Gram (with D rounded to bfloat16 where there are several ranks)."""
 
-    def features(self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> torch.Tensor:
+    def features(
+        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    ) -> torch.Tensor:
         device, projection = activation_BTI.device, self.projections[name]
-        num_samples, (out_features, in_features) = len(activation_BTI), self.owners.shapes[name]
+        size, (out_features, in_features) = num_samples(activation_BTI, lengths), self.owners.shapes[name]
         is_scaled = scales_target(self.geometry) or not self._is_target
         scale_OI = self._whole_scale(name) if is_scaled else None
         left_Ok, right_Ik = projection.left(device), projection.right(device)
-        found = torch.zeros(num_samples, *projection.sizes, device=device)
+        found = torch.zeros(size, *projection.sizes, device=device)
         bound = CACHE_BYTES if device.type == "cpu" else self.exchange_bytes
-        step = max(1, bound // (num_samples * in_features * 4))
+        step = max(1, bound // (size * in_features * 4))
         for first in range(0, out_features, step):
             rows = slice(first, min(first + step, out_features))
-            phi_BoI = per_sample_gradient(activation_BTI, output_grad_BTO[:, :, rows]).float()
+            phi_BoI = per_sample_gradient(activation_BTI, output_grad_BTO[:, :, rows], lengths).float()
             if scale_OI is not None:
                 phi_BoI *= scale_OI[rows]
             _add_projected(found, phi_BoI, rows, left_Ok, right_Ik)

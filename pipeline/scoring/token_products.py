@@ -7,8 +7,12 @@ Each rank gathers the factors of all and fills the rows of its own candidates; t
 what its part of it has with the others.  The sum over ranks is the whole matrix.
 """
 
+from collections.abc import Iterable
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.scoring.collectives import Collectives
 
@@ -27,9 +31,10 @@ class TokenProducts:
             (activation_BTI.detach().flatten(0, 1), output_grad_BTO.detach().flatten(0, 1))
         )
 
-    def add(self, layer: str, micro_batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """All candidates of this rank: [(activation_BTI, output_grad_BTO)], of unequal T."""
-        activation_RTI, output_grad_RTO = (_joined(parts) for parts in zip(*micro_batches))
+    def add(self, layer: str, micro_batches: list[tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]]) -> None:
+        """All candidates of this rank: [(activation_BTI, output_grad_BTO, lengths)], of unequal T."""
+        *factors, lengths = zip(*micro_batches)
+        activation_RTI, output_grad_RTO = (_joined(map(_rows, parts, lengths)) for parts in factors)
         target_NI, target_NO = (torch.cat(parts) for parts in zip(*self._target.pop(layer)))
         num_rows, num_tokens = activation_RTI.shape[:2]
         sizes = torch.tensor([num_tokens, len(target_NI)], device=self.gram.device)
@@ -66,6 +71,12 @@ class TokenProducts:
             self.gram[row, column] += block.sum()
 
 
-def _joined(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _rows(part_BTx: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
+    """A row for each sample, with zeros behind the shorter ones of a packed row."""
+    return part_BTx if lengths is None else pad_sequence(part_BTx[0].split(lengths), batch_first=True)
+
+
+def _joined(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    parts = list(parts)
     longest = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])

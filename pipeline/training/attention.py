@@ -45,6 +45,19 @@ def choose(setting: str, device: torch.device, dtype: torch.dtype, config) -> At
     return _restrict_sdpa(device, dtype, config, refusals)
 
 
+def packs(setting: str | bool, attention: Attention, device: torch.device) -> bool:
+    """Whether samples stand in one row, for ``model.packing``. Raises ValueError where the kernel cannot take such a row."""
+    has_varlen = attention.implementation in FLASH_PACKAGES
+    if setting == "auto":
+        return has_varlen
+    if setting and attention.implementation == "sdpa" and device.type != "cpu":
+        raise ValueError(
+            "model.packing = true cannot run with PyTorch's SDPA on a GPU: a packed row needs a mask, which its flash kernel does not "
+            "take. Install a flash-attn package (requirements-gpu.txt), or leave model.packing at auto"
+        )
+    return bool(setting)
+
+
 def _refusal(name, is_installed, fits, device, dtype) -> str:
     if device.type != "cuda":
         return "it needs a CUDA card"

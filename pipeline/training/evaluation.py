@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig
 
-from pipeline.data.collate import collate
+from pipeline.data.collate import to_batch
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.loss import causal_logits, evaluating, per_sample_loss
@@ -14,7 +14,7 @@ ANY_KERNEL = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 RESULT_MARK = "####"  # stands before the result of a worked answer in GSM8K (Cobbe et al., arXiv 2110.14168)
 
 
-def held_out_loss(engine, samples: list[Sample], pad_token_id: int, micro_batch_size: int) -> float:
+def held_out_loss(engine, samples: list[Sample], pad_token_id: int, micro_batch_size: int, is_packed: bool = False) -> float:
     """Mean of the samples' losses, over all ranks; the model is left in the mode it was in.
 
     Every rank runs the same number of forwards, as ZeRO-3 requires; short ranks bring blank rows.
@@ -27,8 +27,9 @@ def held_out_loss(engine, samples: list[Sample], pad_token_id: int, micro_batch_
     with evaluating(engine.module):
         for first in range(0, per_rank, micro_batch_size):
             num_rows = min(micro_batch_size, per_rank - first)
-            input_ids_BT, labels_BT = collate(own[first : first + num_rows], pad_token_id, num_rows, engine.device)
-            total += per_sample_loss(causal_logits(engine.module, input_ids_BT), labels_BT).double().sum()
+            micro_batch = own[first : first + num_rows]
+            input_ids_BT, labels_BT, lengths = to_batch(micro_batch, pad_token_id, num_rows, engine.device, is_packed)
+            total += per_sample_loss(causal_logits(engine.module, input_ids_BT, lengths), labels_BT, lengths).double().sum()
     return collectives.sum(total).item() / len(samples)
 
 

@@ -15,19 +15,21 @@ import torch
 import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
 
-from pipeline.data.collate import collate
+from pipeline.data.collate import collate, pack
 from pipeline.data.sample import Sample
 from pipeline.hook import OVERFLOW_STEP, SelectionHook
 from pipeline.scoring.contraction import summary
 from pipeline.scoring.exact import held_bytes
 from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
-from pipeline.scoring.loss import causal_logits, per_sample_loss
+from pipeline.scoring.loss import causal_logits, evaluating, per_sample_loss
 from pipeline.scoring.moments import release_gathered
 from pipeline.scoring.stopwatch import Stopwatch
 
 REFERENCE_ELEMENTS = 100_000_000  # gradient elements of one reference pass: bounds memory on large models
 TOLERANCE = {torch.float32: 1e-3}  # relative: float32 sums in another order
 TOLERANCE_16_BIT = 0.3  # 30 layers of bf16 differ by 5e-2 between batches of one and two; a wrong gradient differs by 1
+LOSS_TOLERANCE = {torch.float32: 1e-4}  # relative
+LOSS_TOLERANCE_16_BIT = 0.02  # SmolLM2 in bf16: rounding makes 3e-4, a sample that sees its own copy before it 0.87
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ def run(hook: SelectionHook, candidates: list[Sample]) -> list[Line]:
     # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each and group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
     before = _fingerprint(hook.engine)
+    if hook.is_packed:
+        lines.append(_agree(hook, _packing(hook, *samples)))
+        if not lines[-1].passed:  # the others pack too
+            return lines
     if hook.method.scores_gradients:
         lines.append(_scored_share(hook))
         lines.append(_factors(hook, samples))
@@ -97,8 +103,43 @@ def _scored_share(hook: SelectionHook) -> Line:
     return Line("scored share of trained parameters", scored > 0, found + (f"; left out: {named}" if named else ""))
 
 
+def _packing(hook: SelectionHook, short: Sample, long: Sample) -> Line:
+    """The loss of a sample that stands at both ends of a packed row, against its loss alone.
+
+    The second copy is where it goes wrong: it would see the first and repeat it, in attention as in the state of a recurrent layer, and
+    positions that do not begin anew would be others than the first one's.
+    """
+    check, worst, found = "packed samples do not see each other", 0.0, []
+    remedy = "set model.packing to false: this model must not see samples in one row"
+    allowed = LOSS_TOLERANCE.get(next(hook.engine.module.parameters()).dtype, LOSS_TOLERANCE_16_BIT)
+    supervised = Sample(long.input_ids, long.input_ids)
+    for module in (hook.engine.module, hook.reference_model):
+        if module is None:
+            continue
+        try:
+            first, _, last = _losses(hook, module, [supervised, short, supervised])
+            (alone,) = _losses(hook, module, [supervised])
+        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            return Line(
+                check, False, f"{type(module).__name__} takes no packed row: {' '.join(str(error).split())[:200]}", remedy
+            )
+        difference = max(abs(first - alone), abs(last - alone)) / max(abs(alone), 1e-30)
+        worst = difference if not difference <= worst else worst  # also catches NaN
+        found.append(f"loss of a sample alone {alone:.5f}, first in a row {first:.5f}, last in it {last:.5f}")
+    return Line(check, worst <= allowed, f"{'; '.join(found)}; relative difference {worst:.1e}, allowed {allowed:.0e}", remedy)
+
+
+def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample]) -> list[float]:
+    """Of one packed row."""
+    input_ids_1T, labels_1T, lengths = pack(samples, hook.pad_token_id, hook.engine.device)
+    with evaluating(module):
+        losses_B = per_sample_loss(causal_logits(module, input_ids_1T, lengths), labels_1T, lengths)
+    release_gathered(hook.engine)
+    return losses_B.tolist()
+
+
 def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
-    """Each of several padded samples scored together, against autograd on it alone."""
+    """Each of several samples scored together, padded or packed, against autograd on it alone."""
     worst, worst_layer, compared, num_zero = 0.0, "", 0, 0
     for group in _groups(hook):
         perturbations = _perturbations(hook, group)
@@ -171,14 +212,14 @@ def _scored(
     """Per-sample gradients (B, O, I) by the code that selection uses."""
     found: dict[str, torch.Tensor] = {}
     module, layers = hook.engine.module, {name: hook.layers[name] for name in perturbations}
-    input_ids_BT, labels_BT = collate(samples, hook.pad_token_id, len(samples), hook.engine.device)
+    input_ids_BT, labels_BT, lengths = hook.to_batch(samples, len(samples))
 
     def keep(name, activation_BTI, output_grad_BTO):
-        found[name] = per_sample_gradient(activation_BTI, output_grad_BTO)
+        found[name] = per_sample_gradient(activation_BTI, output_grad_BTO, lengths)
 
     constants = {name: perturbation.detach() for name, perturbation in perturbations.items()}
     with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.leaf, scale):
-        (per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum() * scale).backward()
+        (per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths).sum() * scale).backward()
     return found
 
 
@@ -187,7 +228,7 @@ def _reference(
 ) -> dict[str, torch.Tensor]:
     """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of the weight."""
     module = hook.engine.module
-    input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, 1, hook.engine.device)
+    input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, device=hook.engine.device)
     with torch.enable_grad(), _perturbed(hook, perturbations), scoring_pass(module, {}, lambda *_: None, hook.leaf):
         loss = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum()
         gradients = torch.autograd.grad(loss * scale, list(perturbations.values()))

@@ -16,7 +16,7 @@ from typing import Optional
 import torch
 from torch.nn.utils import get_total_norm
 
-from pipeline.data.collate import collate
+from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.loss import causal_logits, per_sample_loss
@@ -39,8 +39,12 @@ class StepResult:
     """What the gradients were multiplied by, in float16."""
 
 
-def weighted_step(engine, candidates: list[Sample], selection: Selection, pad_token_id: int) -> StepResult:
+def weighted_step(
+    engine, candidates: list[Sample], selection: Selection, pad_token_id: int, is_packed: bool = False
+) -> StepResult:
     """Train on the kept samples; ``candidates`` are this rank's, as given to ``SelectionHook.select``.
+
+    ``is_packed`` makes one row of each micro-batch instead of padding it.
 
     Raises RuntimeError on all ranks, and leaves the parameters as they were, where the loss or the gradient is not finite. In float16 a
     gradient that overflows is DeepSpeed's to handle, by skipping the step, as long as its loss scale can be lowered.
@@ -54,10 +58,12 @@ def weighted_step(engine, candidates: list[Sample], selection: Selection, pad_to
     scale = loss_scale(engine) if engine.fp16_enabled() else None
     for micro_step, positions in enumerate(own):
         # A rank whose share is short brings blank rows: their loss is 0, their cost next to nothing.
-        input_ids_BT, labels_BT = collate([kept[k] for k in positions], pad_token_id, max(1, len(positions)), engine.device)
-        weights_B = torch.zeros(len(input_ids_BT), device=engine.device)
+        samples, num_rows = [kept[k] for k in positions], max(1, len(positions))
+        input_ids_BT, labels_BT, lengths = to_batch(samples, pad_token_id, num_rows, engine.device, is_packed)
+        weights_B = torch.zeros(num_rows, device=engine.device)
         weights_B[: len(positions)] = torch.as_tensor(selection.weights[positions], dtype=torch.float32)
-        loss = (per_sample_loss(causal_logits(engine, input_ids_BT), labels_BT) * weights_B).sum()
+        loss_B = per_sample_loss(causal_logits(engine, input_ids_BT, lengths), labels_BT, lengths)
+        loss = (loss_B * weights_B).sum()
         total += loss.detach()
         engine.backward(loss * (collectives.world_size * micro_steps))
         if micro_step == micro_steps - 1:

@@ -97,6 +97,7 @@ class Case:
     """Blocks 0 and 1 in two parameter groups with different hyper-parameters, in place of decay and no decay."""
     adam: str = "torch"
     checkpointing: bool = False
+    is_packed: bool = False
     variants: tuple = FEW
     note: str = ""
 
@@ -247,11 +248,12 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
             contraction=variant.contraction,
             logits_mib=variant.logits_mib,
         )
-        return SelectionHook.attach(engine, targets, changed, pad_token_id=0, seed=3)
+        return SelectionHook.attach(engine, targets, changed, pad_token_id=0, seed=3, is_packed=case.is_packed)
 
+    train = lambda own, selection: weighted_step(engine, own, selection, pad_token_id=0, is_packed=case.is_packed)
     losses = []
     for step, selection in enumerate(PLAYED):
-        losses.append(weighted_step(engine, share(candidates(step), rank, world_size), selection, pad_token_id=0).loss)
+        losses.append(train(share(candidates(step), rank, world_size), selection).loss)
     result["moments"] = _fragments(engine)
     for variant in case.variants:
         hook = attach(variant)
@@ -266,7 +268,7 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
             "indices": selection.indices, "weights": selection.weights, "fallback": selection.fallback, "hash": scores.selection_hash,
             "loss_C": scores.loss_C, "target_loss": scores.target_loss, "bytes_sent": scores.bytes_sent,
         }  # fmt: skip
-    losses.append(weighted_step(engine, share(candidates(SCORED_STEP), rank, world_size), LAST_PLAYED, pad_token_id=0).loss)
+    losses.append(train(share(candidates(SCORED_STEP), rank, world_size), LAST_PLAYED).loss)
     result["losses"] = losses
     parameters = full_parameters(engine)
     result["parameters"] = parameters if rank == 0 else {name: p.double().sum().item() for name, p in parameters.items()}

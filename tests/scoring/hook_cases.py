@@ -154,10 +154,10 @@ def broken(model_folder: str, folder: str) -> dict:
     original = hooks.SelectionHook._losses
     last_tokens = candidates(2)[SPOILED].input_ids[-3:]
 
-    def spoil(hook, module, input_ids_BT, labels_BT, num_tokens):
+    def spoil(hook, module, input_ids_BT, labels_BT, *more):
         """NaN for the one sample that ends with these tokens."""
         ends = [row[row != -100][-3:].tolist() == last_tokens for row in labels_BT]
-        return original(hook, module, input_ids_BT, labels_BT, num_tokens) * torch.where(torch.tensor(ends), torch.nan, 1.0)
+        return original(hook, module, input_ids_BT, labels_BT, *more) * torch.where(torch.tensor(ends), torch.nan, 1.0)
 
     hooks.SelectionHook._losses = spoil
     hook = attach()
@@ -171,7 +171,7 @@ def broken(model_folder: str, folder: str) -> dict:
     backward = hooks.SelectionHook._backward
 
     def without_target(hook, samples, num_rows, num_tokens, weight, on_factors):
-        is_target = on_factors.__name__ == "add_target"
+        is_target = weight != 1.0
         return backward(hook, samples, num_rows, num_tokens, np.nan if is_target else weight, on_factors)
 
     hooks.SelectionHook._backward = without_target
@@ -186,11 +186,11 @@ def broken(model_folder: str, folder: str) -> dict:
     causal_logits = hooks.causal_logits
     fitting = 1
 
-    def scarce(module, input_ids_BT):
+    def scarce(module, input_ids_BT, lengths):
         """Memory on rank 1 is for ``fitting`` samples at a time."""
         if rank == 1 and len(input_ids_BT) > fitting:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return causal_logits(module, input_ids_BT)
+        return causal_logits(module, input_ids_BT, lengths)
 
     hook = attach()
     hook.select(own, 2)

@@ -70,6 +70,21 @@ def test_a_named_kernel_that_cannot_run_is_refused_with_the_reason(name):
         attention.choose(name, CPU, torch.bfloat16, llama_config())
 
 
+@pytest.mark.parametrize("name", list(attention.FLASH_PACKAGES))
+def test_packing_is_the_default_of_varlen_kernels_alone(name):
+    varlen, dense = attention.Attention(name, ""), attention.Attention("sdpa", "")
+    for device in (CPU, torch.device("cuda")):
+        assert attention.packs("auto", varlen, device) and attention.packs(True, varlen, device)
+        assert not attention.packs("auto", dense, device)
+        assert not attention.packs(False, varlen, device) and not attention.packs(False, dense, device)
+    assert attention.packs(True, dense, CPU)
+
+
+def test_packing_by_a_flash_kernel_that_takes_no_mask_is_refused():
+    with pytest.raises(ValueError, match=r"model\.packing = true cannot run with PyTorch's SDPA on a GPU.*flash-attn"):
+        attention.packs(True, attention.Attention("sdpa", ""), torch.device("cuda"))
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 
 

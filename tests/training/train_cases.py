@@ -31,10 +31,8 @@ def spoil_candidates() -> None:
 
     original, token = hook.SelectionHook._losses, tokenizer().convert_tokens_to_ids(SPOILED_TOKEN)
 
-    def spoil(hook, module, input_ids_BT, labels_BT, num_tokens):
-        return original(hook, module, input_ids_BT, labels_BT, num_tokens) * torch.where(
-            (labels_BT == token).any(1), torch.nan, 1.0
-        )
+    def spoil(hook, module, input_ids_BT, labels_BT, *more):
+        return original(hook, module, input_ids_BT, labels_BT, *more) * torch.where((labels_BT == token).any(1), torch.nan, 1.0)
 
     hook.SelectionHook._losses = spoil
 
