@@ -117,6 +117,7 @@ def test_a_trainer_evaluates_predicts_and_calls_back_as_it_always_does(alone):
 
 def launch(program: list[str], folder: Path, **environment) -> subprocess.CompletedProcess:
     known = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "OUTPUT": str(folder), **environment}
+    known = {k: v for k, v in known.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")}
     return subprocess.run([sys.executable, "-m", *program], cwd=ROOT, env=known, capture_output=True, text=True, timeout=400)
 
 
@@ -133,10 +134,12 @@ LAUNCHERS = {
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher, stage", [("deepspeed", "2"), ("accelerate", "3")])
 def test_the_trainer_example_runs_under_both_launchers(launcher, stage, tmp_path):
-    program = [word.format(port=free_port()) for word in LAUNCHERS[launcher]]
+    port = free_port()
+    program = [word.format(port=port) for word in LAUNCHERS[launcher]]
     ended = launch([*program, "examples/trainer.py"], tmp_path, ZERO_STAGE=stage)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert ended.stdout.count("of 16 in the last of 20 updates, cosine") == 1
+    assert not [name for name in os.listdir("/dev/shm") if f"_{port}_" in name]
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed: pip install 'trl>=1.16,<2'")
