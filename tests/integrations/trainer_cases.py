@@ -265,6 +265,9 @@ def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: i
     for batch in hook.micro_batches(candidates, selection, micro_steps, per_device):
         logits = model(input_ids=batch.input_ids_BT, use_cache=False).logits
         weighted_loss(per_sample_loss(logits, batch.labels_BT), batch.weights_B, 1).backward()
+    if hook.collectives.world_size > 1:  # a sum over ranks, so nothing is divided
+        for parameter in model.parameters():
+            torch.distributed.all_reduce(parameter.grad)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
