@@ -2,10 +2,14 @@
 """SelectionHook: attaches online data selection to a DeepSpeed engine from outside; nothing of DeepSpeed is patched.
 
 hook = SelectionHook.attach(engine, targets, settings, pad_token_id)
-for step in range(steps):
-    candidates = stream.shard(step, rank, world_size)          # this rank's share
+for candidates in loader:                                       # this rank's share
     selection = hook.select(candidates)                         # the same on every rank
-    weighted_step(engine, candidates, selection, pad_token_id)  # pipeline.training.weighted_step
+    for batch in hook.micro_batches(candidates, selection):     # this rank's share of what is kept
+        logits = engine(input_ids=batch.input_ids_BT, use_cache=False).logits
+        engine.backward(hook.weighted_loss(logits, batch))
+        engine.step()
+
+``pipeline.training.weighted_step`` is the inner loop, with checks of what is finite.
 """
 
 import math
@@ -15,13 +19,16 @@ from typing import Optional
 import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.pipe.engine import PipelineEngine
 
 from pipeline.config import SelectionConfig, geometry, needs_moments
+from pipeline.data.batch import Candidates, as_samples
 from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
+from pipeline.kept.balance import fetch_kept
+from pipeline.kept.micro_batches import MicroBatch, micro_batches, weighted_loss
 from pipeline.scoring.collectives import Collectives
+from pipeline.scoring.engines import forward_context, refuse_unfit
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import factor_bytes, leaf_module, scored_layers, scoring_pass
@@ -40,12 +47,9 @@ from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection import registry
 from pipeline.selection.contract import Selection, Settings, Signals
+from pipeline.selection.without_target import draw, usable_candidates
 
 OVERFLOW_STEP = 16.0  # a scoring pass whose gradients overflow in float16 is taken again with the loss scale divided by this
-NO_FLOAT16_AT_STAGE_0 = (
-    "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied the loss by, so updates are "
-    "wrong: take stage 1, which needs no more memory"
-)
 
 
 @dataclass
@@ -87,17 +91,24 @@ class SelectionHook:
         cls, engine, targets: Optional[TargetSet], settings: SelectionConfig, pad_token_id: int, seed: int = 0,
         reference_model: Optional[torch.nn.Module] = None, is_packed: bool = False,
     ) -> "SelectionHook":  # fmt: skip
-        """Find the scored layers and the Adam fragments of ``engine``, which has just come from ``deepspeed.initialize``.
+        """Find the scored layers and the Adam fragments of ``engine``.
 
-        ``targets`` are for methods that need a Gram, ``reference_model`` (whole on this rank's device) is for ``rho_loss``.
-        ``is_packed`` lays samples one behind the other in one row instead of padding them; ``training.attention.packs`` says where.
-        Raises ValueError for a model without a trainable linear layer, an optimizer without Adam moments, or parallelism
-        other than data parallelism.
+        Args:
+            engine: what ``deepspeed.initialize`` returns, at ZeRO stage 0 to 3; or a ``TorchEngine``.
+            targets: examples of what the model should become good at, for methods that need a Gram.
+            settings: how to select; the fields that name a model or a data file are not read.
+            pad_token_id: what rows are filled up with on the right; no token looks at it.
+            seed: of random draws; the same on all ranks.
+            reference_model: for ``rho_loss``, whole on this rank's device.
+            is_packed: samples stand one behind the other in one row instead of being padded; ``training.attention.packs`` says where.
+        Raises:
+            ValueError: a model without a trainable linear layer, an optimizer without Adam moments, or parallelism other than
+                data parallelism.
         """
         return cls(engine, targets, settings, pad_token_id, seed, reference_model, is_packed)
 
     def __init__(self, engine, targets, settings, pad_token_id, seed, reference_model=None, is_packed=False):
-        _refuse_parallelism(engine)
+        refuse_unfit(engine)
         self.engine, self.targets, self.settings, self.pad_token_id, self.seed = engine, targets, settings, pad_token_id, seed
         self.method, self.reference_model, self.is_packed = registry.get(settings.method), reference_model, is_packed
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
@@ -116,8 +127,6 @@ class SelectionHook:
                 f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups have "
                 f"{len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take another method"
             )
-        if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
-            raise ValueError(NO_FLOAT16_AT_STAGE_0)
         if not self.method.scores_gradients:
             return
         if targets is None and self.method.needs == "gram":
@@ -143,11 +152,21 @@ class SelectionHook:
         scored = {name + ".weight" for name in self.layers}
         return [f for f in fragments(self.engine, with_moments and self.needs_moments) if f.name in scored]
 
-    def select(self, candidates: list[Sample], step: Optional[int] = None) -> Selection:
-        """Selection among the candidates of all ranks; ``candidates`` are this rank's R = C / W.
+    def select(self, candidates: Candidates, step: Optional[int] = None, keep: Optional[int] = None) -> Selection:
+        """Selection among the candidates of all ranks, under the optimizer's present state. Every rank calls it.
 
-        ``step`` seeds random draws and rotates the target; by default the engine's count of optimizer steps.
+        Args:
+            candidates: this rank's R = C / W, as many as every other rank's.
+            step: seeds random draws and rotates the target; by default the engine's count of optimizer steps.
+            keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
+        Returns:
+            Positions and weights of the kept among the C candidates in rank order, the same on every rank. What was seen on the way
+            (losses, Gram, seconds, warnings) is in ``scores`` until the next call.
+        Raises:
+            ValueError, RuntimeError: on all ranks together: unequal numbers of candidates, a target without a finite gradient several
+                times in a row, ranks that disagree, moments that are missing.
         """
+        candidates = as_samples(candidates)
         step = self.engine.global_steps if step is None else step
         settings, collectives = self.settings, self.collectives
         longest = max((len(sample.input_ids) for sample in candidates), default=0)
@@ -157,7 +176,7 @@ class SelectionHook:
             raise ValueError(f"every rank must bring the same number of candidates, at least one; they bring {counts}")
         num_candidates = sum(counts)
         watch, collectives.bytes_sent = Stopwatch(self.engine.device), 0
-        keep = min(num_candidates, settings.keep_per_step * settings.score_every)
+        keep = min(num_candidates, settings.keep_per_step * settings.score_every if keep is None else keep)
         self.scores = Scores(is_warmup=self.needs_moments and not self._has_state(step))
         scores, method = self.scores, self.method
         if method.needs != "nothing":
@@ -171,7 +190,7 @@ class SelectionHook:
                     if drawn_from_U is None:
                         selection = method.select(scores.signals, keep, num_candidates, rng, known)
                     else:
-                        selection = _draw(drawn_from_U, keep, num_candidates, rng, known)
+                        selection = draw(drawn_from_U, keep, num_candidates, rng, known)
                 except Exception as error:  # raised again below: every rank must end, not only the one that solves
                     selection = error
             selection = collectives.broadcast_object(selection)
@@ -186,6 +205,41 @@ class SelectionHook:
         # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out here.
         what = selection.indices.tobytes() + selection.weights.tobytes() + repr((step, self.seed, self.settings)).encode()
         return self.collectives.assert_same(what, f"the selection of step {step}")
+
+    def micro_batches(
+        self, candidates: Candidates, selection: Selection, micro_steps: Optional[int] = None, micro_batch_size: Optional[int] = None
+    ) -> list[MicroBatch]:  # fmt: skip
+        """This rank's micro-batches of the kept samples, which are dealt over ranks by their tokens. Every rank calls it.
+
+        Args:
+            candidates: as given to ``select``.
+            selection: what it returned.
+            micro_steps: how many micro-batches each rank gets, blank ones where samples are few; by default the engine's
+                gradient accumulation steps.
+            micro_batch_size: most samples of one; by default the engine's.
+        Raises:
+            ValueError: there are more kept samples than fit.
+        """
+        micro_steps = self.engine.gradient_accumulation_steps() if micro_steps is None else micro_steps
+        micro_batch_size = self.engine.train_micro_batch_size_per_gpu() if micro_batch_size is None else micro_batch_size
+        kept = fetch_kept(as_samples(candidates), selection, self.collectives)
+        return micro_batches(
+            kept, selection, self.collectives, micro_steps, micro_batch_size, self.pad_token_id, self.is_packed
+        )
+
+    def weighted_loss(self, logits_BTV: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """The loss to hand to ``engine.backward`` for one micro-batch, so that the engine's step is that of sum_k w_k l_k.
+
+        l_k is the mean cross-entropy over the supervised tokens of sample k. DeepSpeed takes a mean over micro-steps and ranks, which is
+        undone here: with all candidates kept at weights 1/C this is its plain step on the mean loss.
+
+        Args:
+            logits_BTV: of ``engine(input_ids=batch.input_ids_BT)``, any float dtype.
+        Returns:
+            float32 scalar.
+        """
+        divisor = self.collectives.world_size * self.engine.gradient_accumulation_steps()
+        return weighted_loss(per_sample_loss(logits_BTV, batch.labels_BT, batch.lengths), batch.weights_B, divisor)
 
     def _has_state(self, step: int) -> bool:
         """Are there moments to measure with? The first steps, and any before the first update, match the plain gradient.
@@ -222,7 +276,7 @@ class SelectionHook:
             self.num_targets_lost = 0
             return None
         self.num_targets_lost += 1
-        usable_U = np.flatnonzero(np.isfinite(np.diagonal(scores.signals.gram_CC)) & np.isfinite(scores.loss_C))
+        usable_U = usable_candidates(scores.signals)
         if self.num_targets_lost > MOST_TARGETS_LOST or len(usable_U) == 0:
             return None
         scores.target_lost, scores.target_loss, scores.signals = True, None, None
@@ -385,10 +439,11 @@ class SelectionHook:
         # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
         can_retry = not self.engine.zero_optimization_partition_weights()
         try:
-            if num_chunks == 0:
-                losses_B = per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths)
-            else:
-                losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths)
+            with forward_context(self.engine):
+                if num_chunks == 0:
+                    losses_B = per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths)
+                else:
+                    losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -417,13 +472,6 @@ class SelectionHook:
         return math.ceil(size / logit_chunk_bytes(self.settings.logits_mib, self.engine.device.type))
 
 
-def _draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings) -> Selection:
-    """A uniform draw among the usable candidates."""
-    drawn = registry.get("random").select(None, min(keep, len(usable_U)), len(usable_U), rng, settings)
-    dropped = tuple(np.setdiff1d(np.arange(num_candidates), usable_U).tolist())
-    return Selection(usable_U[drawn.indices], drawn.weights, fallback=True, dropped=dropped)
-
-
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """On CPU torch says it in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -447,13 +495,3 @@ def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:
 
 def _shape(weight: torch.Tensor) -> tuple[int, int]:
     return tuple(getattr(weight, "ds_shape", weight.shape))  # under ZeRO-3 a released parameter has shape (0,)
-
-
-def _refuse_parallelism(engine) -> None:
-    for degree, name in ((engine.sequence_parallel_size, "sequence"), (engine.mp_world_size, "tensor")):
-        if degree > 1:
-            raise ValueError(
-                f"selection works with data parallelism only, and this engine has {name} parallelism of degree {degree}"
-            )
-    if isinstance(engine, PipelineEngine):
-        raise ValueError("selection works with data parallelism only, and this engine has pipeline parallelism")

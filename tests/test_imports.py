@@ -8,8 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "pipeline"
 MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "versions": set(), "config": {"selection"}, "scoring": set(), "selection": set(), "reporting": set(), "data": {"config"},
-    "hook": {"config", "data", "scoring", "selection"},
-    "training": {"config", "data", "scoring", "selection", "hook", "reporting", "versions"},
+    "kept": {"data", "scoring", "selection"},
+    "hook": {"config", "data", "kept", "scoring", "selection"},
+    "training": {"config", "data", "kept", "scoring", "selection", "hook", "reporting", "versions"},
+    "integrations": {"config", "data", "hook", "kept", "scoring", "selection", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"data", "reporting"},

@@ -1,7 +1,7 @@
 # R rows of one rank, W ranks, n elements
 """What moves between ranks: rows of gradients to the owners of the matching Adam moments, and small sums.
 
-Every collective runs on the engine's data-parallel group, never on WORLD: the two do not pair.
+Every collective runs on the engine's data-parallel group, never on WORLD: the two do not pair.  One process on its own needs no group.
 """
 
 import hashlib
@@ -11,12 +11,17 @@ import torch
 import torch.distributed as dist
 
 
+def place_in(group) -> tuple[int, int]:
+    """(rank, world_size); (0, 1) where no process group was started."""
+    return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
+
+
 class Collectives:
     """Counts the bytes that this rank sends to others."""
 
     def __init__(self, group, device: torch.device):
         self.group, self.device = group, device
-        self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank, self.world_size = place_in(group)
         self.bytes_sent = 0
 
     def rows_to_owners(self, pieces_Rn: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
@@ -85,12 +90,16 @@ class Collectives:
         return whole
 
     def gather_objects(self, value) -> list:
+        if self.world_size == 1:
+            return [value]
         values = [None] * self.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast_object(self, value):
         """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
         values = [value]
         dist.broadcast_object_list(values, src=dist.get_global_rank(self.group, 0), group=self.group)
         return values[0]

@@ -15,6 +15,8 @@ No parameter takes part in autograd, so no ``.grad`` is touched, no ZeRO reducti
 
 In float16 most of a small output_grad would round to zero.  The caller then multiplies the loss by ``loss_scale``, and the tap hands on
 float32 factors with that scale divided out: nothing after it knows of a scale.
+
+Under ``torch.autocast`` a layer computes in another dtype than its input has; the tap hands on the activation that the layer multiplied.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +83,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, output_BTO, activation_BTI, on_factors, name, loss_scale):
-        ctx.save_for_backward(activation_BTI)
+        ctx.save_for_backward(activation_BTI.to(output_BTO.dtype))
         ctx.on_factors, ctx.name, ctx.loss_scale = on_factors, name, loss_scale
         return output_BTO.view_as(output_BTO)
 

@@ -87,7 +87,7 @@ def has_plain_logits(module: torch.nn.Module, device: torch.device) -> bool:
             logits = causal_logits(module, torch.zeros(1, 1, dtype=torch.long, device=device))
     finally:
         handle.remove()
-    return torch.equal(logits, known["logits"])
+    return torch.equal(logits, known["logits"].to(logits.dtype))  # what wraps a model under autocast gives float32
 
 
 def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:

@@ -20,6 +20,8 @@ from typing import Optional
 import torch
 import torch.distributed as dist
 
+from pipeline.scoring.collectives import place_in
+
 DISK_BLOCK = 4096  # bytes; of some disks it is 512
 
 
@@ -141,7 +143,7 @@ def _addresses(engine) -> Iterator[tuple]:
     elif wrapper == "BF16_Optimizer":
         yield from _flat_partitions(zero, names, zero.bf16_groups, zero.bf16_groups_flat, zero.fp32_groups_flat_partition)
     else:
-        rank, world_size = dist.get_rank(engine.seq_data_parallel_group), dist.get_world_size(engine.seq_data_parallel_group)
+        rank, world_size = place_in(engine.seq_data_parallel_group)
         for name, numel, key, offset, group, optimizer in _replicated(zero, names, wrapper):
             start, end = numel * rank // world_size, numel * (rank + 1) // world_size
             yield name, start, end - start, key, offset + start, group, optimizer

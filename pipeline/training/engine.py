@@ -15,7 +15,7 @@ from deepspeed.utils import groups
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
-from pipeline.hook import NO_FLOAT16_AT_STAGE_0
+from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
 from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry
 from pipeline.training import peers

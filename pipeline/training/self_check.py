@@ -140,10 +140,11 @@ def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample])
 
 def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
     """Each of several samples scored together, padded or packed, against autograd on it alone."""
-    worst, worst_layer, compared, num_zero = 0.0, "", 0, 0
+    worst, worst_layer, compared, num_zero, dtypes = 0.0, "", 0, 0, {next(iter(hook.layers.values())).weight.dtype}
     for group in _groups(hook):
         perturbations = _perturbations(hook, group)
         scored, references = _both(hook, perturbations, samples)
+        dtypes |= {gradient.dtype for gradient in scored.values()}  # autocast computes in another than the weights have
         for row, reference in enumerate(references):
             for name, reference_OI in reference.items():
                 norm = reference_OI.float().norm().item()
@@ -151,7 +152,7 @@ def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
                 compared, num_zero = compared + 1, num_zero + (norm == 0)
                 if not error <= worst:  # also catches NaN
                     worst, worst_layer = error, name
-    tolerance = TOLERANCE.get(next(iter(hook.layers.values())).weight.dtype, TOLERANCE_16_BIT)
+    tolerance = max(TOLERANCE.get(dtype, TOLERANCE_16_BIT) for dtype in dtypes)
     return Line(
         "factors equal autograd, sample by sample", worst <= tolerance and num_zero < compared,
         f"{compared} gradients ({num_zero} of them zero), worst relative difference {worst:.1e}, allowed {tolerance:.0e}; "

@@ -1,12 +1,7 @@
-# K kept samples, B samples of a micro-batch, W ranks
+# B samples of a micro-batch
 """One optimizer step on the weighted loss sum_k w_k l_k, through the engine.
 
-DeepSpeed divides each loss by the number of micro-steps and averages gradients over ranks.  A micro-batch therefore brings
-
-    W x micro_steps x sum_k w_k l_k      over its own samples k,
-
-and what reaches the optimizer is the gradient of sum_k w_k l_k.  With all candidates kept and w = 1/C this is DeepSpeed's plain
-step.
+With all candidates kept and w = 1/C this is DeepSpeed's plain step (pipeline/kept/micro_batches.py says why).
 """
 
 import math
@@ -16,13 +11,13 @@ from typing import Optional
 import torch
 from torch.nn.utils import get_total_norm
 
-from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
+from pipeline.kept.balance import fetch_kept
+from pipeline.kept.micro_batches import micro_batches, weighted_loss
 from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.loss import causal_logits, per_sample_loss
 from pipeline.scoring.moments import loss_scale
 from pipeline.selection.contract import Selection
-from pipeline.training.balance import deal, fetch_kept
 
 
 @dataclass(frozen=True)
@@ -52,20 +47,16 @@ def weighted_step(
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
     kept = fetch_kept(candidates, selection, collectives)
     micro_steps = engine.gradient_accumulation_steps()
-    num_tokens_K = [len(sample.input_ids) for sample in kept]
-    own = deal(num_tokens_K, collectives.world_size, micro_steps, engine.train_micro_batch_size_per_gpu())[collectives.rank]
+    micro_batch_size = engine.train_micro_batch_size_per_gpu()
+    batches = micro_batches(kept, selection, collectives, micro_steps, micro_batch_size, pad_token_id, is_packed)
+    divisor, num_tokens = collectives.world_size * micro_steps, sum(len(sample.input_ids) for sample in kept)
     step, total = engine.global_steps, torch.zeros((), device=engine.device)
     scale = loss_scale(engine) if engine.fp16_enabled() else None
-    for micro_step, positions in enumerate(own):
-        # A rank whose share is short brings blank rows: their loss is 0, their cost next to nothing.
-        samples, num_rows = [kept[k] for k in positions], max(1, len(positions))
-        input_ids_BT, labels_BT, lengths = to_batch(samples, pad_token_id, num_rows, engine.device, is_packed)
-        weights_B = torch.zeros(num_rows, device=engine.device)
-        weights_B[: len(positions)] = torch.as_tensor(selection.weights[positions], dtype=torch.float32)
-        loss_B = per_sample_loss(causal_logits(engine, input_ids_BT, lengths), labels_BT, lengths)
-        loss = (loss_B * weights_B).sum()
-        total += loss.detach()
-        engine.backward(loss * (collectives.world_size * micro_steps))
+    for micro_step, batch in enumerate(batches):
+        loss_B = per_sample_loss(causal_logits(engine, batch.input_ids_BT, batch.lengths), batch.labels_BT, batch.lengths)
+        loss = weighted_loss(loss_B, batch.weights_B, divisor)
+        total += loss.detach() / divisor
+        engine.backward(loss)
         if micro_step == micro_steps - 1:
             _require_finite(step, "weighted loss", collectives.sum(total).item())
             if isinstance(engine.optimizer, torch.optim.Optimizer):  # stage 0 in fp32: DeepSpeed looks at no norm itself
@@ -74,12 +65,12 @@ def weighted_step(
         engine.step()
     was_applied = engine.was_step_applied()
     if not was_applied and scale is not None and scale > 1:
-        return StepResult(total.item(), None, sum(num_tokens_K), was_applied, scale)
+        return StepResult(total.item(), None, num_tokens, was_applied, scale)
     if not isinstance(engine.optimizer, torch.optim.Optimizer):
         grad_norm = float(engine.get_global_grad_norm())
     if not was_applied:  # ZeRO has seen a gradient that overflowed, on any rank
         _require_finite(step, "gradient norm", grad_norm if not math.isfinite(grad_norm) else math.inf)
-    return StepResult(total.item(), grad_norm, sum(num_tokens_K), was_applied, scale)
+    return StepResult(total.item(), grad_norm, num_tokens, was_applied, scale)
 
 
 def _require_finite(step: int, name: str, value: float) -> None:

@@ -149,8 +149,8 @@ def fetched(lengths: list[int], num_kept: int) -> list[tuple]:
     """The kept samples as this rank has them after ``fetch_kept``."""
     import torch.distributed as dist
 
+    from pipeline.kept.balance import fetch_kept
     from pipeline.scoring.collectives import Collectives
-    from pipeline.training.balance import fetch_kept
 
     rank, world_size = start()
     pool = reference.random_samples(lengths, seed=50)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.training.balance import deal
+from pipeline.kept.balance import deal
 from tests.ranks import run_ranks
 
 

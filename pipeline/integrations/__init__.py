@@ -1,0 +1,1 @@
+"""Selection inside other people's training loops."""

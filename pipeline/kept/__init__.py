@@ -1,0 +1,1 @@
+"""What becomes of the kept samples: dealt over ranks and micro-batches, and their weighted loss."""

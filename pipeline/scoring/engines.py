@@ -1,0 +1,71 @@
+"""What selection asks of an engine: which of DeepSpeed's it refuses, and what stands in for one where training runs without DeepSpeed."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
+
+NO_FLOAT16_AT_STAGE_0 = (
+    "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied the loss by, so updates are "
+    "wrong: take stage 1, which needs no more memory"
+)
+
+
+class TorchEngine:
+    """A plain torch optimizer, in one process or under DistributedDataParallel, with the members of a DeepSpeedEngine that scoring reads.
+
+    It takes no step: training goes on as it is written.
+
+    Args:
+        module: the model itself, not its wrapper.
+        optimizer: over parameters of ``module``; with the state of Adam, where candidates are measured by it.
+        device: where ``module`` is.
+        autocast: what training runs its forward in (``torch.autocast``), so that scoring runs in it too.
+    """
+
+    sequence_parallel_size = mp_world_size = 1
+    skipped_steps = micro_steps = 0
+
+    def __init__(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):  # fmt: skip
+        self.module, self.optimizer, self.device, self.autocast = module, optimizer, device, autocast
+        self.seq_data_parallel_group = dist.group.WORLD if dist.is_initialized() else None
+
+    @property
+    def global_steps(self) -> int:
+        """Updates done, as Adam counts them; a resumed optimizer brings its count along."""
+        return max((int(state["step"]) for state in self.optimizer.state.values() if "step" in state), default=0)
+
+    def get_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def fp16_enabled(self) -> bool:
+        return False
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    def zero_optimization_partition_weights(self) -> bool:
+        return False
+
+
+def forward_context(engine) -> AbstractContextManager:
+    """What the forward of a scoring pass runs in. DeepSpeed's modules have the dtype they compute in."""
+    return engine.autocast() if isinstance(engine, TorchEngine) else nullcontext()
+
+
+def refuse_unfit(engine) -> None:
+    """Raises ValueError for an engine that selection cannot work with, with the way out."""
+    for degree, name in ((engine.sequence_parallel_size, "sequence"), (engine.mp_world_size, "tensor")):
+        if degree > 1:
+            raise ValueError(
+                f"selection works with data parallelism only, and this engine has {name} parallelism of degree {degree}"
+            )
+    if isinstance(engine, PipelineEngine):
+        raise ValueError("selection works with data parallelism only, and this engine has pipeline parallelism")
+    if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
+        raise ValueError(NO_FLOAT16_AT_STAGE_0)
