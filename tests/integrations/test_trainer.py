@@ -71,8 +71,8 @@ def check_own_loop(found: dict) -> None:
 def test_a_trainer_logs_what_selection_saw(on_two_ranks):
     training = [entry for entry in on_two_ranks[0]["own"][0]["log"] if "loss" in entry]
     assert len(training) == STEPS
-    assert "selection_cosine" not in training[0] and training[0]["selection_kept"] == 4, "the first update draws at random"
-    for entry in training[1:]:
+    for entry in training:
+        assert 0 < entry["selection_kept"] <= 4
         assert 0 < entry["selection_cosine"] <= 1 and 0 <= entry["selection_residual"] <= 1 and entry["selection_seconds"] > 0
 
 
