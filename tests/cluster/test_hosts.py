@@ -1,12 +1,12 @@
 """Two hosts with a rank each, joined by a link and started by deepspeed over pdsh and ssh: they agree, and they notice a cut."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.kill_resume import records
 from tests.cluster import hosts
 from tests.cluster.conftest import demand
 from tests.ranks import run_ranks
@@ -36,9 +36,8 @@ def start(two, port: int, output: Path, line: list[str]):
     return two.start([*launcher, *line], ROOT, output)
 
 
-def records(folder: Path) -> list[dict]:
-    file = folder / "steps.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def steps(folder: Path) -> list[dict]:
+    return records(folder, "steps") if (folder / "steps.jsonl").exists() else []
 
 
 def test_two_hosts_train_as_two_ranks_of_one(two, model_folder, data_folder, tmp_path):
@@ -46,8 +45,7 @@ def test_two_hosts_train_as_two_ranks_of_one(two, model_folder, data_folder, tmp
     run_ranks("tests.training.train_cases:runs", 2, all_arguments=[here], timeout=900)
     launcher = start(two, 29571, tmp_path / "output", arguments(model_folder, data_folder, tmp_path / "run", 6))
     assert launcher.wait(timeout=900) == 0, (tmp_path / "output").read_text()[-4000:]
-    without_times = lambda lines: [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-    assert without_times(records(tmp_path / "run")) == without_times(records(tmp_path / "here")) != []
+    assert steps(tmp_path / "run") == steps(tmp_path / "here") != []
     assert all(address in (tmp_path / "output").read_text() for address in hosts.ADDRESSES)
 
 
@@ -55,7 +53,7 @@ def test_a_cut_link_ends_all_ranks_and_names_the_peer(two, model_folder, data_fo
     """The last test: the link stays cut."""
     launcher = start(two, 29572, tmp_path / "output", arguments(model_folder, data_folder, tmp_path / "run", 100_000))
     deadline = time.monotonic() + 900
-    while len(records(tmp_path / "run")) < 4:
+    while len(steps(tmp_path / "run")) < 4:
         assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()[-4000:]
         time.sleep(0.2)
     assert len(two.ranks()) == 2, two.ranks()

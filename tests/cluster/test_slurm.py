@@ -1,6 +1,5 @@
 """launch/slurm/train.sbatch on a Slurm of one node: two tasks to the end, and back into the queue in the middle, without a trace."""
 
-import json
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kill_resume import records
 from tests.cluster import slurm
 from tests.cluster.conftest import demand
 from tests.ranks import ENVIRONMENT
@@ -40,10 +40,8 @@ def undisturbed(cluster, arguments, tmp_path_factory):
 
 
 def steps(folder: Path) -> list[dict]:
-    """Step records but for their times."""
-    file = folder / "run" / "steps.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    run = folder / "run"
+    return records(run, "steps") if (run / "steps.jsonl").exists() else []
 
 
 def final(folder: Path) -> dict[str, bytes]:
