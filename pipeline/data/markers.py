@@ -1,0 +1,105 @@
+"""Chats to tokens so that a text which spells a special token stays text: only the template itself writes special tokens.
+
+    messages --hide--> no message spells one --template--> all that are spelt are the template's --encode--> ids, offsets
+
+Hiding and marking keep the number of characters, so that places in the rendered chat stay what they are.
+"""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from pipeline.data.record import BrokenLine, Record
+
+# The end of Unicode's last private plane stands for hidden characters, and for the template's tokens while a chat is encoded.
+FIRST_HIDDEN, FIRST_MARK, LAST = 0x108000, 0x109000, 0x10FFFD
+RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
+
+
+class Markers:
+    """The special tokens of a tokenizer and its template, and how both are kept apart from what messages say.
+
+    A user's or a tool's words cannot be other added tokens either that the template's source spells: turn markers that were added
+    as ordinary tokens. An assistant's can (``<think>``, ``<tool_call>``): it is to learn them.
+    """
+
+    def __init__(self, tokenizer, template: str):
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        special = {token.content for _, token in added if token.special} | set(tokenizer.all_special_tokens)
+        spelt = {token.content for _, token in added if token.content in template and not token.content.isspace()}
+        self.special, self.control = _any_of(special), _any_of(special | spelt)
+        alphabet = sorted(set("".join(special | spelt)))
+        assert len(alphabet) < FIRST_MARK - FIRST_HIDDEN and len(added) < LAST - FIRST_MARK
+        self.hidden = {ord(character): chr(FIRST_HIDDEN + i) for i, character in enumerate(alphabet)}
+        self.shown = {ord(stand_in): chr(character) for character, stand_in in self.hidden.items()}
+        tokens = [token for _, token in added if token.content in special | spelt]
+        self.marks = {token.content: chr(FIRST_MARK + i) * len(token.content) for i, token in enumerate(tokens)}
+        # A tokenizer of its own, which reads marks as tokens and takes every special or spelt token for text.
+        self.backend = Tokenizer.from_str(_with_special(tokenizer.backend_tokenizer.to_str(), special | spelt))
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True
+        self.backend.add_tokens([
+            AddedToken(self.marks[token.content], lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=False)
+            for token in tokens
+        ])  # fmt: skip
+        self.id_of_mark = {
+            self.backend.token_to_id(self.marks[token.content]): place for place, token in added if token.content in self.marks
+        }
+
+    def hide(self, record: Record) -> list[dict]:
+        """The messages without any special token spelt in them. Raises BrokenLine for characters that stand for something here."""
+        return [
+            {key: value if key == "role" else self._hide(value, message["role"], place) for key, value in message.items()}
+            for place, message in enumerate(record.messages, 1)
+        ]
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character places of a chat that was rendered from hidden messages."""
+        marked = self.control.sub(lambda found: self.marks[found[0]], text)
+        encoding = self.backend.encode(marked.translate(self.shown), add_special_tokens=False)
+        return [self.id_of_mark.get(token, token) for token in encoding.ids], encoding.offsets
+
+    def _hide(self, value: Any, role: str, place: int) -> Any:
+        if isinstance(value, dict):
+            return {self._hide(key, role, place): self._hide(item, role, place) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._hide(item, role, place) for item in value]
+        if not isinstance(value, str):
+            return value
+        if found := RESERVED.search(value):
+            raise BrokenLine(
+                "reserved character", f"message {place} has U+{ord(found[0]):X} at character {found.start() + 1}, and private-use "
+                f"characters from U+{FIRST_HIDDEN:X} on stand for special tokens here: replace it"
+            )  # fmt: skip
+        tokens = self.control if role in ("user", "tool") else self.special
+        return tokens.sub(lambda found: found[0].translate(self.hidden), value)
+
+
+@lru_cache(maxsize=4)
+def markers_of(tokenizer, template: str) -> Markers:
+    return Markers(tokenizer, template)
+
+
+@lru_cache(maxsize=4)
+def special_tokens(tokenizer) -> re.Pattern:
+    """Matches what spells a special token."""
+    return _any_of(
+        set(tokenizer.all_special_tokens) | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    )
+
+
+def _any_of(tokens: set[str]) -> re.Pattern:
+    """Matches any of them, the longest where one begins another."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _with_special(description: str, tokens: set[str]) -> str:
+    """A tokenizer's description in which ``tokens`` are special, whatever they were."""
+    described = json.loads(description)
+    for token in described["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in tokens
+    return json.dumps(described)
