@@ -87,10 +87,10 @@ def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], lis
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the keys below")
     parser.add_class_arguments(Grid, as_group=False)
-    own, changes = split(arguments)
-    namespace = parser.instantiate(parser.parse_args(own))
-    grid = Grid(**{f.name: getattr(namespace, f.name) for f in fields(Grid)})
     try:
+        own, changes = split(arguments)
+        namespace = parser.instantiate(configuration.parse_arguments(parser, own))
+        grid = Grid(**{f.name: getattr(namespace, f.name) for f in fields(Grid)})
         cells = cells_of(grid, changes)
         return grid, cells, differences_in_data(cells)
     except ValueError as error:
@@ -104,7 +104,7 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name.split(".")[0] in SECTIONS:
-            changes[name] = yaml.safe_load(value if equals else rest.pop(0) if rest else "")
+            changes[name] = _yaml(value if equals else rest.pop(0) if rest else "", argument)
         else:
             own.append(argument)
     return own, changes
@@ -211,10 +211,17 @@ def _base(base: Union[str, dict]) -> dict[str, Any]:
         path = Path(_expanded(base))
         if not path.is_file():
             raise ValueError(f"base: there is no file {path}")
-        base = yaml.safe_load(path.read_text())
+        base = _yaml(path.read_text(encoding="utf-8"), f"base: {path}")
         if not isinstance(base, dict):
             raise ValueError(f"base: {path} holds no settings")
     return dict(flatten(_expanded(base)))
+
+
+def _yaml(text: str, origin: str) -> Any:
+    try:
+        return configuration.load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin}: {error}") from error
 
 
 def _expanded(value: Any) -> Any:
@@ -231,6 +238,8 @@ def _expanded(value: Any) -> Any:
             raise ValueError(
                 f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... python -m ..."
             )
+        if configuration.is_secret(match[1]):
+            raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", environment, value)
