@@ -95,7 +95,10 @@ def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], l
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{record.origin}: the tokenizer has no end token (eos_token) to put behind a completion or text")
     context = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]  # of those that set one
-    encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    if tokenizer.is_fast:
+        encode = markers_of(tokenizer, "").encode_plain
+    else:
+        encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
         context += encode(record.prompt)

@@ -46,6 +46,8 @@ class Markers:
             AddedToken(self.marks[token.content], lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=False)
             for token in tokens
         ])  # fmt: skip
+        self.not_from_text = {place: token.content for place, token in added if token.content in self.marks}
+        self.not_from_text.pop(tokenizer.unk_token_id, None)  # any unknown character is made into it
         self.id_of_mark = {
             self.backend.token_to_id(self.marks[token.content]): place for place, token in added if token.content in self.marks
         }
@@ -53,7 +55,10 @@ class Markers:
     def hide(self, record: Record) -> list[dict]:
         """The messages without any special token spelt in them. Raises BrokenLine for characters that stand for something here."""
         return [
-            {key: value if key == "role" else self._hide(value, message["role"], place) for key, value in message.items()}
+            {
+                key: value if key == "role" else self._hide(value, message["role"], f"message {place}")
+                for key, value in message.items()
+            }
             for place, message in enumerate(record.messages, 1)
         ]
 
@@ -61,9 +66,18 @@ class Markers:
         """Ids and character places of a chat that was rendered from hidden messages."""
         marked = self.control.sub(lambda found: self.marks[found[0]], text)
         encoding = self.backend.encode(marked.translate(self.shown), add_special_tokens=False)
+        for token in encoding.ids:
+            if token in self.not_from_text:
+                raise BrokenLine(
+                    "special token in text", f"the tokenizer makes {self.not_from_text[token]} of plain text: replace it"
+                )
         return [self.id_of_mark.get(token, token) for token in encoding.ids], encoding.offsets
 
-    def _hide(self, value: Any, role: str, place: int) -> Any:
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special. Raises BrokenLine as ``hide``, and where the tokenizer cannot."""
+        return self.encode(self._hide(text, "user", "the text"))[0]
+
+    def _hide(self, value: Any, role: str, place: str) -> Any:
         if isinstance(value, dict):
             return {self._hide(key, role, place): self._hide(item, role, place) for key, item in value.items()}
         if isinstance(value, list):
@@ -72,7 +86,7 @@ class Markers:
             return value
         if found := RESERVED.search(value):
             raise BrokenLine(
-                "reserved character", f"message {place} has U+{ord(found[0]):X} at character {found.start() + 1}, and private-use "
+                "reserved character", f"{place} has U+{ord(found[0]):X} at character {found.start() + 1}, and private-use "
                 f"characters from U+{FIRST_HIDDEN:X} on stand for special tokens here: replace it"
             )  # fmt: skip
         tokens = self.control if role in ("user", "tool") else self.special
@@ -102,4 +116,8 @@ def _with_special(description: str, tokens: set[str]) -> str:
     described = json.loads(description)
     for token in described["added_tokens"]:
         token["special"] = token["special"] or token["content"] in tokens
+    if described["model"]["type"] == "Unigram":  # its vocabulary holds them as pieces too, which text would be made of
+        described["model"]["vocab"] = [
+            [piece, -1e6 if piece in tokens else score] for piece, score in described["model"]["vocab"]
+        ]
     return json.dumps(described)
