@@ -30,7 +30,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import config as configuration
 from pipeline.comparison import grid
@@ -156,6 +156,11 @@ def _damaged(content: bytes, places: list[tuple[int, int]]) -> bytes:
     return bytes(changed)
 
 
+def _half(one: st.SearchStrategy, other: st.SearchStrategy) -> st.SearchStrategy:
+    """Either as often; st.one_of weighs by the alternatives within."""
+    return st.booleans().flatmap(lambda first: one if first else other)
+
+
 DAMAGE = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3)
 GOOD_LINES = ROWS.map(lambda row: json.dumps(row).encode())
 LINES = st.one_of(
@@ -164,11 +169,10 @@ LINES = st.one_of(
 )  # fmt: skip
 JSONL = st.builds(lambda lines, end, bom: bom + end.join(lines), st.lists(LINES, min_size=1, max_size=4),
                   st.sampled_from([b"\n", b"\r\n", b"\n\n"]), st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))  # fmt: skip
-JSON_FILES = st.one_of(
-    st.lists(GOOD_ROWS, min_size=1, max_size=3).map(lambda rows: json.dumps(rows, indent=1).encode()),
-    st.lists(ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()), LINES,
-    st.builds(_damaged, st.lists(GOOD_ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()), DAMAGE),
-)  # fmt: skip
+GOOD_JSON = st.lists(GOOD_ROWS, min_size=1, max_size=3).map(lambda rows: json.dumps(rows, indent=1).encode())
+JSON_FILES = _half(GOOD_JSON, st.one_of(
+    st.lists(ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()), LINES, st.builds(_damaged, GOOD_JSON, DAMAGE)
+))  # fmt: skip
 COLUMN_TYPES = (
     pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.float64(), pyarrow.bool_(), pyarrow.null(),
         pyarrow.timestamp("us"),
@@ -196,9 +200,10 @@ JINJA_PARTS = st.lists(st.sampled_from([
     "{{ range(999999999) }}", "{{ ''.format.__self__ }}", "{{ eos_token }}", "{# ", "\0",
         "{{ messages | map(attribute='__class__') | list }}",
 ]), min_size=1, max_size=6).map("".join)  # fmt: skip
-JINJA = st.one_of(
-    JINJA_PARTS, st.builds(lambda part, first: part + CHATML if first else CHATML + part, JINJA_PARTS, st.booleans())
-)
+HARMLESS = st.lists(
+    st.sampled_from(["{{ eos_token }}", "{{ messages | tojson }}", "<|im_end|>", "{# a #}", "x"]), max_size=3
+).map("".join)
+JINJA = _half(JINJA_PARTS, st.builds(lambda before, after: before + CHATML + after, HARMLESS, _half(HARMLESS, JINJA_PARTS)))
 SETTINGS = tuple(dict(flatten(configuration.plain(Config()))).items())
 SETTING_VALUES = st.one_of(
     JSON, st.sampled_from([0, -1, 10**400, float("nan"), float("inf"), True, "", "auto", [], {}, "a\0b", "x" * 5000])
@@ -232,14 +237,23 @@ CHANGES = st.lists(
     st.tuples(st.sampled_from([*(n for n, _ in SETTINGS), "model", "data", "training.nothing", "x.y"]), SETTING_VALUES),
     max_size=3,
 )
-RECIPES = st.one_of(
+GOOD_CHANGES = st.lists(st.sampled_from([pair for pair in SETTINGS if pair[0] not in ("resume", "deepspeed")]), max_size=4)
+GOOD_RECIPES = GOOD_CHANGES.map(
+    lambda pairs: _yaml(_nested([p for p in pairs if "." in p[0] and p[0][:5] != "data."])).encode()
+)
+RECIPES = _half(GOOD_RECIPES, st.one_of(
     CHANGES.map(lambda c: _yaml(_nested([x for x in c if "." in x[0]])).encode()),
     st.builds(lambda name, part: f"{name}: {part}\n".encode(), st.sampled_from([n for n, _ in SETTINGS] + ["model",
         "data"]), st.sampled_from(YAML_PARTS)),
     st.builds(lambda s, part: f"{s}:\n  x: {part}\n".encode(), st.sampled_from(["model", "run"]), st.sampled_from(YAML_PARTS)),
     st.builds(_damaged, CHANGES.map(lambda c: _yaml(dict(c)).encode()), DAMAGE), st.binary(max_size=30),
-)  # fmt: skip
-GRIDS = st.one_of(
+))  # fmt: skip
+GRID = {"variants": ["random"], "seeds": [0], "folder": "runs/x", "targets": {"a": {"target": ["demo:target"], "test": ["demo:test"]}},
+        "base": {"data": {"pool": ["demo:pool"]}}}  # fmt: skip
+GOOD_GRIDS = GOOD_CHANGES.map(
+    lambda pairs: _yaml({**GRID, "base": {**GRID["base"], "training": _nested(pairs).get("training", {})}}).encode()
+)
+GRIDS = _half(GOOD_GRIDS, st.one_of(
     st.fixed_dictionaries({
         "variants": st.one_of(st.just(["random"]), JSON), "seeds": st.one_of(st.just([0]), JSON),
         "folder": st.one_of(st.just("runs/x"), TEXTS),
@@ -247,7 +261,7 @@ GRIDS = st.one_of(
         "base": st.one_of(st.just({"data": {"pool": ["demo:pool"]}}), JSON, CHANGES.map(dict)),
     }).map(lambda value: _yaml(value).encode()),
     st.sampled_from(YAML_PARTS).map(lambda part: f"variants: {part}\nseeds: [0]\n".encode()),
-)  # fmt: skip
+))  # fmt: skip
 PATHS = st.one_of(
     st.sampled_from(["link.jsonl", "loop.jsonl", "gone.jsonl", "folder.jsonl", "pipe.jsonl", "../x.jsonl",
         "/etc/passwd", "a\0.jsonl", "x" * 400 + ".jsonl",
@@ -282,7 +296,7 @@ def _check_tokens(records: list[Record], tokenizer) -> None:
 
 def _control_ids(ids: list[int], tokenizer) -> list[int]:
     """Unknown characters become the unknown token in any text."""
-    control = {tokenizer.convert_tokens_to_ids(token) for token in CONTROL} & set(tokenizer.added_tokens_decoder)
+    control = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special or token.content in CONTROL}
     return [i for i in ids if i in control and i != tokenizer.unk_token_id]
 
 
@@ -357,7 +371,7 @@ def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
     result = _outcome(lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none")
     if result is None:
         return Counter(refused=1)
-    if name in ("bytes", "generation tags", "plain turn markers"):
+    if name not in ("strips spaces", "metaspace", "lower case"):  # whose tokens do not read back as they were
         sample = result[0][0]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
         said = "".join(m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant")
@@ -448,6 +462,12 @@ KINDS = {
 }
 
 
+def chats_of(folder: str) -> Kind:
+    """Chats in the tokenizer of a model."""
+    tokenizers()[folder] = AutoTokenizer.from_pretrained(folder)
+    return Kind(st.tuples(st.just(folder), st.one_of(GOOD_CHATS, CHATS)), try_chat, 0.1)
+
+
 def run(kind: Kind, num_inputs: int, number: int, folder: Path) -> dict:
     """Counts of one kind; crashes are counted and described, and the rest goes on."""
     counts, crashes = Counter(inputs=0, accepted=0, refused=0, crashed=0), []
@@ -473,22 +493,27 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=20_000, help="of all kinds together (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="a model's folder: chats are tried in its tokenizer too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
-    begin, found = time.time(), {}
-    for name in options.kinds:
+    kinds = {name: KINDS[name] for name in options.kinds}
+    if options.tokenizer:
+        kinds["chats in a model's tokenizer"] = chats_of(options.tokenizer)
+    begin, found, packages = (
+        time.time(),
+        {},
+        ("transformers", "tokenizers", "pyarrow", "jsonargparse", "pyyaml", "jinja2", "hypothesis"),
+    )
+    for name, kind in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = run(KINDS[name], max(1, round(options.inputs * KINDS[name].share)), options.seed, Path(folder))
+            found[name] = run(kind, max(1, round(options.inputs * kind.share)), options.seed, Path(folder))
         print(f"{name}: {found[name]}", flush=True)
-    packages = ("transformers", "tokenizers", "pyarrow", "jsonargparse", "pyyaml", "jinja2", "hypothesis")
-    result = {
-        "date": date.today().isoformat(), "seed": options.seed, "seconds": round(time.time() - begin),
-        "inputs": sum(kind["inputs"] for kind in found.values()), "crashed": sum(kind["crashed"] for kind in found.values()),
-        "kinds": found, "versions": {package: version(package) for package in packages},
-    }  # fmt: skip
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    return 1 if result["crashed"] else 0
+        total = {key: sum(kind[key] for kind in found.values()) for key in ("inputs", "accepted", "refused", "crashed")}
+        result = {"date": date.today().isoformat(), "seed": options.seed, "seconds": round(time.time() - begin), **total, "kinds": found,
+                  "versions": {package: version(package) for package in packages}}  # fmt: skip
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    return 1 if total["crashed"] else 0
 
 
 if __name__ == "__main__":
