@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from pipeline import config as configuration
 from pipeline.config import Config
@@ -34,6 +34,10 @@ class TargetFiles:
     """A few examples, as in data.target."""
     test: list[str]
     """Held-out samples, as in data.test: the result is measured on them."""
+
+
+# The one class that values of a grid are made into; config.py forbids all others.
+set_parsing_settings(import_path_allowlist=[f"{__name__}.{TargetFiles.__name__}"])
 
 
 @dataclass
@@ -214,6 +218,8 @@ def _base(base: Union[str, dict]) -> dict[str, Any]:
         base = _yaml(path.read_text(encoding="utf-8"), f"base: {path}")
         if not isinstance(base, dict):
             raise ValueError(f"base: {path} holds no settings")
+    if not isinstance(base, dict):
+        raise ValueError(f"base holds {base!r}, no settings")
     return dict(flatten(_expanded(base)))
 
 
@@ -234,12 +240,12 @@ def _expanded(value: Any) -> Any:
         return value
 
     def environment(match: re.Match) -> str:
+        if configuration.is_secret(match[1]):
+            raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
         if match[1] not in os.environ:
             raise ValueError(
                 f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... python -m ..."
             )
-        if configuration.is_secret(match[1]):
-            raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", environment, value)

@@ -214,7 +214,7 @@ def _check_parts(file: str, from_file) -> None:
         for key in filter(None, name.split(".")):
             value = value.get(key, {})
         if not isinstance(value, dict):
-            raise ValueError(f"deepspeed: {file} holds {shown(value)} {f'as {name}' if name else ''}where an object belongs")
+            raise ValueError(f"deepspeed: {file} holds {shown(value)} {f'as {name} ' if name else ''}where an object belongs")
     for name, value in flatten(from_file):
         if is_secret(name) and isinstance(value, str):
             raise ValueError(

@@ -6,9 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from benchmarks.fuzz_input import KINDS, TEXTS, tokenizers, try_chat
 from pipeline.config import DataConfig
 from pipeline.data.chat import tokenize_all
+from pipeline.data.markers import RESERVED
 from pipeline.data.record import Record
 
-EXAMPLES = {"jsonl files": 60, "chats": 100, "recipes": 10, "grids": 10}
+EXAMPLES = {"jsonl files": 60, "chats": 100, "recipes": 8, "grids": 8}
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -34,7 +35,7 @@ def test_ordinary_chats_have_the_tokens_that_the_tokenizer_gives_them(name):
 
 
 @settings(max_examples=30, derandomize=True, deadline=None)
-@given(TEXTS)
+@given(TEXTS.filter(lambda text: not RESERVED.search(text)))
 def test_plain_text_that_spells_special_tokens_reads_back_as_written(text):
     tokenizer = tokenizers()["bytes"]
     records = [Record("a", "s", "", "f:1", prompt=text, completion="b<|im_end|>c")]
