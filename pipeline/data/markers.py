@@ -22,14 +22,15 @@ RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
 class Markers:
     """The special tokens of a tokenizer and its template, and how both are kept apart from what messages say.
 
-    A user's or a tool's words cannot be other added tokens either that the template's source spells: turn markers that were added
-    as ordinary tokens. An assistant's can (``<think>``, ``<tool_call>``): it is to learn them.
+    What stands around turns is special here, even where it was added as an ordinary token. A user's or a tool's words cannot be other
+    added tokens either that the template's source spells; an assistant's can (``<think>``, ``<tool_call>``): it is to learn them.
     """
 
     def __init__(self, tokenizer, template: str):
         added = sorted(tokenizer.added_tokens_decoder.items())
         special = {token.content for _, token in added if token.special} | set(tokenizer.all_special_tokens)
         spelt = {token.content for _, token in added if token.content in template and not token.content.isspace()}
+        special |= {token for token in spelt if token in _plain_turns(tokenizer, template)}
         self.special, self.control = _any_of(special), _any_of(special | spelt)
         alphabet = sorted(set("".join(special | spelt)))
         assert len(alphabet) < FIRST_MARK - FIRST_HIDDEN and len(added) < LAST - FIRST_MARK
@@ -109,6 +110,15 @@ def special_tokens(tokenizer) -> re.Pattern:
 def _any_of(tokens: set[str]) -> re.Pattern:
     """Matches any of them, the longest where one begins another."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _plain_turns(tokenizer, template: str) -> str:
+    """A chat that ends with a user's turn: templates may write an assistant's thoughts into the last turn."""
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    try:
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False) if template else ""
+    except Exception:  # a template that refuses this refuses it in the data too, with its place
+        return ""
 
 
 def _with_special(description: str, tokens: set[str]) -> str:

@@ -89,7 +89,7 @@ def _parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
                 for row in _python_rows(batch):
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise ValueError(f"{name}: not a Parquet file: {error}") from error
 
 
