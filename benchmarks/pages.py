@@ -18,7 +18,7 @@ from pipeline.comparison import outcome
 from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md")
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "security.md")
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 
@@ -147,6 +147,14 @@ def plan_table(result: dict) -> str:
     return predictions.markdown(result)
 
 
+def fuzz_input(result: dict) -> str:
+    """What came of random and hostile input."""
+    names = ("inputs", "accepted", "refused", "crashed")
+    rows = [[name, *(f"{kind[key]:,}" for key in names)] for name, kind in result["kinds"].items()]
+    table = _table(["", *names], [*rows, ["all", *(f"{result[key]:,}" for key in names)]])
+    return f"{table}\n\n{result['date']}, {', '.join(f'{k} {v}' for k, v in result['versions'].items())}."
+
+
 def comparison(result: dict) -> str:
     """The tables that ``pipeline.compare`` prints, and its notes."""
     rows = [_row(row) for row in result["variants"].values()]
@@ -188,7 +196,8 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, comparison, standings, machine,
+    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison, standings,
+    machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

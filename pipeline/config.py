@@ -4,18 +4,26 @@
 ``--section.key value``, ``--config recipe.yaml``, the defaults below.  Unknown keys are errors.
 """
 
+import os
+import re
 from argparse import ArgumentError
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import yaml
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from pipeline.selection import registry
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+# Settings are values: none may name a class, which jsonargparse would import and make.
+set_parsing_settings(
+    docstring_parse_attribute_docstrings=True, import_path_denylist=["*"], instantiate_subclass_spec_in_any=False
+)
+_plain_load = get_loader("yaml")
 
+LARGEST = 2**31 - 1  # of whole numbers
+MAX_NODES = 10_000  # of a YAML text with its aliases written out: a few lines of them can stand for billions
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 CHANGE_NO_RESULT = (
     "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
@@ -228,9 +236,9 @@ def parse_with(
 
     ``needs_data=False`` is for programs that read no samples: ``data`` may then be empty or name files that are not there yet.
     """
-    namespace = parser.parse_args(arguments)
-    config = _from_namespace(parser, namespace)
+    namespace = parse_arguments(parser, arguments)
     try:
+        config = _from_namespace(parser, namespace)
         check_settings(config)
         if needs_data:
             check_data(config)
@@ -238,6 +246,30 @@ def parse_with(
         parser.error(str(error))
     resolve(config)
     return config, namespace
+
+
+def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = None) -> Namespace:
+    """``parser.parse_args``, which also ends with code 2 and a sentence on files that are no UTF-8 and settings that name a class."""
+    try:
+        return parser.parse_args(arguments)
+    except UnicodeDecodeError as error:
+        parser.error(f"the --config file is no UTF-8: {error.reason} at byte {error.start + 1}")
+    except (ImportError, TypeError) as error:
+        parser.error(str(error))
+
+
+def load_yaml(text: str) -> Any:
+    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands twice."""
+    try:
+        _check_nodes(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        return _plain_load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of a number, a date that there is not
+        raise yaml.YAMLError(str(error)) from error
+
+
+set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 
 def resolve(config: Config) -> None:
@@ -287,7 +319,7 @@ def from_settings(settings: dict) -> Config:
     parser.exit_on_error = False
     try:
         return _from_namespace(parser, parser.parse_object(settings))
-    except ArgumentError as error:
+    except (ArgumentError, ImportError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
 
@@ -314,8 +346,11 @@ def check_settings(config: Config) -> None:
         (t, "evaluation_answers", 0), (t, "save_every", 0), (t, "keep_last", 0), (t, "keep_every", 0), (t, "verify_every", 0),
         (config.model, "lora_rank", 0), (config.data, "max_tokens", 2), (config.run, "timeout_seconds", 1), (config.run, "seed", 0),
     ):  # fmt: skip
-        if not getattr(section, name) >= smallest:
-            raise ValueError(f"{_section(section)}.{name} is {getattr(section, name)}: the smallest value is {smallest}")
+        value = getattr(section, name)
+        if not value >= smallest:
+            raise ValueError(f"{_section(section)}.{name} is {value}: the smallest value is {smallest}")
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"{_section(section)}.{name} is more than the largest value, {LARGEST}")
     if not s.temperature > 0:
         raise ValueError(f"selection.temperature is {s.temperature}: it must be positive")
     needs_reference = registry.get(s.method).needs == "reference_loss"
@@ -324,10 +359,9 @@ def check_settings(config: Config) -> None:
             f"selection.reference_model is missing: selection.method = {s.method} compares losses with it" if needs_reference else
             f"selection.reference_model = {s.reference_model} has no meaning with selection.method = {s.method}: remove it"
         )  # fmt: skip
-    if not t.learning_rate > 0:
-        raise ValueError(f"training.learning_rate is {t.learning_rate}: it must be positive")
-    if not t.eps > 0:
-        raise ValueError(f"training.eps is {t.eps}: it must be positive")
+    for name in ("learning_rate", "eps"):
+        if not 0 < getattr(t, name) < float("inf"):
+            raise ValueError(f"training.{name} is {getattr(t, name)}: it must be positive and finite")
     if not all(0 <= beta < 1 for beta in t.betas):
         raise ValueError(f"training.betas is {t.betas}: both must lie in [0, 1)")
     if s.keep_per_step * s.score_every > s.candidates_per_step:
@@ -361,11 +395,11 @@ def check_settings(config: Config) -> None:
         )
     if config.resume is not None and config.run.overwrite:
         raise ValueError(f"resume = {config.resume} continues what run.overwrite would delete: set one of them")
-    if config.resume not in (None, "auto") and not Path(config.resume).is_dir():
+    if config.resume not in (None, "auto") and not os.path.isdir(config.resume):
         raise ValueError(f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto")
-    if not Path(config.deepspeed).is_file():
+    if not os.path.isfile(config.deepspeed):
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
-    if config.model.chat_template and not Path(config.model.chat_template).is_file():
+    if config.model.chat_template and not os.path.isfile(config.model.chat_template):
         raise ValueError(f"model.chat_template: there is no file {config.model.chat_template}")
 
 
@@ -385,8 +419,13 @@ def check_data(config: Config) -> None:
         ("data.test", config.data.test),
     ):
         for name in names:
-            if Path(name).suffix in DATA_SUFFIXES and not Path(name).is_file():
+            if Path(name).suffix in DATA_SUFFIXES and not os.path.isfile(name):
                 raise ValueError(f"{setting}: there is no file {name}")
+
+
+def is_secret(name: str) -> bool:
+    """Whether an environment variable, or a setting, of this name holds a secret, which must not be saved with a run."""
+    return re.search(r"(?i)token$|secret|password|passwd|credential|api_?key|access_?key|private_?key", name) is not None
 
 
 def samples_per_step(config: Config) -> int:
@@ -415,8 +454,31 @@ def check_world_size(config: Config, world_size: int) -> int:
 
 
 def _from_namespace(parser: ArgumentParser, namespace) -> Config:
+    """Raises ValueError where a section is no mapping."""
+    for part in fields(Config):
+        if is_dataclass(part.type) and not isinstance(namespace[part.name], Namespace):
+            raise ValueError(f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: value")
     built = parser.instantiate(namespace)
     return Config(**{f.name: getattr(built, f.name) for f in fields(Config)})
+
+
+def _check_nodes(root: Optional[yaml.Node]) -> None:
+    waiting, seen = [root] if root else [], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > MAX_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it holds more than {MAX_NODES} values")
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, the second time in line {_line(node, twice[0])}")
+            waiting += [part for pair in node.value for part in pair]
+
+
+def _line(mapping: yaml.MappingNode, key: str) -> int:
+    return [found.start_mark.line + 1 for found, _ in mapping.value if found.value == key][1]
 
 
 def _section(section) -> str:

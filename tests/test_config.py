@@ -1,8 +1,10 @@
 """Settings: unknown keys, wrong types and contradictions end the program with code 2 and a sentence; the rest reads back as written."""
 
+import sys
 from dataclasses import asdict
 
 import pytest
+import yaml
 
 from pipeline import config
 from pipeline.config import Config
@@ -64,6 +66,9 @@ REFUSED = {
         "resume = auto continues what run.overwrite would delete",
     ),
     "nothing to resume": (["--resume", "nowhere"], "resume: there is no folder nowhere"),
+    "infinite learning rate": (["--training.learning_rate", ".inf"], "it must be positive and finite"),
+    "too many steps": (["--training.steps", "9" * 400], "training.steps is more than the largest value"),
+    "a name that no file can have": (["--data.pool", f"[{'x' * 300}.jsonl]"], "data.pool: there is no file"),
     "missing recipe": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 
@@ -83,6 +88,50 @@ def test_an_unknown_key_in_a_recipe_is_refused(valid, tmp_path, capsys):
     with pytest.raises(SystemExit):
         config.parse("", ["--config", str(recipe), *valid])
     assert "keep_per_stp" in capsys.readouterr().err
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi")
+)
+REFUSED_FILES = {
+    "aliases that grow": (BOMB, "with its aliases written out it holds more than 10000 values"),
+    "a value within itself": ("data: &a {pool: *a}", "more than 10000 values"),
+    "deep nesting": ("data: " + "[" * 2000, "nest"),
+    "a key twice": (
+        "training: {steps: 5}\nrun: {seed: 1}\ntraining: {steps: 6}",
+        "the key 'training' stands twice, the second time in line 3",
+    ),
+    "latin-1": (b"run: {folder: caf\xe9}", "the --config file is no UTF-8"),
+    "a null byte": (b"run: {folder: 'a\0'}", "#x0000"),
+    "a section that is a number": ("training: 5", "training is 5: a section holds settings"),
+    "too many digits": ("training: {steps: " + "9" * 5000 + "}", "digits"),
+    "a Python object": ("run: {folder: !!python/object/apply:os.getcwd []}", "could not determine a constructor"),
+    "a list": ("[1, 2]", "Unexpected config"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FILES)
+def test_a_recipe_that_is_none_ends_with_code_2_and_a_sentence(name, valid, tmp_path, capsys):
+    content, message = REFUSED_FILES[name]
+    (tmp_path / "recipe.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as ended:
+        config.parse("", [*valid, "--config", str(tmp_path / "recipe.yaml")])
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "settings", ["model: a_trap.Trap", "model: {class_path: a_trap.Trap}", "model.class_path: a_trap.Trap"]
+)
+def test_a_configuration_imports_nothing(settings, valid, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a_trap.py").write_text("class Trap: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(settings)
+    with pytest.raises(SystemExit):
+        config.parse("", [*valid, "--config", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ValueError):
+        config.from_settings(yaml.safe_load(settings))
+    assert "a_trap" not in sys.modules
 
 
 def test_the_command_line_is_stronger_than_the_recipe_and_that_than_the_defaults(valid, tmp_path):

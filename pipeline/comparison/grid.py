@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from pipeline import config as configuration
 from pipeline.config import Config
@@ -34,6 +34,10 @@ class TargetFiles:
     """A few examples, as in data.target."""
     test: list[str]
     """Held-out samples, as in data.test: the result is measured on them."""
+
+
+# The one class that values of a grid are made into; config.py forbids all others.
+set_parsing_settings(import_path_allowlist=[f"{__name__}.{TargetFiles.__name__}"])
 
 
 @dataclass
@@ -87,10 +91,10 @@ def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], lis
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the keys below")
     parser.add_class_arguments(Grid, as_group=False)
-    own, changes = split(arguments)
-    namespace = parser.instantiate(parser.parse_args(own))
-    grid = Grid(**{f.name: getattr(namespace, f.name) for f in fields(Grid)})
     try:
+        own, changes = split(arguments)
+        namespace = parser.instantiate(configuration.parse_arguments(parser, own))
+        grid = Grid(**{f.name: getattr(namespace, f.name) for f in fields(Grid)})
         cells = cells_of(grid, changes)
         return grid, cells, differences_in_data(cells)
     except ValueError as error:
@@ -104,7 +108,7 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         argument = rest.pop(0)
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name.split(".")[0] in SECTIONS:
-            changes[name] = yaml.safe_load(value if equals else rest.pop(0) if rest else "")
+            changes[name] = _yaml(value if equals else rest.pop(0) if rest else "", argument)
         else:
             own.append(argument)
     return own, changes
@@ -211,10 +215,19 @@ def _base(base: Union[str, dict]) -> dict[str, Any]:
         path = Path(_expanded(base))
         if not path.is_file():
             raise ValueError(f"base: there is no file {path}")
-        base = yaml.safe_load(path.read_text())
+        base = _yaml(path.read_text(encoding="utf-8"), f"base: {path}")
         if not isinstance(base, dict):
             raise ValueError(f"base: {path} holds no settings")
+    if not isinstance(base, dict):
+        raise ValueError(f"base holds {base!r}, no settings")
     return dict(flatten(_expanded(base)))
+
+
+def _yaml(text: str, origin: str) -> Any:
+    try:
+        return configuration.load_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin}: {error}") from error
 
 
 def _expanded(value: Any) -> Any:
@@ -227,6 +240,8 @@ def _expanded(value: Any) -> Any:
         return value
 
     def environment(match: re.Match) -> str:
+        if configuration.is_secret(match[1]):
+            raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
         if match[1] not in os.environ:
             raise ValueError(
                 f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... python -m ..."

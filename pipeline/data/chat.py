@@ -1,15 +1,18 @@
-"""From records to tokens with an exact supervision mask: chat template, prompt and completion, or plain text."""
+"""From records to tokens with an exact supervision mask: chat template, prompt and completion, or plain text.
+
+Text that spells a special token stays text in all of them (pipeline/data/markers.py).
+"""
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Optional
 
-import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from pipeline.config import DataConfig
-from pipeline.data.record import Record
+from pipeline.data.markers import markers_of, special_tokens
+from pipeline.data.record import BrokenLine, Record
 from pipeline.data.sample import IGNORED, Sample
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")  # templates that mark the assistant's text themselves
@@ -22,14 +25,23 @@ def tokenize_all(
 
     Returns:
         The samples that have something to learn, and counts: {'samples': n, 'truncated': ..., 'too long, dropped': ...,
-        'no supervised token, dropped': ...} (zeros left out).
+        'no supervised token, dropped': ..., 'spelling special tokens, kept as text': ..., and with ``data.on_broken`` 'skip' the
+        records that the template refuses, by reason} (zeros left out).
 
     Raises:
-        ValueError: nothing is left, with the counts and ``setting``; a template or tokenizer that does not fit the records.
+        ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the records, or a template that
+            refuses one.
     """
     samples, counts = [], Counter()
     for record in records:
-        whole = _encode(record, tokenizer, data.loss_on)
+        try:
+            whole = _encode(record, tokenizer, data.loss_on)
+        except BrokenLine as broken:
+            if data.on_broken == "error":
+                raise broken.at(record.origin) from broken
+            counts[broken.reason] += 1
+            continue
+        counts["spelling special tokens, kept as text"] += any(map(special_tokens(tokenizer).search, record.parts()))
         sample = _fit(whole, data.max_tokens, data.on_long)
         if sample is None:
             counts["too long, dropped"] += 1
@@ -55,8 +67,9 @@ def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: 
     supervises every token. Truncation may leave no supervised token.
 
     Raises:
-        ValueError: the tokenizer has no chat template, end token or offsets where one is needed, or its template renders
-            earlier turns differently once later ones follow, so that the assistant's tokens cannot be told exactly.
+        ValueError: the tokenizer has no chat template, end token or offsets where one is needed.
+        BrokenLine: its template refuses the chat, or renders earlier turns differently once later ones follow, so that the
+            assistant's tokens cannot be told exactly.
     """
     return _fit(_encode(record, tokenizer, loss_on), max_tokens, on_long)
 
@@ -82,10 +95,14 @@ def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], l
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{record.origin}: the tokenizer has no end token (eos_token) to put behind a completion or text")
     context = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]  # of those that set one
+    if tokenizer.is_fast:
+        encode = markers_of(tokenizer, "").encode_plain
+    else:
+        encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
-        context += tokenizer(record.prompt, add_special_tokens=False)["input_ids"]
-    answer = tokenizer(record.completion or record.text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        context += encode(record.prompt)
+    answer = [*encode(record.completion or record.text), tokenizer.eos_token_id]
     return context + answer, [loss_on == "all"] * len(context) + [True] * len(answer)
 
 
@@ -98,53 +115,62 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
         )
     if not tokenizer.is_fast:
         raise ValueError(f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast version")
+    markers = markers_of(tokenizer, tokenizer.get_chat_template())
+    messages = markers.hide(record)
     if loss_on == "all":
-        ids = list(_render(record, tokenizer, len(record.messages), return_dict=True)["input_ids"])
+        ids, _ = markers.encode(_render(messages, tokenizer))
         return ids, [True] * len(ids)
     if GENERATION_TAG.search(tokenizer.get_chat_template()) and not record.num_context:
-        marked = _render(record, tokenizer, len(record.messages), return_dict=True, return_assistant_tokens_mask=True)
-        return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+        text, spans = _render_with_spans(messages, tokenizer, return_assistant_tokens_mask=True)
+        is_marked = True
+    else:
+        text, is_marked = _render(messages, tokenizer), False
+        answers = [turn for turn in range(record.num_context, len(messages)) if messages[turn]["role"] == "assistant"]
+        spans = [_turn_span(messages, tokenizer, turn, text, special_tokens(tokenizer)) for turn in answers]
 
-    text = _render(record, tokenizer, len(record.messages), tokenize=False)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids, offsets = markers.encode(text)
+    special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     supervised = [False] * len(ids)
-    for turn in range(record.num_context, len(record.messages)):
-        if record.messages[turn]["role"] == "assistant":
-            start, stop = _turn_span(record, tokenizer, turn, text, special.values())
-            # A token across the start (two line breaks in one) counts: it holds the answer's first character.
-            inside = [i for i, (left, right) in enumerate(offsets) if left < right and left < stop and right > start]
-            # Templates often put a line break behind the end token; the model is asked to stop before it.
-            ends = [i for i in inside if ids[i] in special]
-            for i in range(inside[0], (ends or inside)[-1] + 1):
-                supervised[i] = True
+    for start, stop in spans:
+        # A token across the start (two line breaks in one) counts: it holds the answer's first character.
+        inside = [i for i, (left, right) in enumerate(offsets) if left < right and left < stop and right > start]
+        # Templates often put a line break behind the end token; the model is asked to stop before it.
+        ends = [] if is_marked else [i for i in inside if ids[i] in special]
+        for i in range(inside[0], (ends or inside)[-1] + 1) if inside else ():
+            supervised[i] = True
     return ids, supervised
 
 
-def _turn_span(record: Record, tokenizer, turn: int, text: str, special: Iterable[str]) -> tuple[int, int]:
+def _turn_span(messages: list[dict], tokenizer, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
     """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this turn."""
-    before = _render(record, tokenizer, turn, tokenize=False, add_generation_prompt=True)
-    after = _render(record, tokenizer, turn + 1, tokenize=False)
+    before = _render(messages[:turn], tokenizer, add_generation_prompt=True)
+    after = _render(messages[: turn + 1], tokenizer)
     if text.startswith(before):
         if text.startswith(after) and len(before) < len(after):
             return len(before), len(after)
         # Reasoning templates render the last answer differently from earlier ones: then the answer itself is the anchor.
-        answer = record.messages[turn]["content"].strip()
-        stop = len(before) + len(answer)
-        end_token = next((token for token in special if text.startswith(token, stop)), None)
+        answer = messages[turn]["content"].strip()
+        end_token = special.match(text, len(before) + len(answer))
         if text.startswith(answer, len(before)) and end_token:
-            return len(before), stop + len(end_token)
-    raise ValueError(
-        f"{record.origin}: the chat template renders message {turn + 1} of {len(record.messages)} differently when it is asked "
-        "for and when it stands in the chat, so its tokens cannot be told exactly: take a template with {% generation %} "
-        "marks, end chats after the first answer, or set data.loss_on = all"
+            return len(before), end_token.end()
+    raise BrokenLine(
+        "answer not told from the rest",
+        f"the chat template renders message {turn + 1} of {len(messages)} differently when it is asked for and when it stands in the "
+        "chat, so its tokens cannot be told exactly: take a template with {% generation %} marks, end chats after the first answer, "
+        "or set data.loss_on = all",
     )
 
 
-def _render(record: Record, tokenizer, num_messages: int, **options):
-    """The first ``num_messages`` of the chat through the tokenizer's template."""
+def _render(messages: list[dict], tokenizer, **options) -> str:
+    return _render_with_spans(messages, tokenizer, **options)[0]
+
+
+def _render_with_spans(messages: list[dict], tokenizer, **options) -> tuple[str, list[tuple[int, int]]]:
+    """The chat through the tokenizer's template, and the characters between its generation tags if they are asked for."""
     try:
-        return tokenizer.apply_chat_template(record.messages[:num_messages], **options)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{record.origin}: the tokenizer's chat template refuses this chat: {error}") from error
+        texts, spans = render_jinja_template(
+            [messages], chat_template=tokenizer.get_chat_template(), **tokenizer.special_tokens_map, **options
+        )
+    except Exception as error:  # a template is a program, and may raise anything
+        raise BrokenLine("refused by the chat template", f"{type(error).__name__}: {error}") from error
+    return texts[0], spans[0] if spans else []

@@ -1,9 +1,10 @@
 """Read samples from files and Hugging Face datasets; a line that cannot be read is named or counted, never lost."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pyarrow
 import pyarrow.parquet
@@ -36,11 +37,13 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
         for number, row in _rows(name, setting):
             origin = f"{name}:{number}"
             try:
+                if isinstance(row, BrokenLine):
+                    raise row
                 row = decode(row) if isinstance(row, bytes) else row
                 records.append(parse(row, Path(name).stem, number, origin))
             except BrokenLine as broken:
                 if on_broken == "error":
-                    raise ValueError(f"{origin}: {broken}; data.on_broken = skip counts such lines instead") from broken
+                    raise broken.at(origin) from broken
                 skipped[broken.reason] += 1
         if len(records) == num_before:
             lines = f"{skipped.total() - skipped_before} broken lines skipped"
@@ -51,6 +54,8 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
     """(number from 1, row) of one file or dataset; lines of a .jsonl file as bytes, so that each can fail by itself."""
     suffix = Path(name).suffix
+    if name != name.encode("utf-8", "replace").decode():  # it names samples, in records that are UTF-8
+        raise ValueError(f"{setting}: the name {name!r} is no UTF-8: rename the file")
     if name.startswith("demo:"):
         parts = demo.generate(demo.POOL_SAMPLES, seed=0)
         if name.removeprefix("demo:") not in parts:
@@ -58,28 +63,53 @@ def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
         yield from enumerate(parts[name.removeprefix("demo:")], 1)
     elif suffix not in DATA_SUFFIXES:
         yield from enumerate(_hub_dataset(name, setting), 1)
-    elif not Path(name).is_file():
+    elif not os.path.isfile(name):
         raise ValueError(f"{setting}: there is no file {name}")
-    elif suffix == ".jsonl":
-        with open(name, "rb") as lines:
-            yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    elif suffix == ".json":
-        yield from enumerate(_json_list(name), 1)
     else:
+        read_file = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet_rows}[suffix]
         try:
-            yield from enumerate(pyarrow.parquet.read_table(name).to_pylist(), 1)
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{name}: not a Parquet file: {error}") from error
+            yield from read_file(name)
+        except OSError as error:
+            raise ValueError(f"{setting}: {name} cannot be read: {error}") from error
 
 
-def _json_list(name: str) -> list:
+def _json_lines(name: str) -> Iterator[tuple[int, bytes]]:
+    with open(name, "rb") as lines:
+        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
+    try:
+        with pyarrow.parquet.ParquetFile(name) as file:
+            columns = Counter(file.schema_arrow.names)
+            if twice := [column for column, count in columns.items() if count > 1]:
+                raise ValueError(f"{name}: the column {shown(twice[0])} is there twice")
+            number = 0
+            for batch in file.iter_batches(1024):
+                for row in _python_rows(batch):
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
+        raise ValueError(f"{name}: not a Parquet file: {error}") from error
+
+
+def _python_rows(batch: pyarrow.RecordBatch) -> list[Union[dict, BrokenLine]]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is no UTF-8, a date before the year 1: find the row
+        if batch.num_rows == 1:
+            return [BrokenLine("wrong encoding" if isinstance(error, UnicodeDecodeError) else "wrong type", str(error))]
+        return [row for i in range(batch.num_rows) for row in _python_rows(batch.slice(i, 1))]
+
+
+def _json_list(name: str) -> Iterator[tuple[int, Any]]:
     try:
         rows = decode(Path(name).read_bytes())
     except BrokenLine as broken:
         raise ValueError(f"{name}: {broken}; a file with one object a line must be named .jsonl") from broken
     if not isinstance(rows, list):
         raise ValueError(f"{name}: expected a list of objects, got {shown(rows)}; name it .jsonl if it has one object a line")
-    return rows
+    return enumerate(rows, 1)
 
 
 def _hub_dataset(name: str, setting: str):
@@ -91,5 +121,5 @@ def _hub_dataset(name: str, setting: str):
     path, _, split = name.partition(":")
     try:
         return datasets.load_dataset(path, split=split or "train")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of the network, the hub, the dataset's builder
         raise ValueError(hint + f"cannot be loaded: {error}") from error

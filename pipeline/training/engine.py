@@ -1,8 +1,8 @@
 """The DeepSpeed engine: process group, configuration merged from file and settings, AdamW and its schedule."""
 
-import json
 import math
 import os
+import re
 import socket
 from datetime import timedelta
 
@@ -14,7 +14,9 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import groups
 from transformers.integrations import HfDeepSpeedConfig
 
-from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
+from pipeline.config import Config, TrainingConfig, check_world_size, geometry, is_secret, needs_moments
+from pipeline.data.record import BrokenLine, decode, shown
+from pipeline.reporting.html import flatten
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
 from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry
@@ -22,6 +24,7 @@ from pipeline.training import peers
 from pipeline.training.kernels import clear_stale_locks
 
 QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
+VARIABLE = re.compile(r"\$\{?(\w+)")
 OWNED = ("train_batch_size", "scheduler")  # they follow from settings; the other owned keys are merged below
 
 
@@ -55,11 +58,12 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
 
     ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where file and settings contradict each other.
     """
-    with open(config.deepspeed) as file:
+    with open(config.deepspeed, "rb") as file:
         try:
-            from_file = json.load(file)
-        except json.JSONDecodeError as error:
+            from_file = decode(file.read())
+        except BrokenLine as error:
             raise ValueError(f"deepspeed: {config.deepspeed} is no JSON: {error}") from error
+    _check_parts(config.deepspeed, from_file)
     _check_partitioning(config.deepspeed, from_file.get("zero_optimization", {}), world_size)
     from_file = _without_auto(from_file)
     for key in OWNED:
@@ -212,6 +216,22 @@ def _optimizer(config: Config, named: str) -> dict:
     return {"type": named, "params": {"lr": training.learning_rate, "weight_decay": training.weight_decay}}
 
 
+def _check_parts(file: str, from_file) -> None:
+    """Refuse what is no configuration, and what a run must not save."""
+    parts = ("optimizer", "zero_optimization", "zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+    for name in ("", *parts):
+        value = from_file
+        for key in filter(None, name.split(".")):
+            value = value.get(key, {})
+        if not isinstance(value, dict):
+            raise ValueError(f"deepspeed: {file} holds {shown(value)} {f'as {name} ' if name else ''}where an object belongs")
+    for name, value in flatten(from_file):
+        if is_secret(name) and isinstance(value, str):
+            raise ValueError(
+                f"deepspeed: {file} sets {name}, a secret that would be saved with the run: remove it, and set it in the environment"
+            )
+
+
 def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
     """Fill in what depends on the nodes; refuse what selection or ZeRO cannot do."""
     stage = zero.get("stage", 0)
@@ -225,7 +245,11 @@ def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
                 f"zero_optimization.stage = {stage}: change one of them"
             )
         if "nvme_path" in offload:
-            offload["nvme_path"] = os.path.expandvars(offload["nvme_path"])
+            if secret := next(filter(is_secret, VARIABLE.findall(str(offload["nvme_path"]))), None):
+                raise ValueError(
+                    f"deepspeed: {file} names ${secret} in {key}.nvme_path, a secret that would be saved with the run"
+                )
+            offload["nvme_path"] = os.path.expandvars(str(offload["nvme_path"]))
     if zero.get("mics_shard_size", -1) > 0:
         raise ValueError(
             f"deepspeed: {file} sets zero_optimization.mics_shard_size = {zero['mics_shard_size']}: MiCS keeps the Adam state once for "

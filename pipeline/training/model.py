@@ -4,6 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -17,14 +20,14 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """Tokenizer with a pad token (the end token where it has none: pads are never seen nor supervised)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(located(settings.name), **_source(settings))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError also for code of the model's own, which needs model.trust_remote_code
         raise ValueError(
             f"model.name: {settings.name} is no folder with a model and cannot be had from the hub: {error}"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.chat_template:
-        tokenizer.chat_template = Path(settings.chat_template).read_text(encoding="utf-8").strip()
+        tokenizer.chat_template = _chat_template(settings.chat_template)
     return tokenizer
 
 
@@ -108,6 +111,29 @@ def add_adapters(model: torch.nn.Module, settings: ModelConfig) -> torch.nn.Modu
         lora_dropout=0.0, task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(model, adapters, autocast_adapter_dtype=False)
+
+
+def _chat_template(file: str) -> str:
+    """Raises ValueError with file and line where it is no Jinja template."""
+    try:
+        template = Path(file).read_text(encoding="utf-8").strip()
+        # As transformers reads them; what a template does is seen when it meets the first chat.
+        jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"model.chat_template: {file}:{error.lineno}: {error.message}") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"model.chat_template: {file} cannot be read: {error}") from error
+    return template
+
+
+class _Generation(jinja2.ext.Extension):
+    """The tag that marks the assistant's text."""
+
+    tags = frozenset(["generation"])
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _source(settings: ModelConfig) -> dict:

@@ -43,6 +43,7 @@ REFUSED = {
     "does not divide": ({"ranks": 3}, "candidates_per_step = 32 is not divisible by 3 ranks"),
     "missing recipe": ({"base": "nowhere.yaml"}, "base: there is no file nowhere.yaml"),
     "no test": ({"targets": {"sums": {"target": ["demo:target"], "test": []}}}, "targets.sums.test is empty"),
+    "secret": ({"folder": "runs/${HF_TOKEN}"}, "names a secret, HF_TOKEN, whose value would be saved with every cell"),
     "variable not set": ({"folder": "${NOT_SET_ANYWHERE}/runs"}, "needs the environment variable NOT_SET_ANYWHERE, which is not set"),
 }  # fmt: skip
 

@@ -176,9 +176,9 @@ def test_what_a_tokenizer_cannot_do_is_said_with_the_line(make_tokenizer):
     cases = [
         (make_tokenizer(None), chat("a", "b"), "has no chat template"),
         (make_tokenizer(SHOUTING), chat("a", "b", "c", "d"), "renders message 2 of 4 differently"),
-        (make_tokenizer(STRICT), chat("a", "b"), "refuses this chat: roles must alternate"),
+        (make_tokenizer(STRICT), chat("a", "b"), "refused by the chat template: TemplateError: roles must alternate"),
         (make_tokenizer(eos_token=None), record(text="a"), "no end token"),
     ]
     for tokenizer, broken, details in cases:
         with pytest.raises(ValueError, match=rf"pool\.jsonl:7: .*{details}"):
-            whole(broken, tokenizer)
+            tokenize_all([broken], tokenizer, DataConfig())

@@ -71,6 +71,21 @@ BROKEN = {
     "empty answer": (b'{"prompt": "a", "completion": " "}', "'completion'"),
     "empty answer ": (b'{"messages": [{"role": "user", "content": "a"}]}', "no message of the assistant"),
     "empty text": (b'{"text": ""}', "'text'"),
+    "malformed JSON ": (b'{"text": ' * 5000, "nested too deeply"),
+    "malformed JSON  ": (b'{"id": ' + b"9" * 5000 + b', "text": "a"}', "a number is too long"),
+    "malformed JSON   ": (b'{"id": NaN, "text": "a"}', "NaN is no number in JSON"),
+    "malformed JSON    ": (b'{"text": "a", "text": "b"}', "the key 'text' stands twice"),
+    "malformed JSON     ": (b'{"text": "a\x00b"}', "control character"),
+    "wrong encoding  ": (b'{"text": "a", "source": "\\udfff"}', "'source' has an unpaired surrogate"),
+    "wrong type     ": (b'{"text": "a", "id": [1]}', "'id' must be a string or a number, got [1]"),
+    "tool call": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]}',
+        "message 2 of 'messages' calls a tool in a field of its own",
+    ),
+    "tool call ": (
+        b'{"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        "'tools' would be lost",
+    ),
 }
 
 
@@ -155,3 +170,43 @@ def test_the_demo_data_can_be_read_without_files():
         ValueError, match=r"data.pool: there is no demo:pol; the demo data are demo:pool, demo:target, demo:test"
     ):
         read(["demo:pol"], "error")
+
+
+def test_a_line_of_10_mb_is_a_sample_or_named_by_its_start(write):
+    long = "x" * 10_000_000
+    assert len(read([write([{"text": long}])], "error")[0][0].text) == len(long)
+    with pytest.raises(ValueError) as error:
+        read([write([{"prompt": "a", "completion": [long]}])], "error")
+    assert "pool.jsonl:1: wrong type" in str(error.value) and len(str(error.value)) < 400
+
+
+def test_crlf_and_a_byte_order_mark_inside_are_read(write):
+    line = json.dumps(GOOD).encode()
+    assert read([write(line + b"\r\n" + b"\xef\xbb\xbf" + line + b"\r\n")], "error")[1] == {"samples": 2}
+
+
+def test_links_are_followed_and_what_is_no_file_is_refused(write, tmp_path):
+    good = write([GOOD], "good.jsonl")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(good)
+    assert read([str(link)], "error")[1] == {"samples": 1}
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("loop.jsonl", "gone.jsonl", "folder.jsonl", "a\0b.jsonl", "x" * 300 + ".jsonl"):
+        with pytest.raises(ValueError, match=r"data\.pool: there is no file"):
+            read([str(tmp_path / name)], "error")
+    with pytest.raises(ValueError, match=r"is no UTF-8: rename the file"):
+        read([str(tmp_path / "\udce9.jsonl")], "error")
+
+
+def test_a_parquet_row_that_cannot_be_read_is_named(tmp_path):
+    path = str(tmp_path / "pool.parquet")
+    text = pyarrow.array([b"fine", b"\xff", b"fine"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), path)
+    with pytest.raises(ValueError, match=rf"{path}:2: wrong encoding"):
+        read([path], "error")
+    assert read([path], "skip")[1] == {"samples": 2, "wrong encoding": 1}
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
+    with pytest.raises(ValueError, match=rf"{path}:1: wrong type: 'text' must be a string, got 1"):
+        read([path], "error")

@@ -54,6 +54,12 @@ def test_auto_values_and_equal_values_are_no_contradiction(merge):
     ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, ["offload_param.device = 'cpu'", "stage = 2"]),
     ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, ["device = 'nvme'", "at least stage 3"]),
     ("{not json", ["is no JSON"]),
+    ("[" * 5000, ["is no JSON", "nested too deeply"]),
+    ('{"bf16": {}, "bf16": {}}', ["the key 'bf16' stands twice"]),
+    ("[1]", ["holds [1] where an object belongs"]),
+    ({"zero_optimization": 2}, ["holds 2 as zero_optimization where an object belongs"]),
+    ({"comet": {"enabled": True, "api_key": "abc"}}, ["sets comet.api_key, a secret that would be saved with the run"]),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x/${HF_TOKEN}"}}}, ["$HF_TOKEN", "a secret"]),
 ])  # fmt: skip
 def test_a_contradiction_names_the_file_and_the_setting(merge, from_file, words):
     with pytest.raises(ValueError) as refusal:
