@@ -160,19 +160,25 @@ def comparison(result: dict) -> str:
     rows = [_row(row) for row in result["variants"].values()]
     names, cells = [row.variant for row in rows], pd.DataFrame(result["cells"])
     num_seeds, num_cells = cells["seed"].nunique(), len(cells)
-    by_target = [
-        (target, [_with_error(_row(rows_of[name]).auc) if name in rows_of else "-" for name in names])
-        for target, rows_of in result["targets"].items()
-    ]
     of_machine = result["environment"]
     return "\n\n".join([
         f"{num_cells} runs: {len(names)} variants, {len(result['targets'])} target(s), {num_seeds} seeds.",
         _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
-        *([_columns(names, by_target)] if len(by_target) > 1 else []),
+        *([by_target(result)] if len(result["targets"]) > 1 else []),
         _columns(names, outcome.time_and_kept(rows, cells)),
         "\n".join(f"- {note}" for note in result["notes"]),
         f"Versions: {', '.join(f'{k} {v}' for k, v in of_machine.get('versions', {}).items())}.",
     ])  # fmt: skip
+
+
+def by_target(result: dict) -> str:
+    """Mean held-out loss over the run, by variant and target."""
+    names = list(result["variants"])
+    columns = [
+        (target, [_with_error(_row(rows_of[name]).auc) if name in rows_of else "-" for name in names])
+        for target, rows_of in result["targets"].items()
+    ]
+    return _columns(names, columns)
 
 
 def standings(result: dict) -> str:
@@ -196,8 +202,8 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison, standings,
-    machine,
+    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison, by_target,
+    standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 
