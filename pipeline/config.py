@@ -5,25 +5,24 @@
 """
 
 import os
-import re
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Literal, Optional, Union
 
 import yaml
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from pipeline.selection import registry
+from pipeline.yaml_text import load_yaml
 
 # Settings are values: none may name a class, which jsonargparse would import and make.
 set_parsing_settings(
     docstring_parse_attribute_docstrings=True, import_path_denylist=["*"], instantiate_subclass_spec_in_any=False
 )
-_plain_load = get_loader("yaml")
+set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 LARGEST = 2**31 - 1  # of whole numbers
-MAX_NODES = 10_000  # of a YAML text with its aliases written out: a few lines of them can stand for billions
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 CHANGE_NO_RESULT = (
     "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
@@ -258,20 +257,6 @@ def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = Non
         parser.error(str(error))
 
 
-def load_yaml(text: str) -> Any:
-    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands twice."""
-    try:
-        _check_nodes(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-        return _plain_load(text)
-    except RecursionError as error:
-        raise yaml.YAMLError("nested too deeply") from error
-    except ValueError as error:  # Python's limit on the digits of a number, a date that there is not
-        raise yaml.YAMLError(str(error)) from error
-
-
-set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
-
-
 def resolve(config: Config) -> None:
     """Put what will be done where settings leave it open, so that the saved copy says it."""
     if registry.get(config.selection.method).scores_gradients:
@@ -423,11 +408,6 @@ def check_data(config: Config) -> None:
                 raise ValueError(f"{setting}: there is no file {name}")
 
 
-def is_secret(name: str) -> bool:
-    """Whether an environment variable, or a setting, of this name holds a secret, which must not be saved with a run."""
-    return re.search(r"(?i)token$|secret|password|passwd|credential|api_?key|access_?key|private_?key", name) is not None
-
-
 def samples_per_step(config: Config) -> int:
     """Samples trained on in one optimizer step, over all ranks."""
     full = config.selection.method == "full"
@@ -460,25 +440,6 @@ def _from_namespace(parser: ArgumentParser, namespace) -> Config:
             raise ValueError(f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: value")
     built = parser.instantiate(namespace)
     return Config(**{f.name: getattr(built, f.name) for f in fields(Config)})
-
-
-def _check_nodes(root: Optional[yaml.Node]) -> None:
-    waiting, seen = [root] if root else [], 0
-    while waiting:
-        node, seen = waiting.pop(), seen + 1
-        if seen > MAX_NODES:
-            raise yaml.YAMLError(f"with its aliases written out it holds more than {MAX_NODES} values")
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-        if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-            if twice := [key for key in keys if keys.count(key) > 1]:
-                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, the second time in line {_line(node, twice[0])}")
-            waiting += [part for pair in node.value for part in pair]
-
-
-def _line(mapping: yaml.MappingNode, key: str) -> int:
-    return [found.start_mark.line + 1 for found, _ in mapping.value if found.value == key][1]
 
 
 def _section(section) -> str:

@@ -22,25 +22,18 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline.config import SelectionConfig, geometry, needs_moments
 from pipeline.data.batch import Candidates, as_samples
-from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.kept.balance import fetch_kept
 from pipeline.kept.micro_batches import MicroBatch, micro_batches, weighted_loss
+from pipeline.passes import OutOfMemory, Passes
 from pipeline.scoring.collectives import Collectives
-from pipeline.scoring.engines import forward_context, refuse_unfit
+from pipeline.scoring.engines import refuse_unfit
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
-from pipeline.scoring.factors import factor_bytes, leaf_module, scored_layers, scoring_pass
-from pipeline.scoring.loss import (
-    causal_logits,
-    evaluating,
-    has_plain_logits,
-    logit_chunk_bytes,
-    per_sample_loss,
-    per_sample_loss_in_chunks,
-)
-from pipeline.scoring.moments import Fragment, fragments, loss_scale, release_gathered
+from pipeline.scoring.factors import factor_bytes, leaf_module, scored_layers
+from pipeline.scoring.loss import per_sample_loss
+from pipeline.scoring.moments import Fragment, fragments, loss_scale
 from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
@@ -79,10 +72,6 @@ class Scores:
 MOST_TARGETS_LOST = 3  # in a row; more are no accident of a few target samples
 
 
-class OutOfMemory(RuntimeError):
-    """In the forward of a scoring pass, on some rank; raised on all of them."""
-
-
 class SelectionHook:
     """Scores candidates under the engine's present Adam state and selects among them."""
 
@@ -114,9 +103,6 @@ class SelectionHook:
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
         self.scores, self.num_targets_lost = Scores(), 0
         self.rows_per_pass = settings.scoring_micro_batch_size  # halved where memory runs out; 0 is all of the rank's
-        self.layers: dict[str, torch.nn.Linear] = {}
-        self._has_plain_logits: dict[torch.nn.Module, bool] = {}  # found out at the first scoring pass
-        self.loss_scale = 1.0  # of the scoring pass under way
         self.collectives = Collectives(engine.seq_data_parallel_group, engine.device)
         if (self.method.needs == "reference_loss") != (reference_model is not None):
             need = "has no use for a" if reference_model is not None else "needs a"
@@ -127,12 +113,14 @@ class SelectionHook:
                 f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups have "
                 f"{len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take another method"
             )
-        if not self.method.scores_gradients:
-            return
         if targets is None and self.method.needs == "gram":
             raise ValueError(f"selection.method = {settings.method} needs target samples")
-        self.layers = scored_layers(engine.module, settings.last_blocks)
-        self.leaf = leaf_module(engine.module, settings.last_blocks)
+        scores_gradients = self.method.scores_gradients
+        self.layers = scored_layers(engine.module, settings.last_blocks) if scores_gradients else {}
+        leaf = leaf_module(engine.module, settings.last_blocks) if scores_gradients else None
+        self.passes = Passes(engine, self.collectives, self.layers, leaf, pad_token_id, is_packed, settings.logits_mib)
+        if not scores_gradients:
+            return
         if not self.layers:
             raise ValueError(
                 "the model has no trainable linear layer to score: raise model.lora_rank or check model.lora_targets"
@@ -291,10 +279,10 @@ class SelectionHook:
     def _score_without_overflow(self, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
         """In float16: again with less of a loss scale, as long as a sample with a finite loss has a gradient that overflows. All ranks
         see the same signals, so all go again."""
-        self.loss_scale = self.scoring_loss_scale()
+        self.passes.loss_scale = self.scoring_loss_scale()
         signals = self._score(candidates, num_tokens, step, watch)
-        while self.loss_scale > 1 and _has_overflowed(signals, self.scores.target_loss):
-            self.loss_scale = max(1.0, self.loss_scale / OVERFLOW_STEP)
+        while self.passes.loss_scale > 1 and _has_overflowed(signals, self.scores.target_loss):
+            self.passes.loss_scale = max(1.0, self.passes.loss_scale / OVERFLOW_STEP)
             signals = self._score(candidates, num_tokens, step, watch)
         return signals
 
@@ -322,10 +310,9 @@ class SelectionHook:
             get_accelerator().empty_cache()
 
     def _score_by(self, rows_per_pass: int, candidates: list[Sample], num_tokens: int, step: int, watch: Stopwatch) -> Signals:
-        for module in (self.engine.module, self.reference_model):
-            if module is not None and module not in self._has_plain_logits:
-                self._has_plain_logits[module] = has_plain_logits(module, self.engine.device)
-                release_gathered(self.engine)
+        self.passes.examine(self.engine.module)
+        if self.reference_model is not None:
+            self.passes.examine(self.reference_model)
         collectives, scores = self.collectives, self.scores
         gram, target_loss = None, 0.0
         if self.method.needs == "gram":
@@ -372,7 +359,7 @@ class SelectionHook:
             micro_batch = targets[first : first + rows_per_pass]
             num_rows = min(rows_per_pass, num_own - first)
             take = lambda layer, activation_BTI, output_grad_BTO, _: gram.add_target(layer, activation_BTI, output_grad_BTO)
-            losses_B = self._backward(micro_batch, num_rows, longest, 1 / len(batch), take)
+            losses_B = self.passes.backward(micro_batch, num_rows, longest, 1 / len(batch), take)
             target_loss += losses_B.sum().item() / len(batch)
         gram.finish_target()
         return target_loss
@@ -382,14 +369,14 @@ class SelectionHook:
         needs, num_rows = self.method.needs, len(samples)
         if needs == "gram":
             take = gram.add if is_last else gram.hold
-            return {"loss_C": self._backward(samples, num_rows, num_tokens, 1.0, take)}
+            return {"loss_C": self.passes.backward(samples, num_rows, num_tokens, 1.0, take)}
         if needs == "norm":
             total_B = torch.zeros(num_rows, dtype=torch.float64, device=self.engine.device)
             take = lambda _, *factors: total_B.add_(squared_norm(*factors, self.settings.exchange_mib << 20))
-            return {"loss_C": self._backward(samples, num_rows, num_tokens, 1.0, take), "squared_norm_C": total_B}
-        found = {"loss_C": self._forward(self.engine.module, samples, num_tokens)}
+            return {"loss_C": self.passes.backward(samples, num_rows, num_tokens, 1.0, take), "squared_norm_C": total_B}
+        found = {"loss_C": self.passes.forward(self.engine.module, samples, num_tokens)}
         if needs == "reference_loss":
-            found["reference_loss_C"] = self._forward(self.reference_model, samples, num_tokens)
+            found["reference_loss_C"] = self.passes.forward(self.reference_model, samples, num_tokens)
         return found
 
     def backend(self, num_rows: int, num_tokens: int, step: int, watch: Stopwatch):
@@ -402,86 +389,6 @@ class SelectionHook:
             return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction)
         backend = {"projected": ProjectedGram, "factored": FactoredGram}[settings.backend]
         return backend(*arguments, settings.projection_size, seed=f"{self.seed} {step}")
-
-    def _backward(self, samples: list[Sample], num_rows: int, num_tokens: int, weight: float, on_factors) -> torch.Tensor:
-        """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows.
-
-        ``on_factors`` is called with (layer name, activation_BTI, output_grad_BTO, lengths).
-        """
-        module = self.engine.module  # not the engine: its own hooks would start a training backward
-        *batch, lengths = self.to_batch(samples, num_rows)
-        take = lambda *factors: on_factors(*factors, lengths)
-        with torch.enable_grad(), scoring_pass(module, self.layers, take, self.leaf, self.loss_scale):
-            loss_B = self._losses(module, *batch, lengths, num_rows * num_tokens)
-            try:
-                (loss_B.sum() * (weight * self.loss_scale)).backward()
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                # Gradients are exchanged in here, so the others wait for this rank: no way to begin again together.
-                raise _out_of_memory_for_good("backward", num_rows, error) from error
-        release_gathered(self.engine)
-        return loss_B.detach()[: len(samples)]
-
-    def _forward(self, module: torch.nn.Module, samples: list[Sample], num_tokens: int) -> torch.Tensor:
-        """Losses (B,) of the samples, without any backward."""
-        with evaluating(module):
-            return self._losses(module, *self.to_batch(samples, len(samples)), len(samples) * num_tokens)
-
-    def to_batch(self, samples: list[Sample], num_rows: int) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
-        """``(input_ids_BT, labels_BT, lengths)``, padded or packed as the hook was told to."""
-        return to_batch(samples, self.pad_token_id, num_rows, self.engine.device, self.is_packed)
-
-    def _losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int) -> torch.Tensor:
-        """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
-        num_chunks = self._logit_chunks(module, most_tokens)
-        losses_B, lacks_memory = None, None
-        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
-        can_retry = not self.engine.zero_optimization_partition_weights()
-        try:
-            with forward_context(self.engine):
-                if num_chunks == 0:
-                    losses_B = per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths)
-                else:
-                    losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if not can_retry:
-                raise _out_of_memory_for_good("forward", len(lengths or input_ids_BT), error) from error
-            lacks_memory = error
-        if can_retry and self.collectives.any(lacks_memory is not None):
-            raise OutOfMemory() from lacks_memory
-        return losses_B
-
-    def _logit_chunks(self, module: torch.nn.Module, most_tokens: int) -> int:
-        """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0: all at once."""
-        scored = set(self.layers.values())
-        is_scored = any(child in scored for child in module.get_output_embeddings().modules())
-        if self.settings.logits_mib == 0 or is_scored:  # a scored layer must see all its tokens at once
-            return 0
-        size, bound = most_tokens * module.config.get_text_config().vocab_size * 4, self.settings.logits_mib * 2**20
-        if not self._has_plain_logits[module]:
-            if size > bound:
-                raise ValueError(
-                    f"{type(module).__name__} changes its logits after the output layer, so they cannot be had in chunks, and all of them "
-                    f"take {size / 2**20:,.0f} MiB: set selection.logits_mib to 0 to allow that, or selection.scoring_micro_batch_size "
-                    "to less"
-                )
-            return 0
-        return math.ceil(size / logit_chunk_bytes(self.settings.logits_mib, self.engine.device.type))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On CPU torch says it in words alone."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory_for_good(what: str, num_rows: int, error: RuntimeError) -> RuntimeError:
-    return RuntimeError(
-        f"the {what} of a scoring pass of {num_rows} samples a rank ran out of memory ({error}): lower "
-        "selection.scoring_micro_batch_size (0 is all of a rank's), selection.logits_mib, selection.exchange_mib or data.max_tokens"
-    )
 
 
 def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:

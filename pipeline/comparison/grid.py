@@ -12,6 +12,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.reporting.html import flatten
+from pipeline.reporting.visible import is_secret
+from pipeline.yaml_text import load_yaml
 
 SECTIONS = tuple(f.name for f in fields(Config))
 OF_THE_GRID = {
@@ -225,7 +227,7 @@ def _base(base: Union[str, dict]) -> dict[str, Any]:
 
 def _yaml(text: str, origin: str) -> Any:
     try:
-        return configuration.load_yaml(text)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{origin}: {error}") from error
 
@@ -240,7 +242,7 @@ def _expanded(value: Any) -> Any:
         return value
 
     def environment(match: re.Match) -> str:
-        if configuration.is_secret(match[1]):
+        if is_secret(match[1]):
             raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
         if match[1] not in os.environ:
             raise ValueError(

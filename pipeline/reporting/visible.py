@@ -8,10 +8,8 @@ from typing import Any
 
 HIDDEN = "[hidden]"
 SECRET_NAMES = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASS|PASSWORD|PASSWD|CREDENTIAL|AUTH|KEY|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)S?(?:_|$)",
-    re.IGNORECASE,
+    r"(?i)(?:^|_)(?:TOKEN|PASS|AUTH|KEY)S?(?:_|$)|TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
 )
-"""Environment variables and settings whose values are nobody's business."""
 MIN_SECRET = 8
 """Characters of a value that is hidden wherever it stands; shorter ones stand in innocent words too."""
 SECRET_SHAPES = re.compile(
@@ -31,10 +29,15 @@ def visible(text: str) -> str:
     return "".join(map(_escaped, hide(text)))
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of an environment variable, or a setting, of this name is nobody's business: not shown, not saved with a run."""
+    return SECRET_NAMES.search(name) is not None
+
+
 def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """``text`` without the values of secret environment variables, passwords in addresses, and the tokens of known services."""
     for name, value in environment.items():
-        if len(value) >= MIN_SECRET and SECRET_NAMES.search(name):
+        if len(value) >= MIN_SECRET and is_secret(name):
             text = text.replace(value, HIDDEN)
     return SECRET_SHAPES.sub(HIDDEN, text)
 
@@ -43,7 +46,7 @@ def without_secrets(settings: Any) -> Any:
     """Nested settings with [hidden] for every text whose name says that it is a secret, such as the api_key of a monitor."""
     if isinstance(settings, dict):
         return {
-            key: HIDDEN if isinstance(value, str) and value and SECRET_NAMES.search(str(key)) else without_secrets(value)
+            key: HIDDEN if isinstance(value, str) and value and is_secret(str(key)) else without_secrets(value)
             for key, value in settings.items()
         }
     return [without_secrets(value) for value in settings] if isinstance(settings, list) else settings

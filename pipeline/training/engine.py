@@ -14,9 +14,10 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import groups
 from transformers.integrations import HfDeepSpeedConfig
 
-from pipeline.config import Config, TrainingConfig, check_world_size, geometry, is_secret, needs_moments
+from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
 from pipeline.data.record import BrokenLine, decode, shown
 from pipeline.reporting.html import flatten
+from pipeline.reporting.visible import is_secret
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
 from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry

@@ -213,13 +213,13 @@ def _scored(
     """Per-sample gradients (B, O, I) by the code that selection uses."""
     found: dict[str, torch.Tensor] = {}
     module, layers = hook.engine.module, {name: hook.layers[name] for name in perturbations}
-    input_ids_BT, labels_BT, lengths = hook.to_batch(samples, len(samples))
+    input_ids_BT, labels_BT, lengths = hook.passes.to_batch(samples, len(samples))
 
     def keep(name, activation_BTI, output_grad_BTO):
         found[name] = per_sample_gradient(activation_BTI, output_grad_BTO, lengths)
 
     constants = {name: perturbation.detach() for name, perturbation in perturbations.items()}
-    with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.leaf, scale):
+    with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.passes.leaf, scale):
         (per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths).sum() * scale).backward()
     return found
 
@@ -230,7 +230,7 @@ def _reference(
     """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of the weight."""
     module = hook.engine.module
     input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, device=hook.engine.device)
-    with torch.enable_grad(), _perturbed(hook, perturbations), scoring_pass(module, {}, lambda *_: None, hook.leaf):
+    with torch.enable_grad(), _perturbed(hook, perturbations), scoring_pass(module, {}, lambda *_: None, hook.passes.leaf):
         loss = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum()
         gradients = torch.autograd.grad(loss * scale, list(perturbations.values()))
     return {name: gradient.float() / scale for name, gradient in zip(perturbations, gradients)}

@@ -60,11 +60,12 @@ def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
 def every_method(model_folder: str, folder: str) -> dict:
     """After two updates, at step 2: what each method is given, what it costs and what it selects; by engine and method."""
     import pipeline.hook as hooks
+    import pipeline.passes as passes
     from pipeline.selection.registry import METHODS
     from pipeline.training.weighted_step import weighted_step
 
     rank, world_size = start()
-    found, scoring_pass, reference = {}, hooks.scoring_pass, reference_llama().float()
+    found, scoring_pass, reference = {}, passes.scoring_pass, reference_llama().float()
     for number, case in enumerate(METHOD_CASES):
         settings = settings_of(case, model_folder, Path(folder) / f"methods-{rank}-{number}.json", world_size)
         engine = build_engine(case, settings)
@@ -74,7 +75,7 @@ def every_method(model_folder: str, folder: str) -> dict:
         found[str(case)] = {}
         for name, method in METHODS.items():
             # No backward without need: there the only way to one is shut.
-            hooks.scoring_pass = scoring_pass if method.scores_gradients else None
+            passes.scoring_pass = scoring_pass if method.scores_gradients else None
             changes = {"method": name, "scoring_micro_batch_size": 2, "warmup_steps": 0 if method.geometry is None else 2}
             targets = target_set() if method.needs == "gram" else None
             reference_model = reference if method.needs == "reference_loss" else None
@@ -86,18 +87,18 @@ def every_method(model_folder: str, folder: str) -> dict:
                 "indices": selection.indices.tolist(), "weights": selection.weights.tolist(), "stages": set(hook.scores.seconds),
                 "loss_C": hook.scores.loss_C, "target_loss": hook.scores.target_loss, "bytes_sent": hook.scores.bytes_sent,
             }  # fmt: skip
-        hooks.scoring_pass = scoring_pass
+        passes.scoring_pass = scoring_pass
         found[str(case)]["untouched"] = fingerprint(engine) == before
         changed = replace(settings.selection, method="max_loss", score_every=2, keep_per_step=2, logits_mib=0.003)
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
         found[str(case)]["in chunks"] = (hook.select(own, 2).indices.tolist(), hook.scores.loss_C)
-        has_plain_logits, hooks.has_plain_logits = hooks.has_plain_logits, lambda *_: False
+        has_plain_logits, passes.has_plain_logits = passes.has_plain_logits, lambda *_: False
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
         found[str(case)]["too long"] = error_of(lambda hook=hook, own=own: hook.select(own, 2))
         hook = hooks.SelectionHook.attach(engine, None, replace(changed, logits_mib=1024), 0)
         hook.select(own, 2)
         found[str(case)]["all at once"] = hook.scores.loss_C
-        hooks.has_plain_logits = has_plain_logits
+        passes.has_plain_logits = has_plain_logits
 
         def refusal(engine=engine, selection=settings.selection, reference=None, **changes):
             attach = hooks.SelectionHook.attach
@@ -132,6 +133,7 @@ def fingerprint(engine) -> tuple:
 def broken(model_folder: str, folder: str) -> dict:
     """Errors, by name, as this rank sees them; and a pass with one spoiled candidate."""
     import pipeline.hook as hooks
+    import pipeline.passes as passes
     from pipeline.selection import registry
     from pipeline.selection.contract import Method
     from pipeline.training.weighted_step import weighted_step
@@ -151,39 +153,39 @@ def broken(model_folder: str, folder: str) -> dict:
     hook.select(own, 2)
     outcomes["clean gram"] = hook.scores.signals.gram_CC
 
-    original = hooks.SelectionHook._losses
+    original = passes.Passes.losses
     last_tokens = candidates(2)[SPOILED].input_ids[-3:]
 
-    def spoil(hook, module, input_ids_BT, labels_BT, *more):
+    def spoil(own, module, input_ids_BT, labels_BT, *more):
         """NaN for the one sample that ends with these tokens."""
         ends = [row[row != -100][-3:].tolist() == last_tokens for row in labels_BT]
-        return original(hook, module, input_ids_BT, labels_BT, *more) * torch.where(torch.tensor(ends), torch.nan, 1.0)
+        return original(own, module, input_ids_BT, labels_BT, *more) * torch.where(torch.tensor(ends), torch.nan, 1.0)
 
-    hooks.SelectionHook._losses = spoil
+    passes.Passes.losses = spoil
     hook = attach()
     selection = hook.select(own, 2)
     outcomes["spoiled"] = (selection.dropped, selection.indices.tolist(), hook.scores.signals.gram_CC, hook.scores.loss_C)
     outcomes["step after"] = weighted_step(engine, own, selection, 0).loss
-    hooks.SelectionHook._losses = lambda *inputs: original(*inputs) * torch.nan
+    passes.Passes.losses = lambda *inputs: original(*inputs) * torch.nan
     outcomes["target"] = error_of(lambda: attach().select(own, 2))
-    hooks.SelectionHook._losses = original
+    passes.Passes.losses = original
 
-    backward = hooks.SelectionHook._backward
+    backward = passes.Passes.backward
 
-    def without_target(hook, samples, num_rows, num_tokens, weight, on_factors):
+    def without_target(own, samples, num_rows, num_tokens, weight, on_factors):
         is_target = weight != 1.0
-        return backward(hook, samples, num_rows, num_tokens, np.nan if is_target else weight, on_factors)
+        return backward(own, samples, num_rows, num_tokens, np.nan if is_target else weight, on_factors)
 
-    hooks.SelectionHook._backward = without_target
+    passes.Passes.backward = without_target
     hook, lost = attach(), []
     for _ in range(hooks.MOST_TARGETS_LOST):
         selection = hook.select(own, 2)
         lost.append((hook.scores.target_lost, selection.fallback, len(selection.indices), hook.scores.warnings))
     outcomes["targets lost"] = lost
     outcomes["target lost again"] = error_of(lambda: hook.select(own, 2))
-    hooks.SelectionHook._backward = backward
+    passes.Passes.backward = backward
 
-    causal_logits = hooks.causal_logits
+    causal_logits = passes.causal_logits
     fitting = 1
 
     def scarce(module, input_ids_BT, lengths):
@@ -195,14 +197,14 @@ def broken(model_folder: str, folder: str) -> dict:
     hook = attach()
     hook.select(own, 2)
     whole_CC = hook.scores.signals.gram_CC
-    hooks.causal_logits = scarce
+    passes.causal_logits = scarce
     hook, halved = attach(), []
     for _ in range(2):
         hook.select(own, 2)
         halved.append((hook.scores.out_of_memory, hook.rows_per_pass, hook.scores.warnings, hook.scores.signals.gram_CC))
     outcomes["out of memory"], fitting = (whole_CC, *halved), 0
     outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
-    hooks.causal_logits = causal_logits
+    passes.causal_logits = causal_logits
 
     def short(*_):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
@@ -212,9 +214,9 @@ def broken(model_folder: str, folder: str) -> dict:
     torch.Tensor.backward = backward
     hook = attach()
     hook.select(own, 2)
-    hooks.causal_logits, engine.zero_optimization_partition_weights = short, lambda: True
+    passes.causal_logits, engine.zero_optimization_partition_weights = short, lambda: True
     outcomes["no memory under ZeRO-3"] = error_of(lambda: hook.select(own, 2))
-    hooks.causal_logits = causal_logits
+    passes.causal_logits = causal_logits
     del engine.zero_optimization_partition_weights
 
     def only_here(signals, keep, num_candidates, rng, _):

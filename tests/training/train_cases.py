@@ -26,15 +26,17 @@ def runs(all_arguments: list[list[str]], before: str = "") -> None:
 
 def spoil_candidates() -> None:
     """The scoring loss of a sample is NaN where it supervises SPOILED_TOKEN."""
-    from pipeline import hook
+    from pipeline.passes import Passes
     from tests.conftest import tokenizer
 
-    original, token = hook.SelectionHook._losses, tokenizer().convert_tokens_to_ids(SPOILED_TOKEN)
+    original, token = Passes.losses, tokenizer().convert_tokens_to_ids(SPOILED_TOKEN)
 
-    def spoil(hook, module, input_ids_BT, labels_BT, *more):
-        return original(hook, module, input_ids_BT, labels_BT, *more) * torch.where((labels_BT == token).any(1), torch.nan, 1.0)
+    def spoil(passes, module, input_ids_BT, labels_BT, *more):
+        return original(passes, module, input_ids_BT, labels_BT, *more) * torch.where(
+            (labels_BT == token).any(1), torch.nan, 1.0
+        )
 
-    hook.SelectionHook._losses = spoil
+    Passes.losses = spoil
 
 
 def double_factors_on_one_rank() -> None:

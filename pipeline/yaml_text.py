@@ -1,0 +1,39 @@
+"""YAML as users write it: plain values, of bounded size, no key twice."""
+
+from typing import Any, Optional
+
+import yaml
+from jsonargparse import get_loader
+
+MAX_NODES = 10_000  # of a YAML text with its aliases written out: a few lines of them can stand for billions
+_plain_load = get_loader("yaml")
+
+
+def load_yaml(text: str) -> Any:
+    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands twice."""
+    try:
+        _check_nodes(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        return _plain_load(text)
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except ValueError as error:  # Python's limit on the digits of a number, a date that there is not
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _check_nodes(root: Optional[yaml.Node]) -> None:
+    waiting, seen = [root] if root else [], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > MAX_NODES:
+            raise yaml.YAMLError(f"with its aliases written out it holds more than {MAX_NODES} values")
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, the second time in line {_line(node, twice[0])}")
+            waiting += [part for pair in node.value for part in pair]
+
+
+def _line(mapping: yaml.MappingNode, key: str) -> int:
+    return [found.start_mark.line + 1 for found, _ in mapping.value if found.value == key][1]
