@@ -90,6 +90,8 @@ class SelectionHook:
             seed: of random draws; the same on all ranks.
             reference_model: for ``rho_loss``, whole on this rank's device.
             is_packed: samples stand one behind the other in one row instead of being padded; ``training.attention.packs`` says where.
+                A loop of one's own must then take its logits from ``scoring.loss.causal_logits(engine, input_ids_BT, lengths)``, which
+                keeps the samples of a row apart.
         Raises:
             ValueError: a model without a trainable linear layer, an optimizer without Adam moments, or parallelism other than
                 data parallelism.
@@ -222,7 +224,7 @@ class SelectionHook:
         undone here: with all candidates kept at weights 1/C this is its plain step on the mean loss.
 
         Args:
-            logits_BTV: of ``engine(input_ids=batch.input_ids_BT)``, any float dtype.
+            logits_BTV: of ``engine(input_ids=batch.input_ids_BT)`` (packed: see ``attach``), any float dtype.
         Returns:
             float32 scalar.
         """
