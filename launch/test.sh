@@ -13,4 +13,5 @@ if ((num_gpus == 0)); then
   export OMP_NUM_THREADS=1 # tests start ranks of their own
 fi
 
-python -m pytest "$@"
+# Two workers: many tests wait for ranks that stall, and a file stays with one worker, for what its tests share.
+python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -16,12 +16,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def kernels_as_before():
-    """``choose`` switches kernels off for the whole process."""
+def all_kernels():
+    """``choose`` switches kernels off for the whole process, in which other tests may have called it."""
     cuda = torch.backends.cuda
     before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.cudnn_sdp_enabled()
-    yield
     switches = cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_math_sdp, cuda.enable_cudnn_sdp
+    for switch in switches:
+        switch(True)
+    yield
     for switch, enabled in zip(switches, before):
         switch(enabled)
 
