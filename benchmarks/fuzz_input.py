@@ -36,7 +36,8 @@ from pipeline import config as configuration
 from pipeline.comparison import grid
 from pipeline.config import Config, DataConfig
 from pipeline.data.chat import tokenize_all
-from pipeline.data.record import BrokenLine, Record, parse
+from pipeline.data.checks import BrokenLine
+from pipeline.data.record import Record, parse
 from pipeline.data.sources import read
 from pipeline.reporting.html import flatten
 

@@ -23,7 +23,7 @@ set_parsing_settings(
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 LARGEST = 2**31 - 1  # of whole numbers
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHANGE_NO_RESULT = (
     "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
     "training.save_every", "training.keep_last", "training.keep_every", "training.verify_every",
@@ -65,12 +65,14 @@ class DataConfig:
     """What it is trained on and towards."""
 
     pool: list[str] = field(default_factory=list)
-    """Candidate samples: .jsonl, .json or .parquet files, or names of Hugging Face datasets ('name', 'name:split');
-    'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
+    """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets ('name:configuration:split', 'stream:name':
+    docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
     target: list[str] = field(default_factory=list)
     """A few examples of what the model should become good at, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
     """Held-out samples whose loss is measured before, during and after training; never trained or selected on."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; for pool, target and test."""
     max_tokens: int = 512
     """Longest sample, in tokens."""
     on_long: Literal["truncate", "drop"] = "truncate"
