@@ -13,7 +13,7 @@ from pipeline.data.checks import BrokenLine
 from pipeline.data.markers import markers_of, special_tokens
 from pipeline.data.messages import calls_of
 from pipeline.data.record import Record
-from pipeline.data.rendering import Chat, check_tools
+from pipeline.data.rendering import Chat, as_template_takes_it, check_tools
 from pipeline.data.sample import IGNORED, Sample
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")  # templates that mark the assistant's text themselves
@@ -118,7 +118,7 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
         raise ValueError(f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast version")
     template = tokenizer.get_chat_template(tools=record.tools)  # some have another one where there are tools
     markers = markers_of(tokenizer, template)
-    chat = Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer)
+    chat = as_template_takes_it(Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer))
     is_marked = bool(GENERATION_TAG.search(template)) and not record.num_context and loss_on != "all"
     text, spans = chat.text_and_spans() if is_marked else (chat.text(), None)
     check_tools(chat, text, spans)

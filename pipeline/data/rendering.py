@@ -1,5 +1,6 @@
 """A chat through the tokenizer's template, and whether its tools and tool calls come out of it: many templates leave them out."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Optional
@@ -19,6 +20,8 @@ class Chat:
     tools: Optional[list[dict]]
     template: str
     tokenizer: Any
+    has_text_arguments: bool = False
+    """Arguments of calls are given to the template as JSON text."""
 
     def text(self, num_messages: Optional[int] = None, **options) -> str:
         """Its first messages, or all. Raises BrokenLine where the template refuses them."""
@@ -30,11 +33,28 @@ class Chat:
 
     def _rendered(self, messages: list[dict], **options) -> tuple[str, list[tuple[int, int]]]:
         known = self.tokenizer.special_tokens_map
+        messages = [_with_text_arguments(message) for message in messages] if self.has_text_arguments else messages
         try:
             texts, spans = render_jinja_template([messages], self.tools, chat_template=self.template, **known, **options)
         except Exception as error:  # a template is a program, and may raise anything
             raise BrokenLine("refused by the chat template", f"{type(error).__name__}: {error}") from error
         return texts[0], spans[0] if spans else []
+
+
+def as_template_takes_it(chat: Chat) -> Chat:
+    """Arguments of calls as objects, which most templates put into JSON, or as JSON text, which others (DeepSeek's) ask for."""
+    if not any("tool_calls" in message for message in chat.messages):
+        return chat
+    try:
+        chat.text()
+    except BrokenLine as broken:
+        other = replace(chat, has_text_arguments=True)
+        try:
+            other.text()
+        except BrokenLine:
+            raise broken from None
+        return other
+    return chat
 
 
 def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -> None:
@@ -82,14 +102,12 @@ def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -
                              "the call would not be learnt: move the marks, or write the call into the content")  # fmt: skip
 
 
+def _with_text_arguments(message: dict) -> dict:
+    text = lambda function: {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+    return _with_functions(message, text)
+
+
 def _with_tags(message: dict, tagged: Callable[[str], str]) -> dict:
-    if "tool_calls" not in message:
-        return message
-    calls = [{**call, "function": _tagged(call["function"], tagged)} for call in message["tool_calls"]]
-    return {**message, "tool_calls": calls}
-
-
-def _tagged(function: dict, tagged: Callable[[str], str]) -> dict:
     def strings(value: Any) -> Any:
         if isinstance(value, dict):
             return {tagged(key): strings(item) for key, item in value.items()}
@@ -97,4 +115,11 @@ def _tagged(function: dict, tagged: Callable[[str], str]) -> dict:
             return [strings(item) for item in value]
         return tagged(value) if isinstance(value, str) else value
 
-    return {"name": tagged(function["name"]), "arguments": strings(function["arguments"])}
+    return _with_functions(message, lambda function: {key: strings(value) for key, value in function.items()})
+
+
+def _with_functions(message: dict, change: Callable[[dict], dict]) -> dict:
+    """The message with every call's name and arguments changed."""
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [{**call, "function": change(call["function"])} for call in message["tool_calls"]]}

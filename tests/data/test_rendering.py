@@ -226,6 +226,13 @@ def test_a_call_that_belongs_to_the_prompt_is_not_supervised():
     assert sample.input_ids == sample_of(ASKED, tokenizer, TOOLS).input_ids
 
 
+def test_arguments_are_json_text_where_the_template_adds_them_to_a_text():
+    tokenizer = make_tokenizer(MARKED.replace("CALLS", "{% for call in message.tool_calls or [] %}"
+                                              "{{ '```' + call.function.name + '\n' + call.function.arguments + '```' }}{% endfor %}"))  # fmt: skip
+    supervised = '```weather\n{"city": "Ulm", "days": 2}```<|im_end|>|It is dry.<|im_end|>'
+    assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == supervised
+
+
 def test_a_template_for_tools_is_taken_where_there_are_tools():
     tokenizer = make_tokenizer(
         {"default": marked().chat_template.replace("tools", "nothing"), "tool_use": marked().chat_template}
