@@ -227,8 +227,8 @@ def test_a_call_that_belongs_to_the_prompt_is_not_supervised():
 
 
 def test_arguments_are_json_text_where_the_template_adds_them_to_a_text():
-    tokenizer = make_tokenizer(MARKED.replace("CALLS", "{% for call in message.tool_calls or [] %}"
-                                              "{{ '```' + call.function.name + '\n' + call.function.arguments + '```' }}{% endfor %}"))  # fmt: skip
+    added = "{{ '```' + call.function.name + '\n' + call.function.arguments + '```' }}"
+    tokenizer = make_tokenizer(MARKED.replace("CALLS", "{% for call in message.tool_calls or [] %}" + added + "{% endfor %}"))
     supervised = '```weather\n{"city": "Ulm", "days": 2}```<|im_end|>|It is dry.<|im_end|>'
     assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == supervised
 
