@@ -1,5 +1,7 @@
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -7,6 +9,7 @@ import pytest
 
 from pipeline import config
 from pipeline.data.demo import generate
+from pipeline.data.record import parse
 from pipeline.data.sources import read, records
 
 GOOD = {"prompt": "2 + 2 =", "completion": " 4"}
@@ -43,6 +46,14 @@ def test_every_format_becomes_one_of_three_forms(write):
     assert [message["content"] for message in fourth.messages] == ["Add\n\n1, 2", "3"]
     assert [message["content"] for message in fifth.messages] == ["Greet", "hello"]
     assert last.text == "plain" and last.messages is None
+
+
+def test_the_examples_of_the_page_are_samples():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    examples = re.findall(r"\| `(\{.*?\})`", page) + re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 6
+    for example in examples:
+        assert parse(json.loads(example), "page", 1, "page:1").parts()
 
 
 def test_blank_lines_are_no_samples_but_count_as_lines(write):
