@@ -305,7 +305,7 @@ def from_settings(settings: dict) -> Config:
     parser = build_parser("")
     parser.exit_on_error = False
     try:
-        return _from_namespace(parser, parser.parse_object(settings))
+        return _from_namespace(parser, parser.parse_object(_with_columns(settings)))
     except (ArgumentError, ImportError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -442,6 +442,19 @@ def _from_namespace(parser: ArgumentParser, namespace) -> Config:
             raise ValueError(f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: value")
     built = parser.instantiate(namespace)
     return Config(**{f.name: getattr(built, f.name) for f in fields(Config)})
+
+
+def _with_columns(settings: dict) -> dict:
+    """'data.columns.question: prompt', as dotted settings have it, back in one mapping: its keys are no names of settings."""
+    found, columns = {}, {}
+    for name, value in settings.items():
+        if str(name).startswith("data.columns."):
+            columns[name.removeprefix("data.columns.")] = value
+        elif name == "data.columns" and isinstance(value, dict):
+            columns = dict(value)
+        else:
+            found[name] = value
+    return {**found, "data.columns": columns} if columns else found
 
 
 def _section(section) -> str:

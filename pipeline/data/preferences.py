@@ -34,6 +34,8 @@ def refuse(row: dict) -> None:
 def _way_out_of_pair(row: dict) -> str:
     if isinstance(row["chosen"], list) and not isinstance(row.get("prompt"), list):
         return "keep the preferred chat with data.columns: {chosen: messages}"
+    if isinstance(row["chosen"], dict):
+        return "put 'chosen' behind the messages that it answers, and keep them all as 'messages' or 'conversations'"
     if "prompt" in row:
         return "keep the preferred answer with data.columns: {chosen: completion}"
     return "cut 'chosen' where the answer begins, and keep the two parts as 'prompt' and 'completion'"

@@ -16,6 +16,7 @@ def read(**row):
     ({"chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, r"data\.columns: \{chosen: messages\}"),
     ({"prompt": "a", "chosen": [ASK, GOOD], "rejected": [ASK, BAD], "score_chosen": 1.0}, r"data\.columns: \{chosen: messages\}"),
     ({"chosen": "a b", "rejected": "a c"}, "cut 'chosen' where the answer begins"),
+    ({"conversations": [ASK], "chosen": GOOD, "rejected": BAD}, "put 'chosen' behind the messages that it answers"),
     ({"prompt": "a", "completion": "b", "label": False}, r"filter\(lambda row: row\['label'\]\)"),
     ({"prompt": [ASK], "completion": [GOOD], "label": True}, "'label': True"),
     ({"prompt": "a", "completion": "b", "label": "False"}, "'label': False"),
