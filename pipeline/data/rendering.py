@@ -22,6 +22,8 @@ class Chat:
     tokenizer: Any
     has_text_arguments: bool = False
     """Arguments of calls are given to the template as JSON text."""
+    has_parts: bool = False
+    """Content is given to the template as [{'type': 'text', 'text': ...}]."""
 
     def text(self, num_messages: Optional[int] = None, **options) -> str:
         """Its first messages, or all. Raises BrokenLine where the template refuses them."""
@@ -33,7 +35,10 @@ class Chat:
 
     def _rendered(self, messages: list[dict], **options) -> tuple[str, list[tuple[int, int]]]:
         known = self.tokenizer.special_tokens_map
-        messages = [_with_text_arguments(message) for message in messages] if self.has_text_arguments else messages
+        if self.has_text_arguments:
+            messages = [_with_text_arguments(message) for message in messages]
+        if self.has_parts:
+            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
         try:
             texts, spans = render_jinja_template([messages], self.tools, chat_template=self.template, **known, **options)
         except Exception as error:  # a template is a program, and may raise anything
@@ -42,19 +47,42 @@ class Chat:
 
 
 def as_template_takes_it(chat: Chat) -> Chat:
-    """Arguments of calls as objects, which most templates put into JSON, or as JSON text, which others (DeepSeek's) ask for."""
-    if not any("tool_calls" in message for message in chat.messages):
-        return chat
-    try:
-        chat.text()
-    except BrokenLine as broken:
-        other = replace(chat, has_text_arguments=True)
+    """With content as text and arguments of calls as objects, or in the first other form in which no content is left out.
+
+    Templates of DeepSeek's kind ask for arguments as text; those of models that see take content in parts, and leave text out.
+    Raises BrokenLine where no form comes out whole.
+    """
+    forms = [chat, replace(chat, has_parts=True)]
+    if any("tool_calls" in message for message in chat.messages):
+        forms.insert(1, replace(chat, has_text_arguments=True))
+    first = None
+    for form in forms:
         try:
-            other.text()
-        except BrokenLine:
-            raise broken from None
-        return other
-    return chat
+            _check_contents(form)
+        except BrokenLine as broken:
+            first = first or broken
+        else:
+            return form
+    raise first
+
+
+def _check_contents(chat: Chat) -> None:
+    text = chat.text()
+    if chat.has_parts and ("'type': 'text'" in text or '"type": "text"' in text):
+        raise BrokenLine("content left out", "the chat template writes parts as they are")
+    for place, message in enumerate(chat.messages, 1):
+        content = message["content"].strip()
+        if not content or content in text:
+            continue
+        # It may come out otherwise, in quotes or without its thoughts: then another content makes another chat.
+        others = [
+            *chat.messages[: place - 1],
+            {**message, "content": message["content"] + chr(TAGS[0])},
+            *chat.messages[place:],
+        ]
+        if replace(chat, messages=others).text() == text:
+            raise BrokenLine("content left out", f"the chat template leaves out what message {place} says, which is a message of the "
+                             f"{message['role']}: say it elsewhere, or take a template that has it")  # fmt: skip
 
 
 def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -> None:

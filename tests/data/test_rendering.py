@@ -233,6 +233,36 @@ def test_arguments_are_json_text_where_the_template_adds_them_to_a_text():
     assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == supervised
 
 
+def test_content_is_in_parts_where_the_template_leaves_text_out():
+    """As those of models that see do: a loop over the characters of a text finds none that is of type text."""
+    part = "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    for seen in (part, "{{ message.content[0].text }}"):
+        tokenizer = make_tokenizer(MARKED.replace("CALLS", CALLS).replace("{{ message.content }}", seen).replace(
+            "{{ message.content + '<|im_end|>\n' }}", seen + "{{ '<|im_end|>\n' }}"))  # fmt: skip
+        assert sample_of(DIALOG, tokenizer).input_ids == sample_of(DIALOG, marked()).input_ids
+        assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == KINDS["generation tags"][2]
+
+
+def test_content_that_a_template_leaves_out_is_found():
+    without_system = make_tokenizer(MARKED.replace("CALLS", CALLS).replace("message.content + '<|im_end|>\n'",
+                                    "(message.content if message.role != 'system' else '') + '<|im_end|>\n'"))  # fmt: skip
+    assert sample_of(DIALOG[1:], without_system).num_supervised
+    with pytest.raises(
+        ValueError, match=r"content left out: the chat template leaves out what message 1 says, .* of the system"
+    ):
+        sample_of(DIALOG, without_system)
+    prints_parts = make_tokenizer(
+        "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="content left out: the chat template leaves out what message 1 says"):
+        sample_of(DIALOG, prints_parts)
+    beside_a_call = [ASKED[1], say("assistant", "Let me see.", tool_calls=[call(city="Ulm")]), *ASKED[3:]]
+    with pytest.raises(ValueError, match="content left out: the chat template leaves out what message 2 says"):
+        sample_of(beside_a_call, llama3())
+    quoted = [*ASKED[:3], say("tool", 'line "one"\nline two', tool_call_id="abcdefghi"), ASKED[4]]
+    assert supervised_text(sample_of(quoted, llama3()), llama3()) == KINDS["llama3"][2]
+
+
 def test_a_template_for_tools_is_taken_where_there_are_tools():
     tokenizer = make_tokenizer(
         {"default": marked().chat_template.replace("tools", "nothing"), "tool_use": marked().chat_template}
