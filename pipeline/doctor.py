@@ -233,7 +233,7 @@ def _needed_kernels(config: Config, zero: dict) -> Line:
 
 def _data(config: Config, name: str, tokenizer) -> Line:
     def read() -> dict:
-        found, counts = sources.read(getattr(config.data, name), config.data.on_broken, f"data.{name}")
+        found, counts = sources.read(getattr(config.data, name), config.data.on_broken, f"data.{name}", config.data.columns)
         _, tokens = tokenize_all(found, tokenizer, config.data, f"data.{name}")
         return {**counts, **tokens}
 
