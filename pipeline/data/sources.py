@@ -31,24 +31,34 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
     """
     if not names:
         raise ValueError(f"{setting} is empty: name at least one file or dataset")
-    records, skipped = [], Counter()
-    for name in names:
-        num_before, skipped_before = len(records), skipped.total()
-        for number, row in _rows(name, setting):
-            origin = f"{name}:{number}"
-            try:
-                if isinstance(row, BrokenLine):
-                    raise row
-                row = decode(row) if isinstance(row, bytes) else row
-                records.append(parse(row, Path(name).stem, number, origin))
-            except BrokenLine as broken:
-                if on_broken == "error":
-                    raise broken.at(origin) from broken
-                skipped[broken.reason] += 1
-        if len(records) == num_before:
-            lines = f"{skipped.total() - skipped_before} broken lines skipped"
-            raise ValueError(f"{setting}: there is no sample in {name} ({lines})")
+    skipped = Counter()
+    records = [record for name in names for record in records_of(name, on_broken, setting, skipped)]
     return records, {"samples": len(records), **skipped}
+
+
+def records_of(name: str, on_broken: str, setting: str, skipped: Counter) -> Iterator[Record]:
+    """The records of one file or dataset, as they are asked for; lines that are skipped are counted in ``skipped`` by reason.
+
+    Raises ValueError as ``read`` does, where the reading has come to.
+    """
+    num_records, skipped_before = 0, skipped.total()
+    for number, row in _rows(name, setting):
+        origin = f"{name}:{number}"
+        try:
+            if isinstance(row, BrokenLine):
+                raise row
+            row = decode(row) if isinstance(row, bytes) else row
+            record = parse(row, Path(name).stem, number, origin)
+        except BrokenLine as broken:
+            if on_broken == "error":
+                raise broken.at(origin) from broken
+            skipped[broken.reason] += 1
+            continue
+        num_records += 1
+        yield record
+    if num_records == 0:
+        lines = f"{skipped.total() - skipped_before} broken lines skipped"
+        raise ValueError(f"{setting}: there is no sample in {name} ({lines})")
 
 
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
