@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import pyarrow
 import pyarrow.parquet
@@ -133,3 +133,8 @@ def _hub_dataset(name: str, setting: str):
         return datasets.load_dataset(path, split=split or "train")
     except Exception as error:  # of the network, the hub, the dataset's builder
         raise ValueError(hint + f"cannot be loaded: {error}") from error
+
+
+def fingerprint(name: str, setting: str) -> Optional[str]:
+    """Of a Hugging Face dataset: the hash that it has of its own content; None where it has none."""
+    return getattr(_hub_dataset(name, setting), "_fingerprint", None)

@@ -97,7 +97,9 @@ class TokenFile(Sequence[Sample]):
         return [part.num_samples for part in self.manifest.parts]
 
 
-def write(path: Path, parts: Iterable[Iterable[Sample]], counts: Callable[[], dict[str, int]], beat: Callable[[], None]) -> None:
+def write(
+    path: Path, parts: Iterable[Iterable[Sample]], counts: Callable[[], dict[str, int]], beat: Callable[[], None]
+) -> None:
     """Write the samples of all ``parts`` in order, and their manifest ``path``; all of it, or nothing.
 
     ``counts`` is called when the last sample has come. ``beat`` is called as the hashing goes on. What these and the samples raise goes
@@ -192,11 +194,13 @@ def _sync(path: Path) -> None:
 
 
 def _batch(rows: list[Sample]) -> pyarrow.RecordBatch:
-    assert all(label in (token, IGNORED) for row in rows for token, label in zip(row.input_ids, row.labels, strict=True))
     offsets = pyarrow.array(np.cumsum([0, *(len(row.input_ids) for row in rows)]), pyarrow.int32())
-    ids = np.fromiter((token for row in rows for token in row.input_ids), np.int32)
-    labels = np.fromiter((label for row in rows for label in row.labels), np.int32)
-    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for values in (ids, labels != IGNORED)]
+    ids, labels = (
+        np.array([*chain.from_iterable(getattr(row, name) for row in rows)], np.int32) for name in ("input_ids", "labels")
+    )
+    is_supervised = labels != IGNORED
+    assert (labels == np.where(is_supervised, ids, IGNORED)).all()
+    lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for values in (ids, is_supervised)]
     texts = [pyarrow.array([getattr(row, name) for row in rows], pyarrow.string()) for name in SCHEMA.names[2:]]
     return pyarrow.record_batch([*lists, *texts], schema=SCHEMA)
 
