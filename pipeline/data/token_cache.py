@@ -10,8 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import date
@@ -24,8 +23,7 @@ from tqdm import tqdm
 
 from pipeline.config import DATA_SUFFIXES, DataConfig
 from pipeline.data import sources, token_file
-from pipeline.data.chat import summary, tokenize_each
-from pipeline.data.record import Record
+from pipeline.data.reading import Reading
 
 CHANGE_NO_TOKEN = ("pool", "pool_weights", "target", "test", "rotate_targets", "cache_folder")
 """Settings of ``data``: the names are in the key by what they hold. Others count, so that one that is new cannot be forgotten."""
@@ -106,28 +104,22 @@ def _make(
     path: Path, names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None], shows_progress: bool
 ) -> None:
     """Read, tokenise and write, sample by sample."""
-    stamps, skipped, counts, num_records = _stamps(names), Counter(), Counter(), 0
-    progress = tqdm(
-        desc=f"tokenising {setting}", unit=" samples", disable=not shows_progress, delay=2, mininterval=1.0
-    )  # a short one is not shown
+    stamps = _stamps(names)
 
-    def passing(records: Iterable[Record]) -> Iterator[Record]:
-        nonlocal num_records
-        for record in records:
-            num_records += 1
-            beat()
-            progress.update()
-            yield record
+    def on_record() -> None:
+        beat()
+        progress.update()
 
-    def summed() -> dict[str, int]:
+    def counts() -> dict[str, int]:
         if _stamps(names) != stamps:
             raise ValueError(f"{setting}: a file was written to while it was read: start again when it is complete")
-        return {"samples": num_records, **skipped, **summary(counts, num_records, data, setting)}
+        return reading.counts()
 
-    records = (sources.records_of(name, data.on_broken, setting, skipped) for name in names)
-    parts = (tokenize_each(passing(part), tokenizer, data, counts) for part in records)
-    with progress:
-        token_file.write(path, parts, summed, beat)
+    reading = Reading(names, tokenizer, data, setting, on_record)
+    with tqdm(
+        desc=f"tokenising {setting}", unit=" samples", disable=not shows_progress, delay=2, mininterval=1.0
+    ) as progress:  # not shown where it is over before
+        token_file.write(path, reading.parts(), counts, beat)
 
 
 def key_of(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None]) -> tuple[Optional[str], str]:
