@@ -32,7 +32,7 @@ RUNS = {
     "zero3-lora": ["--deepspeed", "ds_configs/zero3.json"],
     "full": ["--model.lora_rank", "0", "--training.micro_batch_size", "1", "--training.weight_decay", "0.1"],
     "zero3-full": ["--model.lora_rank", "0", "--deepspeed", "ds_configs/zero3.json", "--model.gradient_checkpointing", "true"],
-    "mixture": ["--data.pool", "[demo:pool, demo:target]", "--data.pool_weights", "[1, 3]", "--selection.method", "random"],
+    "mixture": ["--data.pool", "[demo:pool, demo:target]", "--data.pool_weights", "[1, 3]"],
     "score_every": ["--selection.score_every", "2", "--selection.keep_per_step", "4", "--training.precision", "bf16"],
 }
 

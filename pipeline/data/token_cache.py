@@ -60,19 +60,20 @@ def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Ca
         ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; a file that is written to meanwhile, or a folder that cannot be.
     """
     folder, key, notes = folder_of(data), None, []
-    make = lambda path: _make(path, names, tokenizer, data, setting, beat, shows_progress)
+    stamps = _stamps(names)  # from before the key is made
+    make = lambda path: _make(path, names, stamps, tokenizer, data, setting, beat, shows_progress)
     if folder is not None:
         key, obstacle = key_of(names, tokenizer, data, setting, beat)
         notes += [] if key else [f"{setting} is tokenised anew at every start: {obstacle}"]
     if key is None:
         return Kept(_in_a_folder_of_its_own(make), False, True, notes)
     path = folder / f"{key}.json"
-    if path.exists():
-        problem = token_file.damage(path, beat)
-        if problem is None:
-            return Kept(path, True, False, notes)
-        notes.append(f"{setting} is tokenised again, as what was kept of it cannot be used: {problem}")
-    with _writing_to(folder):
+    with _using(folder):
+        if path.exists():
+            problem = token_file.damage(path, beat)
+            if problem is None:
+                return Kept(path, True, False, notes)
+            notes.append(f"{setting} is tokenised again, as what was kept of it cannot be used: {problem}")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         token_file.remove_stale(folder)
         make(path)
@@ -80,7 +81,7 @@ def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Ca
 
 
 def _in_a_folder_of_its_own(make: Callable[[Path], None]) -> Path:
-    with _writing_to(Path(tempfile.gettempdir())):
+    with _using(Path(tempfile.gettempdir())):
         folder = Path(tempfile.mkdtemp(prefix="tokens-"))
         try:
             make(folder / "samples.json")
@@ -91,20 +92,20 @@ def _in_a_folder_of_its_own(make: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def _using(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # reading data raises none
         raise ValueError(
-            f"data.cache_folder: tokenised samples cannot be written to {folder}: {error}. Name a folder that has room"
+            f"data.cache_folder: tokenised samples cannot be kept in {folder}: {error}. Name a folder that can be written to and has room"
         ) from error
 
 
 def _make(
-    path: Path, names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None], shows_progress: bool
-) -> None:
+    path: Path, names: list[str], stamps: list[tuple], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None],
+    shows_progress: bool,
+) -> None:  # fmt: skip
     """Read, tokenise and write, sample by sample."""
-    stamps = _stamps(names)
 
     def on_record() -> None:
         beat()

@@ -22,12 +22,12 @@ def place(rank: int) -> str:
 
 
 def first_of_node(rank: int) -> int:
-    """The rank that acts for the node of ``rank``: the nearest before it, or itself, that its launcher counts from."""
-    return max(r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank])
+    """The rank that acts for the node of ``rank``: the nearest before it on its host that the launcher has counted as 0, or itself."""
+    return max((r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank)
 
 
 def firsts_of_nodes() -> list[int]:
-    return [rank for rank, local_rank in enumerate(_local_ranks) if local_rank == 0]
+    return sorted(set(map(first_of_node, range(len(_places)))))
 
 
 def _address() -> str:

@@ -234,7 +234,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(data):
 
 def test_a_folder_that_cannot_be_written_names_the_setting(data):
     with pytest.raises(
-        ValueError, match=r"data\.cache_folder: tokenised samples cannot be written to .*a\.jsonl/x: .*Name a folder"
+        ValueError, match=r"data\.cache_folder: tokenised samples cannot be kept in .*a\.jsonl/x: .*Name a folder"
     ):
         kept(replace(data, cache_folder=f"{data.pool[0]}/x"))
 

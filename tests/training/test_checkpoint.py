@@ -156,6 +156,7 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
         return files.commit(partial, Manifest(step, world_size, identity, {"steps": records}, described))
 
     write("run", 1)
+    now = {**now, "data.pool_weights": None}  # checkpoints that are older than a setting are of runs without it
     write("run", 2, {**now, "training.micro_batch_size": 4}, records=30)
     write("run", 3, records=31)
     write("run", 4, {**now, "selection.ridge": 0.5})
