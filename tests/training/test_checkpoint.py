@@ -156,7 +156,6 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
         return files.commit(partial, Manifest(step, world_size, identity, {"steps": records}, described))
 
     write("run", 1)
-    now = {**now, "data.pool_weights": None}  # checkpoints that are older than a setting are of runs without it
     write("run", 2, {**now, "training.micro_batch_size": 4}, records=30)
     write("run", 3, records=31)
     write("run", 4, {**now, "selection.ridge": 0.5})
@@ -165,6 +164,7 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
     for step in (1, 2):
         os.remove(write("torn", step) / "a.pt")
     (tmp_path / "empty").mkdir()
+    now = {**now, "data.pool_weights": None}  # checkpoints that are older than a setting are of runs without it
     asked = ["auto", str(tmp_path / "torn"), str(tmp_path / "empty"), str(tmp_path / "run/checkpoints/checkpoint-2")]
     results = run_ranks("tests.training.checkpoint_cases:found_in", 2, folder=str(tmp_path / "run"), now=now, asked=asked)
     assert results[0] == results[1]
