@@ -83,6 +83,27 @@ def packing(*results: dict) -> str:
     return _table(["", "pads when padded", "padded, tokens/s", "packed, tokens/s", "packed / padded (range)"], rows)
 
 
+def token_cache(result: dict) -> str:
+    """Seconds until samples are there, and what they take above the libraries."""
+    rows = [
+        [f"{int(num_samples):,}", case, f"{found['seconds']['wall']:.1f}", f"{found['seconds']['cpu']:.1f}", f"{found['peak_mib']:,.0f}",
+         f"{found['peak_private_mib']:,.0f}", f"{found['file_mib']:,.0f}", f"{found['step_milliseconds']:.2f}"]
+        for num_samples, cases in result["samples"].items()
+        for case, found in cases.items()
+    ]  # fmt: skip
+    headings = [
+        "samples",
+        "",
+        "seconds",
+        "CPU seconds",
+        "peak MiB",
+        "of these private",
+        "file, MiB",
+        "candidates of a step, ms",
+    ]
+    return _table(headings, rows)
+
+
 def peers(result: dict) -> str:
     """Time and memory over ours."""
     rows = []
@@ -202,8 +223,8 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison, by_target,
-    standings, machine,
+    step_cost, cost_curves, fidelity, packing, token_cache, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison,
+    by_target, standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

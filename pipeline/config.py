@@ -25,7 +25,7 @@ set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 LARGEST = 2**31 - 1  # of whole numbers
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHANGE_NO_RESULT = (
-    "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model",
+    "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model", "data.cache_folder",
     "training.save_every", "training.keep_last", "training.keep_every", "training.verify_every",
 )  # fmt: skip
 """Settings that say where and how safely a run runs, and nothing about what comes out."""
@@ -67,6 +67,9 @@ class DataConfig:
     pool: list[str] = field(default_factory=list)
     """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets ('name:configuration:split', 'stream:name':
     docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
+    pool_weights: Optional[list[float]] = None
+    """Relative shares of the candidates, one positive number for each name in pool; without, each has the share of its size. The order
+    stays a function of run.seed and the step, and no sample of a name comes twice before all of its samples came once."""
     target: list[str] = field(default_factory=list)
     """A few examples of what the model should become good at, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
@@ -83,6 +86,10 @@ class DataConfig:
     """Supervised tokens: the assistant's (the completion's), or every token."""
     rotate_targets: bool = True
     """false aims at the same selection.target_per_step target samples at every step, instead of going through all of them in turn."""
+    cache_folder: str = "auto"
+    """Where tokenised samples are kept, so that the next start with the same files, tokenizer and settings reads them instead of
+    tokenising: auto is filter_then_weight in Hugging Face's cache ($HF_HOME, or ~/.cache/huggingface). Each node writes its own, or all
+    share one. '' keeps nothing: every start tokenises, to a temporary file ($TMPDIR)."""
 
 
 @dataclass
@@ -194,7 +201,8 @@ class RunConfig:
     seed: int = 0
     """Seeds candidate order, target rotation, random selection and new weights."""
     timeout_seconds: int = 600
-    """A rank that waits longer than this for another ends the run on all ranks."""
+    """A rank that waits longer than this for another ends the run on all ranks. While samples are tokenised, which may take hours, it
+    counts from the last sign that the work goes on."""
     save_model: bool = True
     """Write the final adapter or model as safetensors."""
 
@@ -394,6 +402,16 @@ def check_data(config: Config) -> None:
     """Is there data to train on and towards?"""
     if not config.data.pool:
         raise ValueError("data.pool is empty: name at least one file or dataset")
+    weights = config.data.pool_weights
+    if weights is not None and len(weights) != len(config.data.pool):
+        raise ValueError(
+            f"data.pool_weights has {len(weights)} numbers and data.pool {len(config.data.pool)} names: give one for each name, in order"
+        )
+    for weight, name in zip(weights or [], config.data.pool):
+        if not 0 < weight < float("inf"):
+            raise ValueError(
+                f"data.pool_weights gives {name} {weight}: it must be positive and finite; leave out of data.pool what is not wanted"
+            )
     if config.training.evaluation_answers and not config.data.test:
         raise ValueError(
             f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} needs prompts"

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
@@ -33,8 +34,7 @@ from jsonargparse import Namespace
 from torch.utils.cpp_extension import CUDA_HOME, get_default_build_root
 
 from pipeline.config import Config, build_parser, check_data, parse_with
-from pipeline.data import sources
-from pipeline.data.chat import tokenize_all
+from pipeline.data.reading import Reading
 from pipeline.plan import plan_run, reference_shapes
 from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN, GIB
@@ -233,9 +233,10 @@ def _needed_kernels(config: Config, zero: dict) -> Line:
 
 def _data(config: Config, name: str, tokenizer) -> Line:
     def read() -> dict:
-        found, counts = sources.read(getattr(config.data, name), config.data.on_broken, f"data.{name}", config.data.columns)
-        _, tokens = tokenize_all(found, tokenizer, config.data, f"data.{name}")
-        return {**counts, **tokens}
+        reading = Reading(getattr(config.data, name), tokenizer, config.data, f"data.{name}")
+        for part in reading.parts():
+            deque(part, maxlen=0)  # read and forgotten
+        return reading.counts()
 
     say = lambda counts: ", ".join(f"{key} {value}" for key, value in counts.items())
     return _attempt(f"data.{name}", read, say, "the sentence names the file and line")[1]

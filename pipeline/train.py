@@ -6,19 +6,23 @@ One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, the
 """
 
 import logging
+import shutil
 import time
 import warnings
+from collections.abc import Sequence
 
+import torch.distributed as dist
 import transformers
 from deepspeed.utils import logger as deepspeed_logger
 from tqdm import tqdm
 
 from pipeline.config import Config, parse
-from pipeline.data import sources
-from pipeline.data.chat import tokenize_all
+from pipeline.data.mixture import mixture_of
 from pipeline.data.sample import Sample
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
+from pipeline.data.token_cache import obtain
+from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.deal import deal
@@ -38,6 +42,7 @@ from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
+from pipeline.training.once import once_per_node
 from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
 from pipeline.training.stopping import REQUEUE, StopRequests
@@ -57,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
     asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)
-    stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed)
+    weights = config.data.pool_weights
+    mixture = mixture_of(config.data.pool, pool.sizes, weights) if weights else None
+    stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed, mixture)
     rotate = config.data.rotate_targets
     target_set = TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
 
@@ -100,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
             "device": device.type,
         }
         run_folder.write_environment(folder, facts)
-        run_folder.write_pool(folder, config.data.pool, pool, targets)
+        run_folder.write_pool(folder, config.data.pool, pool, targets, mixture)
 
     def evaluate(step: int) -> None:
         if tests:
@@ -163,14 +170,23 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"results in {folder}")
 
 
-def read(name: str, tokenizer, config: Config, say: Narrator) -> list[Sample]:
-    """Tokenised samples of ``data.<name>``; [] where the setting is empty. Every rank reads the same."""
-    names = getattr(config.data, name)
+def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample]:
+    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file that all of them map."""
+    names, setting = getattr(config.data, name), f"data.{name}"
     if not names:
         return []
-    found, counts = sources.read(names, config.data.on_broken, f"data.{name}")
-    samples, token_counts = tokenize_all(found, tokenizer, config.data, f"data.{name}")
-    say(f"data.{name}: " + ", ".join(f"{key} {value}" for key, value in {**counts, **token_counts}.items()))
+    kept = once_per_node(
+        lambda beat: obtain(names, tokenizer, config.data, setting, beat, shows_progress=say.rank == 0),
+        f"tokenising {setting}", config.run.timeout_seconds,
+    )  # fmt: skip
+    samples = TokenFile(kept.manifest)
+    if kept.is_temporary:
+        dist.barrier()  # what is mapped stays readable
+        shutil.rmtree(kept.manifest.parent, ignore_errors=True)
+    for note in kept.notes:
+        say(note)
+    counts = ", ".join(f"{key} {value}" for key, value in samples.manifest.counts.items())
+    say(f"{setting}: {counts}{f', from the cache ({kept.manifest})' if kept.is_reused else ''}")
     return samples
 
 

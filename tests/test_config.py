@@ -69,6 +69,12 @@ REFUSED = {
     "infinite learning rate": (["--training.learning_rate", ".inf"], "it must be positive and finite"),
     "too many steps": (["--training.steps", "9" * 400], "training.steps is more than the largest value"),
     "a name that no file can have": (["--data.pool", f"[{'x' * 300}.jsonl]"], "data.pool: there is no file"),
+    "a weight for no name": (["--data.pool_weights", "[1, 2]"], "data.pool_weights has 2 numbers and data.pool 1 names"),
+    "no weight": (["--data.pool_weights", "[]"], "data.pool_weights has 0 numbers and data.pool 1 names"),
+    "a weight of zero": (["--data.pool_weights", "[0]"], "pool.jsonl 0.0: it must be positive and finite"),
+    "a negative weight": (["--data.pool_weights", "[-1]"], "pool.jsonl -1.0: it must be positive and finite"),
+    "an infinite weight": (["--data.pool_weights", "[.inf]"], "pool.jsonl inf: it must be positive and finite"),
+    "a weight that is no number": (["--data.pool_weights", "[.nan]"], "pool.jsonl nan: it must be positive and finite"),
     "missing recipe": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 

@@ -32,6 +32,7 @@ RUNS = {
     "zero3-lora": ["--deepspeed", "ds_configs/zero3.json"],
     "full": ["--model.lora_rank", "0", "--training.micro_batch_size", "1", "--training.weight_decay", "0.1"],
     "zero3-full": ["--model.lora_rank", "0", "--deepspeed", "ds_configs/zero3.json", "--model.gradient_checkpointing", "true"],
+    "mixture": ["--data.pool", "[demo:pool, demo:target]", "--data.pool_weights", "[1, 3]"],
     "score_every": ["--selection.score_every", "2", "--selection.keep_per_step", "4", "--training.precision", "bf16"],
 }
 
@@ -107,6 +108,20 @@ def test_another_stage_and_another_number_of_ranks_see_and_keep_the_same_candida
                 assert mine[key] == other[key], f"{name}, step {mine['step']}: {key}"
             assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
         assert kept_ids(folders["lora"]) == kept_ids(folders[name]), name
+
+
+def test_a_mixture_is_counted_and_kept_by_its_shares(folders):
+    """demo:pool holds 1,200 samples and demo:target 16; three quarters of what the run looks at are from the second."""
+    folder = folders["mixture"]
+    pool = json.loads((folder / "pool.json").read_text())
+    assert pool["num_samples"] == 1216 == pytest.approx(sum(pool["by_source"].values()))
+    assert pool["by_source"]["shelf"] == pytest.approx(912 + 304 * 307 / 1200)  # the kind of all 16, and of 307 in the pool
+    looked_at = [line["id"] for line in lines(folder, "kept")] + [i for line in lines(folder, "passed") for i in line["ids"]]
+    assert len(looked_at) == STEPS * NUM_CANDIDATES
+    assert 0.55 < sum(i.startswith("target-") for i in looked_at) / len(looked_at) < 0.9
+    assert [record["epoch"] for record in steps(folder)] == [step * NUM_CANDIDATES / 1216 for step in range(STEPS)]
+    identity = json.loads((folder / "finished.json").read_text())["identity"]
+    assert identity["data.pool_weights"] == [1.0, 3.0] and identity["samples of each name in data.pool"] == [1200, 16]
 
 
 def curves(folder: Path) -> dict[str, list[float]]:

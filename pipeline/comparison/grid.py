@@ -25,7 +25,9 @@ OF_THE_GRID = {
 }
 """Settings of a run that the grid makes, and where it takes them from."""
 # Of these the candidates and their order are a pure function (data/stream.py), together with the step.
-STREAM = ("data.pool", "data.max_tokens", "data.on_long", "data.on_broken", "data.loss_on", "model.name", "model.revision")
+STREAM = (
+    "data.pool", "data.pool_weights", "data.max_tokens", "data.on_long", "data.on_broken", "data.loss_on", "model.name", "model.revision",
+)  # fmt: skip
 
 
 @dataclass
@@ -174,7 +176,9 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
 def changed(config: Config, saved: dict) -> list[str]:
     """'setting: before -> now' for each setting in which a saved configuration differs and that a result depends on."""
     now, before = dict(flatten(configuration.plain(config))), dict(flatten(saved))
-    names = [name for name in {**now, **before} if now.get(name, "-") != before.get(name, "-")]
+    names = [
+        name for name in {**now, **before} if now.get(name) != before.get(name)
+    ]  # None: a setting that came later, not set
     names = [name for name in names if name not in configuration.CHANGE_NO_RESULT]
     return [f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names]
 

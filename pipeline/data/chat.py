@@ -5,6 +5,7 @@ Text that spells a special token stays text in all of them (pipeline/data/marker
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Optional
 
@@ -33,7 +34,13 @@ def tokenize_all(
         ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the records, or a template that
             refuses one.
     """
-    samples, counts = [], Counter()
+    counts = Counter()
+    samples = list(tokenize_each(records, tokenizer, data, counts))
+    return samples, summary(counts, len(records), data, setting)
+
+
+def tokenize_each(records: Iterable[Record], tokenizer, data: DataConfig, counts: Counter) -> Iterator[Sample]:
+    """The samples of ``tokenize_all``, as they are asked for; ``counts`` is added to as they come."""
     for record in records:
         try:
             whole = _encode(record, tokenizer, data.loss_on)
@@ -49,15 +56,20 @@ def tokenize_all(
         elif not sample.num_supervised:
             counts["no supervised token, dropped"] += 1
         else:
+            counts["samples"] += 1
             counts["truncated"] += len(sample.input_ids) < len(whole.input_ids)
-            samples.append(sample)
-    counts = {"samples": len(samples), **+counts}
-    if not samples:
+            yield sample
+
+
+def summary(counts: Counter, num_records: int, data: DataConfig, setting: str) -> dict[str, int]:
+    """The counts of ``tokenize_each`` as they are told, zeros left out. Raises ValueError where no sample is left."""
+    counts = {"samples": counts["samples"], **+counts}
+    if not counts["samples"]:
         raise ValueError(
-            f"{setting}: none of the {len(records)} samples is left after tokenising with data.max_tokens = "
+            f"{setting}: none of the {num_records} samples is left after tokenising with data.max_tokens = "
             f"{data.max_tokens} and data.on_long = {data.on_long} ({counts}): raise data.max_tokens or look at the data"
         )
-    return samples, counts
+    return counts
 
 
 def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: str) -> Optional[Sample]:

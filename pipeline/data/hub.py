@@ -10,7 +10,8 @@ NAME is a hub name or a folder. None of this runs code that comes with a dataset
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Optional
 
 from pipeline.config import DATA_SUFFIXES
@@ -23,33 +24,49 @@ FIRST_ROWS = re.compile(r"(?P<split>[\w.-]+)(\[:(?P<count>\d+)\])?")
 
 def dataset_rows(name: str, setting: str) -> Iterator[dict]:
     """The rows of a dataset in order, one at a time. Raises ValueError where it cannot be loaded or read, with the reason."""
-    kinds = ", ".join(DATA_SUFFIXES)
-    hint = f"{setting}: {name} is not a file of the kinds {kinds}, and as a Hugging Face dataset it "
-    try:
-        import datasets  # optional and slow to import: only those who name a dataset need it
-    except ImportError as error:
-        raise ValueError(hint + "needs 'pip install datasets'") from error
-    path, configuration, split = _split_name(name.removeprefix(STREAM), hint)
-    try:
-        if os.path.isdir(path) and not os.listdir(path):
-            raise ValueError("the folder is empty")
-        if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
-            if configuration or name.startswith(STREAM):
-                raise ValueError(
-                    "what save_to_disk wrote has no configurations, and is read row by row anyhow: NAME or NAME:SPLIT"
-                )
-            rows = _saved(datasets, path, split)
-        elif name.startswith(STREAM):
-            rows = _streamed(datasets, path, configuration, split)
-        else:
-            rows = datasets.load_dataset(path, configuration, split=split)
-        for row in rows:
+    with _reasons(name, setting) as hint:
+        for row in _open(name, hint):
             yield without_nulls(row)
+
+
+def fingerprint(name: str, setting: str) -> Optional[str]:
+    """The hash that a dataset has of its content; None of a stream, which has not been read yet. Raises as ``dataset_rows``."""
+    if name.startswith(STREAM):
+        return None
+    with _reasons(name, setting) as hint:
+        return _open(name, hint)._fingerprint
+
+
+@contextmanager
+def _reasons(name: str, setting: str) -> Iterator[str]:
+    """Gives how a sentence about ``name`` begins, and puts it before what goes wrong inside."""
+    hint = f"{setting}: {name} is not a file of the kinds {', '.join(DATA_SUFFIXES)}, and as a Hugging Face dataset it "
+    try:
+        yield hint
     except Exception as error:  # of the network, the hub, the dataset's builder, the name of a split or configuration
+        if str(error).startswith(hint):
+            raise
         reason = " ".join(str(error).split())
         if "config" in reason.lower():
+            path = COLON.split(name.removeprefix(STREAM))[0]
             reason += f" (a configuration stands before the split: {path}:configuration:split)"
         raise ValueError(hint + f"cannot be read: {type(error).__name__}: {reason}") from error
+
+
+def _open(name: str, hint: str) -> Any:
+    """A dataset, or an iterable one where it is streamed."""
+    import datasets  # slow to import: only those who name a dataset need it
+
+    path, configuration, split = _split_name(name.removeprefix(STREAM), hint)
+    if os.path.isdir(path) and not os.listdir(path):
+        raise ValueError("the folder is empty")
+    if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
+        if configuration or name.startswith(STREAM):
+            raise ValueError("what save_to_disk wrote has no configurations, and is read row by row anyhow: NAME or NAME:SPLIT")
+        return _saved(datasets, path, split)
+    if name.startswith(STREAM):
+        return _streamed(datasets, path, configuration, split)
+    return datasets.load_dataset(path, configuration, split=split)
 
 
 def _split_name(name: str, hint: str) -> tuple[str, Optional[str], str]:
@@ -61,7 +78,7 @@ def _split_name(name: str, hint: str) -> tuple[str, Optional[str], str]:
     return path, configuration[0] if configuration else None, split
 
 
-def _streamed(datasets: Any, path: str, configuration: Optional[str], split: str) -> Iterable[dict]:
+def _streamed(datasets: Any, path: str, configuration: Optional[str], split: str) -> Any:
     found = FIRST_ROWS.fullmatch(split)
     if not found:
         raise ValueError(
@@ -71,11 +88,13 @@ def _streamed(datasets: Any, path: str, configuration: Optional[str], split: str
     return rows.take(int(found["count"])) if found["count"] else rows
 
 
-def _saved(datasets: Any, path: str, split: str) -> Iterable[dict]:
+def _saved(datasets: Any, path: str, split: str) -> Any:
     """What ``save_to_disk`` wrote, a dataset (its rows are 'train', whatever it was called) or several by split."""
     found = datasets.load_from_disk(path)
     parts = {"train": found, str(found.split): found} if isinstance(found, datasets.Dataset) else dict(found)
     lengths = {part: len(rows) for part, rows in parts.items()}
-    for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
-        rows = parts[piece.splitname]
-        yield from rows.select(range(piece.from_ or 0, len(rows) if piece.to is None else piece.to))
+    pieces = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    ends = [lengths[piece.splitname] if piece.to is None else piece.to for piece in pieces]
+    return datasets.concatenate_datasets(
+        [parts[piece.splitname].select(range(piece.from_ or 0, end)) for piece, end in zip(pieces, ends)]
+    )

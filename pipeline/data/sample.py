@@ -25,9 +25,22 @@ class Sample:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def digest(samples: Iterable[Sample]) -> str:
+class Digest:
     """Hash of all tokens and labels, in order: other data, or data in another order, have another."""
-    found = hashlib.sha256()
+
+    def __init__(self):
+        self.found = hashlib.sha256()
+
+    def update(self, sample: Sample) -> None:
+        self.found.update(array("q", [len(sample.input_ids), *sample.input_ids, *sample.labels]).tobytes())
+
+    def hexdigest(self) -> str:
+        return self.found.hexdigest()[:16]
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """The ``Digest`` of samples that are there already."""
+    found = Digest()
     for sample in samples:
-        found.update(array("q", [len(sample.input_ids), *sample.input_ids, *sample.labels]).tobytes())
-    return found.hexdigest()[:16]
+        found.update(sample)
+    return found.hexdigest()

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from pipeline.config import DATA_SUFFIXES
 from pipeline.data import demo
@@ -15,43 +15,38 @@ from pipeline.data.tables import csv_rows, parquet_rows
 
 
 def read(
-    names: list[str], on_broken: str, setting: str = "data.pool", columns: Mapping[str, str] | None = None
+    names: list[str], on_broken: str, setting: str = "data.pool", columns: Optional[Mapping[str, str]] = None
 ) -> tuple[list[Record], dict[str, int]]:
-    """All of ``records`` in a list, and counts: {'samples': n, reason: skipped, ...}."""
-    skipped = Counter()
-    found = list(records(names, on_broken, setting, columns, skipped))
+    """``records_of`` all ``names`` in a list, and counts: {'samples': n, reason: skipped, ...}."""
+    if not names:
+        raise ValueError(f"{setting} is empty: name at least one file or dataset")
+    skipped: Counter[str] = Counter()
+    found = [record for name in names for record in records_of(name, on_broken, setting, skipped, columns)]
     return found, {"samples": len(found), **skipped}
 
 
-def records(
-    names: list[str], on_broken: str, setting: str, columns: Mapping[str, str] | None, skipped: Counter
+def records_of(
+    name: str, on_broken: str, setting: str, skipped: Counter, columns: Optional[Mapping[str, str]] = None
 ) -> Iterator[Record]:
-    """The samples of all files and datasets in ``names``, in order, one at a time.
+    """The samples of one file or dataset, in order, as they are asked for.
 
     Args:
-        names: .jsonl, .json (a list of objects), .csv, .tsv and .parquet files in UTF-8, Hugging Face datasets (pipeline/data/hub.py
+        name: a .jsonl, .json (a list of objects), .csv, .tsv or .parquet file in UTF-8, a Hugging Face dataset (pipeline/data/hub.py
             says how they are named), or 'demo:pool', 'demo:target', 'demo:test': what pipeline.data.demo writes, without the files.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
-        setting: the setting that ``names`` came from, for error messages.
-        columns: fields of a row by the names that its file has for them; every file has all of these.
+        setting: the setting that ``name`` came from, for error messages.
         skipped: is counted up.
+        columns: fields of a row by the names that the file has for them; every file has all of these.
 
     Raises:
         ValueError: a broken line, with file and line number; a name without any sample, or that cannot be read at all; columns
             that a file does not have, or has under both names.
     """
-    if not names:
-        raise ValueError(f"{setting} is empty: name at least one file or dataset")
     columns = dict(columns or {})
     if unknown := [meant for meant in columns.values() if meant not in FIELDS]:
         raise ValueError(
             f"data.columns gives a column the name {unknown[0]!r}, which nothing reads; read are {', '.join(FIELDS)}"
         )
-    for name in names:
-        yield from _records_of(name, on_broken, setting, columns, skipped)
-
-
-def _records_of(name: str, on_broken: str, setting: str, columns: Mapping[str, str], skipped: Counter) -> Iterator[Record]:
     path = Path(name.removeprefix(STREAM))
     stem = path.stem if path.suffix in DATA_SUFFIXES else path.name
     num_samples, num_skipped, first_broken, missing, last_row = 0, 0, None, set(columns), None

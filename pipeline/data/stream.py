@@ -2,36 +2,38 @@
 """Which candidates a step looks at: a pure function of the seed and the step, so resuming needs one integer."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Optional
 
 import numpy as np
 
+from pipeline.data.mixture import Mixture, mixed_order, plain_order
 from pipeline.data.sample import Sample
 
 
 class CandidateStream:
     """Epoch after epoch of the pool, each in its own seeded order, cut into steps of C candidates.
 
-    A step may straddle two epochs, and then hold a sample twice. No state, and no dependence on the number of ranks.
+    A step may straddle two epochs, and then hold a sample twice; with a mixture also where a name has fewer samples than its share of
+    a step. No state, and no dependence on the number of ranks.
     """
 
-    def __init__(self, pool: Sequence[Sample], candidates_per_step: int, seed: int):
+    def __init__(self, pool: Sequence[Sample], candidates_per_step: int, seed: int, mixture: Optional[Mixture] = None):
         """Raises ValueError if the pool does not fill one step."""
         if len(pool) < candidates_per_step:
             raise ValueError(
                 f"data.pool has {len(pool)} usable samples, fewer than selection.candidates_per_step = {candidates_per_step}: "
                 "add data or lower the setting"
             )
-        self.pool, self.candidates_per_step, self.seed = pool, candidates_per_step, seed
+        self.pool, self.candidates_per_step, self.seed, self.mixture = pool, candidates_per_step, seed, mixture
 
     def positions(self, step: int) -> np.ndarray:
         """Indices into the pool, int64 (C,), of the candidates of ``step`` (from 0)."""
         epoch_C, place_C = np.divmod(step * self.candidates_per_step + np.arange(self.candidates_per_step), len(self.pool))
-        orders = {epoch: _order(len(self.pool), self.seed, epoch) for epoch in {int(epoch_C[0]), int(epoch_C[-1])}}
+        orders = {epoch: self._order(epoch) for epoch in {int(epoch_C[0]), int(epoch_C[-1])}}
         return np.array([orders[epoch][place] for epoch, place in zip(epoch_C.tolist(), place_C.tolist())])
 
     def epoch(self, step: int) -> float:
-        """Passes over the pool before ``step``."""
+        """Passes before ``step`` over as many candidates as the pool has samples."""
         return step * self.candidates_per_step / len(self.pool)
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
@@ -40,7 +42,7 @@ class CandidateStream:
         share = self.candidates_per_step // world_size
         return [self.pool[i] for i in self.positions(step)[rank * share : (rank + 1) * share]]
 
-
-@lru_cache(maxsize=4)
-def _order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(num_samples)
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.mixture is None or self.mixture.is_plain:
+            return plain_order(len(self.pool), self.seed, epoch)
+        return mixed_order(self.mixture, self.seed, epoch)

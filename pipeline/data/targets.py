@@ -1,5 +1,7 @@
 """Which target samples a step aims at: the whole set, a few at a time, or always the same few."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.data.sample import Sample
@@ -11,7 +13,7 @@ class TargetSet:
     Without ``rotate`` every step aims at the first of that order.
     """
 
-    def __init__(self, samples: list[Sample], target_per_step: int, seed: int, rotate: bool = True):
+    def __init__(self, samples: Sequence[Sample], target_per_step: int, seed: int, rotate: bool = True):
         """Raises ValueError if there are no samples."""
         if not samples:
             raise ValueError("data.target has no usable sample: selection needs at least one example to aim at")

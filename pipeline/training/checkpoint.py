@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -23,6 +23,7 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from pipeline import config as configuration
 from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample, digest
+from pipeline.data.token_file import TokenFile
 from pipeline.hook import Scores, SelectionHook
 from pipeline.reporting import records
 from pipeline.reporting.html import flatten
@@ -61,26 +62,31 @@ class Found:
         return self.path.parent.parent
 
 
-def identity(config: Config, merged: dict, pool: list[Sample], targets: list[Sample], tests: list[Sample]) -> dict[str, Any]:
+def identity(
+    config: Config, merged: dict, pool: Sequence[Sample], targets: Sequence[Sample], tests: Sequence[Sample]
+) -> dict[str, Any]:
     """What a run is made of: settings, DeepSpeed's configuration, data. Raises RuntimeError where the ranks have read other data."""
     settings = dict(flatten(configuration.plain(config)))
     found = {name: value for name, value in settings.items() if name not in (*CHANGE_NO_RESULT, *COMPARED_OTHERWISE)}
     found |= {f"deepspeed.{n}": v for n, v in flatten({k: v for k, v in merged.items() if k not in SAYS_NOTHING_OF_THE_RUN})}
     for name, samples in (("pool", pool), ("target", targets), ("test", tests)):
         digests = [None] * dist.get_world_size()
-        dist.all_gather_object(digests, f"{len(samples)} samples {digest(samples)}")
+        content = samples.manifest.content if isinstance(samples, TokenFile) else digest(samples)
+        dist.all_gather_object(digests, f"{len(samples)} samples {content}")
         if len(set(digests)) > 1:
             raise RuntimeError(
                 f"the ranks have read different samples from data.{name}, was a file replaced meanwhile? "
                 + ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(digests))
             )
         found[f"content of data.{name}"] = digests[0]
+    if config.data.pool_weights:
+        found["samples of each name in data.pool"] = pool.sizes  # a mixture is over names
     return found
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """'before -> now' by name."""
-    names = [name for name in {**before, **now} if before.get(name, "-") != now.get(name, "-")]
+    """'before -> now' by name. A setting of a later version that is not set (None) is none."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
 
 

@@ -1,6 +1,8 @@
 # B samples, T tokens
 """Held-out loss, and exact-match accuracy of greedily decoded answers."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig
@@ -14,7 +16,9 @@ ANY_KERNEL = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 RESULT_MARK = "####"  # stands before the result of a worked answer in GSM8K (Cobbe et al., arXiv 2110.14168)
 
 
-def held_out_loss(engine, samples: list[Sample], pad_token_id: int, micro_batch_size: int, is_packed: bool = False) -> float:
+def held_out_loss(
+    engine, samples: Sequence[Sample], pad_token_id: int, micro_batch_size: int, is_packed: bool = False
+) -> float:
     """Mean of the samples' losses, over all ranks; the model is left in the mode it was in.
 
     Every rank runs the same number of forwards, as ZeRO-3 requires; short ranks bring blank rows.
@@ -33,7 +37,7 @@ def held_out_loss(engine, samples: list[Sample], pad_token_id: int, micro_batch_
     return collectives.sum(total).item() / len(samples)
 
 
-def questions(samples: list[Sample], num_answers: int, max_tokens: int) -> list[Sample]:
+def questions(samples: Sequence[Sample], num_answers: int, max_tokens: int) -> list[Sample]:
     """The first ``num_answers`` samples that can be asked and checked: they have a prompt and were not cut at ``max_tokens``.
 
     Raises ValueError where answers are wanted and no sample can be asked.

@@ -1,7 +1,7 @@
 # C candidates, K kept
 """What a run writes down as it goes (rank 0): step records, kept samples, evaluations, DeepSpeed's monitors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,7 +17,7 @@ from pipeline.training.weighted_step import StepResult
 
 
 class Journal:
-    def __init__(self, folder: Path, engine, config: Config, pool: list[Sample], watched: Optional[dict] = None):
+    def __init__(self, folder: Path, engine, config: Config, pool: Sequence[Sample], watched: Optional[dict] = None):
         """``watched`` is what a checkpoint holds of the watch."""
         self.engine, self.config, self.pool = engine, config, pool
         self.recorder, self.watch = Recorder(folder), Watch(len(pool))
@@ -83,7 +83,7 @@ class Journal:
         self._monitor({name: value for name, value in record.items() if name != "step"})
         return record["warnings"]
 
-    def evaluation(self, step: int, loss: float, samples: list[Sample], answers: Optional[dict] = None) -> None:
+    def evaluation(self, step: int, loss: float, samples: Sequence[Sample], answers: Optional[dict] = None) -> None:
         """``answers``: accuracy and num_answers, where answers were asked for."""
         num_tokens = sum(sample.num_supervised for sample in samples)
         record = {"step": step, "name": "test", "loss": loss, "num_samples": len(samples), "num_tokens": num_tokens}

@@ -6,17 +6,28 @@ import socket
 import torch.distributed as dist
 
 _places: list[str] = []
+_local_ranks: list[int] = []
 
 
 def meet() -> None:
     """Exchange hosts. All ranks call it when the process group is there."""
-    _places[:] = [""] * dist.get_world_size()
-    dist.all_gather_object(_places, f"{socket.gethostname()} ({_address()})")
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (f"{socket.gethostname()} ({_address()})", int(os.environ["LOCAL_RANK"])))
+    _places[:], _local_ranks[:] = ([item[part] for item in found] for part in (0, 1))
 
 
 def place(rank: int) -> str:
     """Host and address of a rank."""
     return _places[rank] if rank < len(_places) else "an unknown host"
+
+
+def first_of_node(rank: int) -> int:
+    """The rank that acts for the node of ``rank``: the nearest before it on its host that the launcher has counted as 0, or itself."""
+    return max((r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank)
+
+
+def firsts_of_nodes() -> list[int]:
+    return sorted(set(map(first_of_node, range(len(_places)))))
 
 
 def _address() -> str:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
@@ -17,7 +17,9 @@ from peft import PeftModel
 
 from pipeline import config as configuration
 from pipeline.config import CHANGE_NO_RESULT, Config
+from pipeline.data.mixture import Mixture
 from pipeline.data.sample import Sample
+from pipeline.data.token_file import TokenFile
 from pipeline.reporting import records
 from pipeline.reporting.html import flatten
 from pipeline.training import checkpoint
@@ -127,11 +129,22 @@ def write_environment(folder: Path, facts: dict) -> None:
     _write(folder / "environment.json", {**facts, **machine, "versions": installed(PACKAGES)})
 
 
-def write_pool(folder: Path, names: list[str], pool: list[Sample], targets: list[Sample]) -> None:
-    """What the pool holds, and how large the files in ``names`` are that it came from."""
+def write_pool(
+    folder: Path, names: list[str], pool: TokenFile, targets: Iterable[Sample], mixture: Optional[Mixture] = None
+) -> None:
+    """What an epoch of the pool holds, and how large the files in ``names`` are that it came from.
+
+    With a mixture a sample counts as often as it comes in an epoch on average, so that shares are those of the candidates.
+    """
+    times = [count / size for count, size in zip(mixture.places, mixture.sizes)] if mixture else [1] * len(names)
+    by_source, by_damage = Counter(), Counter()
+    for part, factor in zip(pool.manifest.parts, times, strict=True):
+        for found, amounts in ((by_source, part.by_source), (by_damage, part.by_damage)):
+            for key, amount in amounts.items():
+                found[key] += amount * factor
     _write(folder / "pool.json", {
         "file_bytes": {name: Path(name).stat().st_size for name in names if Path(name).is_file()},
-        "num_samples": len(pool), "by_source": Counter(s.source for s in pool), "by_damage": Counter(s.damage for s in pool),
+        "num_samples": len(pool), "by_source": by_source, "by_damage": by_damage,
         "target_sources": sorted({sample.source for sample in targets}),
     })  # fmt: skip
 

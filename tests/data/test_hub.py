@@ -1,13 +1,11 @@
 """With the real library, on data sets that it wrote itself; nothing here asks the network."""
 
 import json
-import sys
 
+import datasets
 import pytest
 
-datasets = pytest.importorskip("datasets")
-
-from pipeline.data.sources import read, records  # noqa: E402
+from pipeline.data.sources import read, records_of
 
 COLUMNS = {"question": "prompt", "answer": "completion"}
 
@@ -73,7 +71,7 @@ def test_a_stream_reads_no_further_than_it_must(folder, tmp_path):
         (tmp_path / f"train-{part}.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "train-2.jsonl").write_text("this is no JSON\n")
     assert [record.text for record in read([f"stream:{tmp_path}:train[:2]"], "error")[0]] == ["a", "b"]
-    found = records([f"stream:{tmp_path}"], "error", "data.pool", None, {})
+    found = records_of(f"stream:{tmp_path}", "error", "data.pool", {})
     assert [next(found).text, next(found).text] == ["a", "b"]
     with pytest.raises(ValueError, match=r"data\.pool: stream:.* cannot be read: "):
         list(found)
@@ -118,9 +116,3 @@ def test_structs_have_no_fields_that_only_other_rows_have(tmp_path):
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "calls")
     found = read([str(tmp_path / "calls")], "error")[0]
     assert [record.messages[1]["tool_calls"][0]["function"] for record in found] == [call("f", {"x": 1}), call("g", {"y": "b"})]
-
-
-def test_without_the_library_it_is_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="needs 'pip install datasets'"):
-        read(["org/name"], "error")

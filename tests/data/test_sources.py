@@ -10,7 +10,7 @@ import pytest
 from pipeline import config
 from pipeline.data.demo import generate
 from pipeline.data.record import parse
-from pipeline.data.sources import read, records
+from pipeline.data.sources import read, records_of
 
 GOOD = {"prompt": "2 + 2 =", "completion": " 4"}
 
@@ -202,7 +202,7 @@ def test_columns_come_from_yaml_and_the_command_line(tmp_path):
 
 def test_samples_come_one_at_a_time(write):
     skipped = Counter()
-    found = records([write([GOOD] * 3 + [{"text": ""}])], "error", "data.pool", None, skipped)
+    found = records_of(write([GOOD] * 3 + [{"text": ""}]), "error", "data.pool", skipped)
     assert [next(found).origin.rsplit(":")[-1] for _ in range(3)] == ["1", "2", "3"]
     with pytest.raises(ValueError, match=r"pool\.jsonl:4: empty text"):
         next(found)
