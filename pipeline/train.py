@@ -5,18 +5,13 @@ deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed 
 One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast -> weighted step
 """
 
-import logging
 import time
-import warnings
 
 import transformers
-from deepspeed.utils import logger as deepspeed_logger
 from tqdm import tqdm
 
-from pipeline.config import Config, parse
-from pipeline.data import sources
-from pipeline.data.chat import tokenize_all
-from pipeline.data.sample import Sample
+from pipeline.config import parse
+from pipeline.data.reading import read
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
@@ -25,7 +20,7 @@ from pipeline.selection.deal import deal
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.attention import packs
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.ending import end_together, together
+from pipeline.training.ending import together
 from pipeline.training.engine import (
     build_engine,
     check_hardware,
@@ -38,6 +33,7 @@ from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
+from pipeline.training.program import run_program
 from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
 from pipeline.training.stopping import REQUEUE, StopRequests
@@ -163,24 +159,9 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"results in {folder}")
 
 
-def read(name: str, tokenizer, config: Config, say: Narrator) -> list[Sample]:
-    """Tokenised samples of ``data.<name>``; [] where the setting is empty. Every rank reads the same."""
-    names = getattr(config.data, name)
-    if not names:
-        return []
-    found, counts = sources.read(names, config.data.on_broken, f"data.{name}")
-    samples, token_counts = tokenize_all(found, tokenizer, config.data, f"data.{name}")
-    say(f"data.{name}: " + ", ".join(f"{key} {value}" for key, value in {**counts, **token_counts}.items()))
-    return samples
-
-
 def run(arguments: list[str] | None = None) -> None:
-    """``main``, with libraries that say less and an end that all ranks share."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed's and transformers' use of older names of torch
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    deepspeed_logger.setLevel(logging.WARNING)
-    end_together(lambda: main(arguments))
+    """``main``, to an end that all ranks share."""
+    run_program(lambda: main(arguments))
 
 
 if __name__ == "__main__":
