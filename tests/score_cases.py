@@ -7,8 +7,11 @@ from tests.training.train_cases import spoil_candidates
 
 
 def programs(calls: list[tuple[str, list[str]]]) -> list[str]:
-    """Each (what, arguments) in turn: ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its fourth batch), or ``spoil``
-    (a score in which a token spoils losses). How each ended: '' or its error or exit code."""
+    """Each (what, arguments) in turn, and how each ended: '' or its error or exit code.
+
+    What is ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its fourth batch) or ``spoil`` (one in which a token
+    spoils losses).
+    """
     from pipeline import score, train
 
     ended = []

@@ -62,7 +62,7 @@ def outputs(build, spoiled_pool, tmp_path_factory):
     """Folders of scores by name, how the programs ended, and the reason of the one that was killed."""
     root = tmp_path_factory.mktemp("scores")
     features = ["--features", str(NUM_FEATURES), "--selection.backend", "projected", "--selection.projection_size", str(WHOLE)]
-    end = launch("tests.score_cases:killed", 1, arguments=build(root / "killed"), number=2)
+    (end,) = launch("tests.score_cases:killed", 1, arguments=build(root / "killed"), number=2)
     left = sorted(path.name for path in (root / "killed/parts").iterdir())
     calls = {
         "run": ("train", build(None)),
