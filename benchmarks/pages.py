@@ -19,12 +19,9 @@ from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "RESULTS.md",
-    ROOT / "docs" / "planning.md",
+    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "scoring.md",
     ROOT / "docs" / "security.md",
-    ROOT / "docs" / "scoring.md",
-)
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 

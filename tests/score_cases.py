@@ -9,7 +9,7 @@ from tests.training.train_cases import spoil_candidates
 def programs(calls: list[tuple[str, list[str]]]) -> list[str]:
     """Each (what, arguments) in turn, and how each ended: '' or its error or exit code.
 
-    What is ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its fourth batch) or ``spoil`` (one in which a token
+    What is ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its third batch) or ``spoil`` (one in which a token
     spoils losses).
     """
     from pipeline import score, train
@@ -17,7 +17,7 @@ def programs(calls: list[tuple[str, list[str]]]) -> list[str]:
     ended = []
     for what, arguments in calls:
         if what == "stop":
-            _stop_in_fourth_batch()
+            _stop_in_third_batch()
         if what == "spoil":
             spoil_candidates()
         try:
@@ -45,14 +45,14 @@ def killed(arguments: list[str], number: int) -> None:
     score.main(arguments)
 
 
-def _stop_in_fourth_batch() -> None:
+def _stop_in_third_batch() -> None:
     from pipeline.datastore.scorer import FileScorer
 
     original, num_batches = FileScorer._score, []
 
     def score(scorer, samples):
         num_batches.append(len(samples))
-        if len(num_batches) == 4 and scorer.hook.collectives.rank == scorer.hook.collectives.world_size - 1:
+        if len(num_batches) == 3 and scorer.hook.collectives.rank == scorer.hook.collectives.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
             FileScorer._score = original
         return original(scorer, samples)

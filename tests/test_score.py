@@ -2,6 +2,7 @@
 """Scores of a whole file against the reference, on one rank and two, whole and in pieces."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -23,7 +24,8 @@ from tests.ranks import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
 
-NUM_POOL, NUM_TARGETS, PART, BATCH, EPS, NUM_FEATURES, STEPS = 48, 5, 13, 5, 1e-4, 2048, 3
+NUM_POOL, NUM_TARGETS, PART, BATCH, EPS, NUM_FEATURES, STEPS = 48, 5, 13, 7, 1e-4, 2048, 3
+ROOT, EXAMPLE = Path(__file__).parent.parent, re.compile(r"```python\n(.*?)```", re.DOTALL)
 WHOLE = 1000  # a projection larger than any layer, which projects nothing
 SCORES = ["squared_norm", "alignment", "cosine"]
 FILES = ["target.parquet", *(f"parts/part-{number:05d}.parquet" for number in range(4))]
@@ -147,7 +149,7 @@ def test_scores_equal_a_loop_over_single_samples(outputs, expected, name):
 
 @pytest.mark.parametrize("name", ["identity", "adam", "two ranks", "features", "two ranks, features"])
 def test_every_sample_has_one_row_in_the_order_of_the_pool(outputs, data_folder, name):
-    """In parts of 13, 13, 13 and 9, and batches of 5, 3 and 4: on two ranks some rows are blank."""
+    """In parts of 13, 13, 13 and 9, and batches of 7, 6 and 2: on two ranks a row of the first is blank."""
     found = table(outputs[0] / name)
     rows = [json.loads(line) for line in (Path(data_folder) / "pool.jsonl").read_text().splitlines()]
     assert found["position"].tolist() == list(range(NUM_POOL))
@@ -231,12 +233,28 @@ def test_datasets_loads_the_parts(outputs, tmp_path):
 def test_a_part_with_other_rows_is_named(outputs, tmp_path):
     shutil.copytree(outputs[0] / "identity/parts", tmp_path / "parts")
     assert Parts(tmp_path, NUM_POOL, PART).missing() == []
-    assert Parts(tmp_path, NUM_POOL + 20, PART).missing != []
     with pytest.raises(ValueError, match=r"part-00003.parquet has 9 rows instead of 13: delete it"):
         Parts(tmp_path, NUM_POOL + 20, PART).missing()
     (tmp_path / "parts/part-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"part-00001.parquet cannot be read"):
         Parts(tmp_path, NUM_POOL, PART).missing()
+
+
+def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_folder, tmp_path, monkeypatch):
+    """Of two sources, one of which has no ids: 5 % of 24 samples is one."""
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in (Path(data_folder) / "pool.jsonl").read_text().splitlines()]
+    scores = table(outputs[0] / "identity")
+    for number, row in enumerate(rows, 1):
+        if number % 2:
+            scores.loc[number - 1, ["id", "source"]] = f"pool:{number}", "others"
+            del row["id"]
+    Path("scores/parts").mkdir(parents=True)
+    scores.to_parquet("scores/parts/part-00000.parquet")
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exec(EXAMPLE.search((ROOT / "docs/scoring.md").read_text())[1], {})
+    best = [json.loads(line) for line in Path("best.jsonl").read_text().splitlines()]
+    assert best == [rows[i] for i in sorted(scores.groupby("source")["cosine"].idxmax())] and len(best) == 2
 
 
 @pytest.mark.parametrize(
