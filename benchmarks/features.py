@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="as for benchmarks.fidelity (default: the demo's)")
     parser.add_argument("--target", default="gsm8k", help="name of the target set in --data")
     parser.add_argument("--cases", nargs="+", default=["lora", "full"], choices=["lora", "full"])
-    parser.add_argument("--candidates", type=int, default=24, help="C")
-    parser.add_argument("--targets", type=int, default=8, help="samples of the target")
+    parser.add_argument("--candidates", type=int, default=16, help="C")
+    parser.add_argument("--targets", type=int, default=4, help="samples of the target")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=4, help="updates before the comparison")
+    parser.add_argument("--steps", type=int, default=3, help="updates before the comparison")
     parser.add_argument("--draws", type=int, default=2, help="seeds of projections and sketches")
     parser.add_argument("--size", type=int, default=Config().selection.projection_size, help="selection.projection_size")
     parser.add_argument("--features", nargs="+", type=int, default=[256, 1024, 4096], help="D")
@@ -65,16 +65,20 @@ def main() -> None:
         arguments.max_tokens = 48
 
     _, _, device = start_process_group(600)
-    result = {"settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}}
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("output", "cases")}
+    result = {"settings": {"cases": [], **settings}, "machine": describe()}
     for case in arguments.cases:
         result[case] = compare(case, arguments, device)
+        result["settings"]["cases"].append(case)
         print(f"\n{case}: {arguments.candidates} candidates")
         for row in result[case]:
-            print(f"  {row['way']:28} k {row['width']:7}  " + "  ".join(f"{name} {row[name]:6.3f}" for name in MEASURES))
-    result["machine"] = describe()
-    if not arguments.quick:
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written to {arguments.output}")
+            print(
+                f"  {row['way']:28} k {row['width']:7}  " + "  ".join(f"{name} {row[name]:6.3f}" for name in MEASURES),
+                flush=True,
+            )
+        if not arguments.quick:
+            arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"written to {arguments.output}")
     print(json.dumps({case: result[case][-1] for case in arguments.cases}), flush=True)
     sys.stdout.flush()
     os._exit(0)  # leaving through the interpreter with gloo threads alive aborts now and then
