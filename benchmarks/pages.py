@@ -18,7 +18,10 @@ from pipeline.comparison import outcome
 from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "security.md")
+PAGES = (
+    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "scoring.md",
+    ROOT / "docs" / "security.md",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 
@@ -64,6 +67,18 @@ def fidelity(result: dict) -> str:
         for found in result[case]
     ]
     headings = ["", "", "Spearman of alignments", "overlap of kept", "cosine of updates", "reached"]
+    return _table(headings, rows)
+
+
+def features(result: dict) -> str:
+    """Of the features that scores of a file are written with."""
+    rows = [
+        ["LoRA" if case == "lora" else "full", found["way"], f"{found['kept']:,}", f"{found['alignment']:.2f}", f"{found['cosines']:.2f}",
+         f"{found['error']:.3f}", f"{found['twins']:g}"]
+        for case in result["settings"]["cases"]
+        for found in result[case]
+    ]  # fmt: skip
+    headings = ["", "", "numbers", "Spearman of alignments", "Spearman of cosines", "error / norms", "rank of the nearest"]
     return _table(headings, rows)
 
 

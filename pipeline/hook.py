@@ -69,6 +69,19 @@ class Scores:
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
 
 
+@dataclass
+class WholeTarget:
+    """All target samples, measured once for many passes under one Adam state, with one set of projections (``SelectionHook.score``)."""
+
+    gradient: dict[str, torch.Tensor] = field(default_factory=dict)
+    """This rank's part of the target's row, as the Gram backend has it; empty before the first pass."""
+    loss: float = 0.0
+    """This rank's part of the target's loss."""
+    features_Rk: Optional[torch.Tensor] = None
+    """What the latest pass left besides its signals: features (R + 1, k) of this rank's candidates and of its part of the target. None with
+    the exact backend, which has none."""
+
+
 MOST_TARGETS_LOST = 3  # in a row; more are no accident of a few target samples
 
 
@@ -104,6 +117,7 @@ class SelectionHook:
         self.method, self.reference_model, self.is_packed = registry.get(settings.method), reference_model, is_packed
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
         self.scores, self.num_targets_lost = Scores(), 0
+        self.whole_target: Optional[WholeTarget] = None
         self.rows_per_pass = settings.scoring_micro_batch_size  # halved where memory runs out; 0 is all of the rank's
         self.collectives = Collectives(engine.seq_data_parallel_group, engine.device)
         if (self.method.needs == "reference_loss") != (reference_model is not None):
@@ -158,13 +172,8 @@ class SelectionHook:
         """
         candidates = as_samples(candidates)
         step = self.engine.global_steps if step is None else step
-        settings, collectives = self.settings, self.collectives
-        longest = max((len(sample.input_ids) for sample in candidates), default=0)
-        sizes = collectives.gather(torch.tensor([len(candidates), longest], device=self.engine.device))
-        counts, num_tokens = sizes[:, 0].tolist(), int(sizes[:, 1].max())
-        if len(set(counts)) > 1 or not candidates:
-            raise ValueError(f"every rank must bring the same number of candidates, at least one; they bring {counts}")
-        num_candidates = sum(counts)
+        settings, collectives, self.whole_target = self.settings, self.collectives, None
+        num_candidates, num_tokens = self._sizes(candidates)
         watch, collectives.bytes_sent = Stopwatch(self.engine.device), 0
         keep = min(num_candidates, settings.keep_per_step * settings.score_every if keep is None else keep)
         self.scores = Scores(is_warmup=self.needs_moments and not self._has_state(step))
@@ -189,6 +198,35 @@ class SelectionHook:
             scores.selection_hash = self.agree(selection, step)
         scores.bytes_sent, scores.seconds, scores.peak_bytes = collectives.bytes_sent, watch.read(), watch.peak_bytes()
         return selection
+
+    def score(self, candidates: Candidates, target: WholeTarget) -> Signals:
+        """Signals of the candidates of all ranks, of which nothing is selected, under the optimizer's present state. Every rank calls it.
+
+        For a method that needs a Gram. Adam's moments must be there where the geometry needs them: there is no warm-up.
+
+        Args:
+            candidates: this rank's R = C / W, as many as every other rank's.
+            target: measured in the first pass, from all samples of the hook's target set; later passes take it as it is. It belongs to this
+                hook and to this state of the engine.
+        Returns:
+            The Gram problem in rank order, the same on every rank; numbers may be non-finite. The target's loss is in ``scores``,
+            features of the rows are in ``target``.
+        Raises:
+            ValueError: unequal numbers of candidates.
+        """
+        candidates = as_samples(candidates)
+        _, num_tokens = self._sizes(candidates)
+        self.scores, self.whole_target = Scores(), target
+        return self._score_without_overflow(candidates, num_tokens, 0, Stopwatch(self.engine.device))
+
+    def _sizes(self, candidates: list[Sample]) -> tuple[int, int]:
+        """(C, tokens of the longest), over all ranks. Raises ValueError, on all of them, for unequal shares."""
+        longest = max((len(sample.input_ids) for sample in candidates), default=0)
+        sizes = self.collectives.gather(torch.tensor([len(candidates), longest], device=self.engine.device))
+        counts = sizes[:, 0].tolist()
+        if len(set(counts)) > 1 or not candidates:
+            raise ValueError(f"every rank must bring the same number of candidates, at least one; they bring {counts}")
+        return sum(counts), int(sizes[:, 1].max())
 
     def agree(self, selection: Selection, step: int) -> str:
         """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the same."""
@@ -285,6 +323,8 @@ class SelectionHook:
         signals = self._score(candidates, num_tokens, step, watch)
         while self.passes.loss_scale > 1 and _has_overflowed(signals, self.scores.target_loss):
             self.passes.loss_scale = max(1.0, self.passes.loss_scale / OVERFLOW_STEP)
+            if self.whole_target and not math.isfinite(signals.target_norm_squared):
+                self.whole_target.gradient = {}
             signals = self._score(candidates, num_tokens, step, watch)
         return signals
 
@@ -331,6 +371,9 @@ class SelectionHook:
                 micro_batch = [candidates[i] for i in order_R[first : first + rows_per_pass]]
                 passes.append(self._measure(micro_batch, num_tokens, gram, is_last=first + rows_per_pass >= len(candidates)))
         gram_CC = gram.finish() if gram else None
+        if self.whole_target and self.settings.backend != "exact":
+            back_R = [*np.argsort(order_R), len(order_R)]
+            self.whole_target.features_Rk = gram.rows[back_R]
         with watch("exchange"):
             order = torch.as_tensor(order_R, device=self.engine.device) + collectives.rank * len(candidates)
             position_C = collectives.gather(order).flatten()
@@ -351,8 +394,10 @@ class SelectionHook:
             return Signals(full[:-1, :-1], full[:-1, -1], float(full[-1, -1]), **found)
 
     def _score_target(self, gram, step: int, rows_per_pass: int) -> float:
-        """This rank's part of the target, into ``gram``; its part of the target's loss."""
-        collectives = self.collectives
+        """This rank's part of the target, into ``gram`` unless it is there; its part of the target's loss."""
+        collectives, whole = self.collectives, self.whole_target
+        if whole and whole.gradient:
+            return whole.loss
         look = step // self.settings.score_every  # the target rotates with the scoring passes, not past them
         batch, targets = self.targets.batch(look), self.targets.shard(look, collectives.rank, collectives.world_size)
         longest, num_own = max(len(sample.input_ids) for sample in batch), -(-len(batch) // collectives.world_size)
@@ -364,6 +409,8 @@ class SelectionHook:
             losses_B = self.passes.backward(micro_batch, num_rows, longest, 1 / len(batch), take)
             target_loss += losses_B.sum().item() / len(batch)
         gram.finish_target()
+        if whole:
+            whole.gradient, whole.loss = gram.target, target_loss
         return target_loss
 
     def _measure(self, samples: list[Sample], num_tokens: int, gram, is_last: bool) -> dict[str, torch.Tensor]:
@@ -386,11 +433,12 @@ class SelectionHook:
         settings, is_warmup = self.settings, self.scores.is_warmup
         geometry, momentum = ("identity", "cancel") if is_warmup else (self.geometry, settings.momentum)
         own = self.fragments(with_moments=not is_warmup)
+        target = self.whole_target and self.whole_target.gradient
         arguments = (self.owners, own, self.collectives, watch, geometry, momentum, num_rows, settings.exchange_mib << 20)
         if settings.backend == "exact":
-            return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction)
+            return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction, target)
         backend = {"projected": ProjectedGram, "factored": FactoredGram}[settings.backend]
-        return backend(*arguments, settings.projection_size, seed=f"{self.seed} {step}")
+        return backend(*arguments, settings.projection_size, seed=f"{self.seed} {step}", target=target)
 
 
 def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:

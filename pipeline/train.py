@@ -5,31 +5,22 @@ deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed 
 One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast -> weighted step
 """
 
-import logging
-import shutil
 import time
-import warnings
-from collections.abc import Sequence
 
-import torch.distributed as dist
 import transformers
-from deepspeed.utils import logger as deepspeed_logger
 from tqdm import tqdm
 
-from pipeline.config import Config, parse
+from pipeline.config import parse
 from pipeline.data.mixture import mixture_of
-from pipeline.data.sample import Sample
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
-from pipeline.data.token_cache import obtain
-from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.deal import deal
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.attention import packs
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.ending import end_together, together
+from pipeline.training.ending import together
 from pipeline.training.engine import (
     build_engine,
     check_hardware,
@@ -42,10 +33,11 @@ from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
-from pipeline.training.once import once_per_node
+from pipeline.training.program import run_program
 from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
 from pipeline.training.stopping import REQUEUE, StopRequests
+from pipeline.training.tokenised import read
 from pipeline.training.weighted_step import weighted_step
 
 
@@ -170,33 +162,9 @@ def main(arguments: list[str] | None = None) -> None:
     say(f"results in {folder}")
 
 
-def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample]:
-    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file that all of them map."""
-    names, setting = getattr(config.data, name), f"data.{name}"
-    if not names:
-        return []
-    kept = once_per_node(
-        lambda beat: obtain(names, tokenizer, config.data, setting, beat, shows_progress=say.rank == 0),
-        f"tokenising {setting}", config.run.timeout_seconds,
-    )  # fmt: skip
-    samples = TokenFile(kept.manifest)
-    if kept.is_temporary:
-        dist.barrier()  # what is mapped stays readable
-        shutil.rmtree(kept.manifest.parent, ignore_errors=True)
-    for note in kept.notes:
-        say(note)
-    counts = ", ".join(f"{key} {value}" for key, value in samples.manifest.counts.items())
-    say(f"{setting}: {counts}{f', from the cache ({kept.manifest})' if kept.is_reused else ''}")
-    return samples
-
-
 def run(arguments: list[str] | None = None) -> None:
-    """``main``, with libraries that say less and an end that all ranks share."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed's and transformers' use of older names of torch
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    deepspeed_logger.setLevel(logging.WARNING)
-    end_together(lambda: main(arguments))
+    """``main``, to an end that all ranks share."""
+    run_program(lambda: main(arguments))
 
 
 if __name__ == "__main__":

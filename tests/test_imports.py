@@ -12,6 +12,8 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "kept": {"data", "scoring", "selection"},
     "passes": {"data", "scoring"}, "hook": {"config", "data", "kept", "passes", "scoring", "selection"},
     "training": {"config", "data", "kept", "scoring", "selection", "hook", "reporting", "versions"},
+    "datastore": {"config", "data", "hook", "scoring", "training", "versions"},
+    "score": {"config", "data", "datastore", "hook", "training"},
     "integrations": {"config", "data", "hook", "kept", "scoring", "selection", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},

@@ -24,7 +24,7 @@ def test_the_library_example_keeps_what_the_target_asks_for(world_size):
     assert wanted > 0.8 * kept, f"{wanted} of {kept} kept samples are of the target's kind"
 
 
-@pytest.mark.parametrize("name", ["attach", "select", "micro_batches", "weighted_loss"])
+@pytest.mark.parametrize("name", ["attach", "select", "score", "micro_batches", "weighted_loss"])
 def test_the_library_interface_says_what_goes_in_and_what_comes_out(name):
     """Types of all arguments and of the result, and each argument in the docstring."""
     method = getattr(SelectionHook, name)

@@ -43,11 +43,14 @@ class ExactGram:
         contraction: ``auto`` or one of the ways of contraction.py.
         exchange_bytes: bound of what one rank receives in one exchange, of which two exist at a time; one row of a weight matrix
             of all candidates is the least.
+        target: what ``target`` was after ``finish_target`` of an earlier pass, which spares this one the target; empty in the pass
+            that later ones take it from; None where no other pass needs it, and it may wait as factors.
     """
 
     def __init__(
         self, owners: OwnerMap, own: list[Fragment], collectives: Collectives, watch: Stopwatch,
         geometry: str, momentum: str, num_rows: int, exchange_bytes: int, num_tokens: int, element_size: int, contraction: str = "auto",
+        target: Optional[dict[str, torch.Tensor]] = None,
     ):  # fmt: skip
         self.owners, self.collectives, self.watch = owners, collectives, watch
         self.own = {fragment.name: fragment for fragment in own}
@@ -56,7 +59,7 @@ class ExactGram:
         num_candidates = num_rows * collectives.world_size
         self.gram = torch.zeros(num_candidates + 1, num_candidates + 1, dtype=torch.float64, device=collectives.device)
         self._dtype = torch.float64 if element_size == 8 else torch.float32  # of sums
-        self.target = {
+        self.target = target or {
             name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
             for name in owners.shapes if name in self.own
         }  # fmt: skip
@@ -65,11 +68,11 @@ class ExactGram:
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
         self._landing = [0] * collectives.world_size  # bytes that each owner will receive with the next exchange
         self._travelling = None  # the exchange under way: (what will arrive here, how to wait for it)
-        self._is_target = True
+        self._is_target = not target
         # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
         stays_here = collectives.world_size == 1 and collectives.device.type == "cpu"
         self._bound = min(CACHE_BYTES, exchange_bytes) if stays_here else exchange_bytes
-        is_separable = geometry == "identity" and momentum == "cancel"
+        is_separable = geometry == "identity" and momentum == "cancel" and target is None
         choose_for = lambda name, rows, *options: self._choose(name, rows, num_tokens, element_size, *options)
         self.plan = {name: choose_for(name, num_rows, is_separable, contraction) for name in owners.shapes}
         self._target_plan = {name: choose_for(name, 1, False, "auto") for name in owners.shapes}  # one row, so longer chunks

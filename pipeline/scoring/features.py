@@ -30,11 +30,12 @@ class FeatureGram(ABC):
         owners, own, geometry, momentum, num_rows, exchange_bytes: as for ``ExactGram``.
         projection_size: largest k_out and k_in of a layer.
         seed: of the projections, equal on all ranks, another at every pass.
+        target: as for ``ExactGram``, and of the same seed.
     """
 
     def __init__(
         self, owners: OwnerMap, own: list[Fragment], collectives: Collectives, watch: Stopwatch, geometry: str, momentum: str,
-        num_rows: int, exchange_bytes: int, projection_size: int, seed: str,
+        num_rows: int, exchange_bytes: int, projection_size: int, seed: str, target: Optional[dict[str, torch.Tensor]] = None,
     ):  # fmt: skip
         self.owners, self.collectives, self.watch = owners, collectives, watch
         self.own = {fragment.name: fragment for fragment in own if fragment.name in owners.shapes}
@@ -45,9 +46,17 @@ class FeatureGram(ABC):
         for name, projection in self.projections.items():
             self._columns[name] = slice(width, width + projection.width)
             width += projection.width
-        self._rows = torch.zeros(num_rows + 1, width, device=collectives.device)
+        # Of this rank's candidates, in the order in which they are added, and of its part of the target.
+        self.rows = torch.zeros(num_rows + 1, width, device=collectives.device)
+        for name, target_k in (target or {}).items():
+            self.rows[-1, self._columns[name]] = target_k
         self._num_done: dict[str, int] = defaultdict(int)  # candidates whose features of a layer are there
-        self._is_target = True
+        self._is_target = not target
+
+    @property
+    def target(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the target's row, (k,) for each weight."""
+        return {name: self.rows[-1, columns].clone() for name, columns in self._columns.items()}
 
     @abstractmethod
     def features(
@@ -64,13 +73,13 @@ class FeatureGram(ABC):
         with self.watch("target"):
             name = layer + ".weight"
             merged = self.features(name, activation_BTI.flatten(0, 1)[None], output_grad_BTO.flatten(0, 1)[None])
-            self._rows[-1, self._columns[name]] += merged.flatten()
+            self.rows[-1, self._columns[name]] += merged.flatten()
 
     def finish_target(self) -> None:
         self._is_target = False
         if self.momentum == "compensate":
             for name, fragment in self.own.items():
-                part_k = self._rows[-1, self._columns[name]]
+                part_k = self.rows[-1, self._columns[name]]
                 if fragment.numel:
                     part_k.sub_(self.moment_features(name, fragment).flatten(), alpha=fragment.beta1)
                 part_k.div_(1 - fragment.beta1)
@@ -83,19 +92,19 @@ class FeatureGram(ABC):
             name, first = layer + ".weight", self._num_done[layer + ".weight"]
             self._num_done[name] = first + num_samples(activation_BTI, lengths)
             features_Bk = self.features(name, activation_BTI, output_grad_BTO, lengths).flatten(1)
-            self._rows[first : self._num_done[name], self._columns[name]] = features_Bk
+            self.rows[first : self._num_done[name], self._columns[name]] = features_Bk
 
     hold = add  # features are small: no micro-batch waits for the last one
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
-        world_size, width = self.collectives.world_size, self._rows.shape[1]
-        num_candidates = world_size * (len(self._rows) - 1)
-        gram = self._rows.new_zeros((num_candidates + 1, num_candidates + 1), dtype=torch.float64)
-        step = max(world_size, self.exchange_bytes // (self._rows.element_size() * len(self._rows)))
+        world_size, width = self.collectives.world_size, self.rows.shape[1]
+        num_candidates = world_size * (len(self.rows) - 1)
+        gram = self.rows.new_zeros((num_candidates + 1, num_candidates + 1), dtype=torch.float64)
+        step = max(world_size, self.exchange_bytes // (self.rows.element_size() * len(self.rows)))
         for first in range(0, width, step):
             with self.watch("exchange"):
-                pieces = torch.tensor_split(self._rows[:, first : first + step], world_size, dim=1)
+                pieces = torch.tensor_split(self.rows[:, first : first + step], world_size, dim=1)
                 received_WRk = self.collectives.rows_to_owners(list(pieces))()
             with self.watch("gram"):
                 x = torch.cat([received_WRk[:, :-1].flatten(0, 1), received_WRk[:, -1].sum(0, keepdim=True)])

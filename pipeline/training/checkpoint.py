@@ -42,6 +42,10 @@ CHANGE_ROUNDING = (
     "selection.scoring_micro_batch_size", "selection.exchange_mib", "selection.logits_mib", "selection.contraction",
     "model.gradient_checkpointing", "model.attention", "deepspeed.train_micro_batch_size_per_gpu", "deepspeed.gradient_accumulation_steps",
 )  # fmt: skip
+SAYS_HOW_IT_RUNS = ("model.attention", "model.packing", "model.gradient_checkpointing")
+DECIDE_WEIGHTS = (
+    "deepspeed.bf16.enabled", "deepspeed.fp16.enabled", "deepspeed.zero_optimization.stage", "deepspeed.optimizer.type",
+)  # fmt: skip
 SAYS_NOTHING_OF_THE_RUN = (
     "steps_per_print", "tensorboard", "wandb", "csv_monitor", "comet", "wall_clock_breakdown", "memory_breakdown", "flops_profiler",
     "comms_logger", "dump_state", "checkpoint",
@@ -100,25 +104,49 @@ def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Opt
         return None
     own = Path(config.run.folder) / files.FOLDER
     paths = together(lambda: _candidates(config.resume, own))
+    way_out = (
+        "Name another run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
+    )
+    found = _newest_good(paths, lambda path: _read(path, now), config.resume, way_out, say)
+    if found is not None:
+        changed = differences(found.manifest.identity, now)
+        if found.manifest.world_size != dist.get_world_size():
+            say(
+                f"{found.path} was written by {found.manifest.world_size} ranks, and there are {dist.get_world_size()}: sums are rounded "
+                "otherwise"
+            )
+        if changed:
+            say(f"{found.path} was written with other settings that change rounding alone: {'; '.join(changed.values())}")
+    return found
+
+
+def find_weights(resume: str, now: dict[str, Any], say: Callable[[str], None]) -> Found:
+    """The checkpoint at ``resume``, or the newest good one of the run there, to read weights and Adam state from and not to go on with.
+
+    Its model and precision must be those of ``now``; the rest is free. All ranks call it. Raises ValueError where none can be used.
+    """
+    given = Path(resume)
+    paths = [given] if files.step_of(given) is not None else together(lambda: _of_run(given))
+    way_out = f"The settings of its run are in {paths[0].parent.parent / 'config.yaml'}: give that as --config"
+    return _newest_good(paths, lambda path: _read_weights(path, now), resume, way_out, say)
+
+
+def _newest_good(
+    paths: list[Path], examine: Callable[[Path], tuple[Optional[Manifest], Optional[str]]], resume: str, way_out: str,
+    say: Callable[[str], None],
+) -> Optional[Found]:  # fmt: skip
+    """The first of ``paths`` that is whole and that ``examine`` has nothing against; None where there are none at all."""
     unusable = []
     for path in paths:
-        manifest, problem = together(lambda path=path: _read(path, now))
+        manifest, problem = together(lambda path=path: examine(path))
         problem = problem or _damage(path, manifest)
         if problem is None:
-            changed = differences(manifest.identity, now)
-            if manifest.world_size != dist.get_world_size():
-                say(
-                    f"{path} was written by {manifest.world_size} ranks, and there are {dist.get_world_size()}: sums are rounded otherwise"
-                )
-            if changed:
-                say(f"{path} was written with other settings that change rounding alone: {'; '.join(changed.values())}")
             return Found(path, manifest, unusable)
         unusable.append(f"{path}: {problem}")
         say(f"CHECKPOINT NOT USED: {unusable[-1]}")
     if unusable:
         raise ValueError(
-            f"resume = {config.resume}: none of {len(unusable)} checkpoints can be used ({'; '.join(unusable)}). Name another "
-            "run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
+            f"resume = {resume}: none of {len(unusable)} checkpoints can be used ({'; '.join(unusable)}). {way_out}"
         )
     return None
 
@@ -129,10 +157,7 @@ def _candidates(resume: str, own: Path) -> list[Path]:
         return files.checkpoints(own)
     given = Path(resume)
     if files.step_of(given) is None:
-        found = files.checkpoints(given / files.FOLDER) or files.checkpoints(given)
-        if not found:
-            raise ValueError(f"resume: there is no checkpoint in {given}, nor in {given / files.FOLDER}")
-        return found
+        return _of_run(given)
     newer = [path.name for path in files.checkpoints(own) if files.step_of(path) > files.step_of(given)]
     if given.parent.resolve() == own.resolve() and newer:
         raise ValueError(
@@ -140,6 +165,13 @@ def _candidates(resume: str, own: Path) -> list[Path]:
             "good one, or name another run.folder to branch off"
         )
     return [given]
+
+
+def _of_run(folder: Path) -> list[Path]:
+    found = files.checkpoints(folder / files.FOLDER) or files.checkpoints(folder)
+    if not found:
+        raise ValueError(f"resume: there is no checkpoint in {folder}, nor in {folder / files.FOLDER}")
+    return found
 
 
 def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional[str]]:
@@ -152,6 +184,17 @@ def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional
     if forbidden:
         return manifest, f"it belongs to another run ({'; '.join(forbidden)})"
     return manifest, records.too_short(path.parent.parent, manifest.records)
+
+
+def _read_weights(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional[str]]:
+    """Its manifest, and what speaks against its weights for the model of ``now``."""
+    try:
+        manifest = files.read_manifest(path)
+    except ValueError as error:
+        return None, str(error)
+    is_about_weights = lambda name: name in DECIDE_WEIGHTS or (name.startswith("model.") and name not in SAYS_HOW_IT_RUNS)
+    forbidden = [text for name, text in differences(manifest.identity, now).items() if is_about_weights(name)]
+    return manifest, f"its model is another one ({'; '.join(forbidden)})" if forbidden else None
 
 
 def _damage(path: Path, manifest: Manifest) -> Optional[str]:
@@ -170,6 +213,29 @@ def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> di
     if found is None or found.manifest.world_size == world_size or stage == 0:
         return merged
     return {**merged, "checkpoint": {**merged.get("checkpoint", {}), "load_universal": True}}
+
+
+def load_engine(engine, found: Found, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Weights, Adam state and schedule of ``found`` into ``engine``; what the checkpoint holds of its run besides them.
+
+    Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``, and ``folder`` is where its
+    universal form lies meanwhile. Every rank calls it.
+    """
+    path, stage = found.path, engine.zero_optimization_stage()
+    is_universal = engine.load_universal_checkpoint()
+    if is_universal:
+        path = universal.convert(path, folder, stage, say)
+    loaded, state = engine.load_checkpoint(
+        str(path.parent), tag=path.name, load_module_strict=False  # frozen parameters are the base model's
+    )  # fmt: skip
+    if loaded is None or engine.global_steps != found.manifest.step:
+        raise RuntimeError(f"DeepSpeed has loaded {loaded} with {engine.global_steps} steps done, not {found.path}")
+    state = state["selection"]
+    if is_universal:
+        universal.repair(engine, state["groups"])
+        dist.barrier()  # until all have read it
+        together(lambda: universal.remove(path))
+    return state
 
 
 class Checkpoints:
@@ -226,20 +292,7 @@ class Checkpoints:
 
         Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``.
         """
-        path, stage = found.path, self.engine.zero_optimization_stage()
-        is_universal = self.engine.load_universal_checkpoint()
-        if is_universal:
-            path = universal.convert(path, self.folder, stage, self.say)
-        loaded, state = self.engine.load_checkpoint(
-            str(path.parent), tag=path.name, load_module_strict=False  # frozen parameters are the base model's
-        )  # fmt: skip
-        if loaded is None or self.engine.global_steps != found.manifest.step:
-            raise RuntimeError(f"DeepSpeed has loaded {loaded} with {self.engine.global_steps} steps done, not {found.path}")
-        state = state["selection"]
-        if is_universal:
-            universal.repair(self.engine, state["groups"])
-            dist.barrier()  # until all have read it
-            together(lambda: universal.remove(path))
+        state = load_engine(self.engine, found, self.folder, self.say)
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
         vars(self.hook).update(state["hook"])
         if state["waiting"] is None:

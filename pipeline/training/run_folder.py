@@ -62,7 +62,7 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
                 "with it"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _hold(folder)
+    hold(folder, "run.folder")
     if not goes_on:
         for path in sorted(
             folder.iterdir(), key=lambda path: path.name == "config.yaml"
@@ -89,17 +89,18 @@ def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
         raise ValueError(f"run.folder: {folder} holds {what} and no checkpoint; name another folder")
 
 
-def _hold(folder: Path) -> None:
-    """Two jobs in one folder would mix their records: a requeued job may start while the old one still writes."""
+def hold(folder: Path, setting: str) -> None:
+    """Against other processes, until this one ends. Two jobs in one folder would mix their records: a requeued job may start while the old
+    one still writes. Raises ValueError, naming the ``setting``, where another process holds it."""
     if folder in _held:
         _held.pop(folder).close()
     file = open(folder / LOCK, "a")  # noqa: SIM115  let go by the kernel, also if the process is killed
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"run.folder: another process trains in {folder}; wait for its end, or name another folder") from error
+        raise ValueError(f"{setting}: another process writes in {folder}; wait for its end, or name another folder") from error
     except OSError as error:
-        print(f"run.folder: {folder} cannot be locked ({error.strerror}): let no other job write to it", file=sys.stderr)
+        print(f"{setting}: {folder} cannot be locked ({error.strerror}): let no other job write to it", file=sys.stderr)
     _held[folder] = file
 
 

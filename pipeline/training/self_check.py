@@ -40,8 +40,11 @@ class Line:
     remedy: str = ""
 
 
-def run(hook: SelectionHook, candidates: list[Sample]) -> list[Line]:
-    """All checks, on this rank's candidates. Every rank calls it; ``found`` is about all ranks, and so is ``passed``."""
+def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> list[Line]:
+    """All checks, on this rank's candidates. Every rank calls it; ``found`` is about all ranks, and so is ``passed``.
+
+    ``selects=False`` leaves out the selection, for a hook that is used to score alone.
+    """
     by_length = sorted(candidates, key=lambda sample: len(sample.input_ids))
     # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each and group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
@@ -58,7 +61,8 @@ def run(hook: SelectionHook, candidates: list[Sample]) -> list[Line]:
             lines.append(_contraction(hook, len(candidates), len(by_length[-1].input_ids)))
             lines.append(_memory(hook, len(candidates), len(by_length[-1].input_ids)))
         lines.append(_addresses(hook))
-    lines.append(_same_selection(hook, candidates))
+    if selects:
+        lines.append(_same_selection(hook, candidates))
     if hook.method.needs != "nothing":
         lines.append(_untouched(hook, before))
     return [_agree(hook, line) for line in lines]

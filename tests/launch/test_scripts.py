@@ -46,8 +46,8 @@ def test_setup_names_the_way_out_when_there_is_no_python(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(launcher, tmp_path):
+@pytest.mark.parametrize("launcher, module", [("deepspeed", "pipeline.train"), ("torchrun", "pipeline.score")])
+def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(launcher, module, tmp_path):
     """In a container the script is process 1, and SIGTERM for the ranks to write a checkpoint reaches nobody else."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -56,13 +56,20 @@ def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(laun
     for name in ("python", "deepspeed"):
         (folder / name).write_text('#!/usr/bin/env bash\n[[ "$1" == -c ]] && { cat >/dev/null; echo 0; } || echo "$$ $*"\n')
         (folder / name).chmod(0o755)
-    environment = {**os.environ, "VENV": str(tmp_path), "PYTHON": sys.executable, "DOCTOR": "0", "LAUNCHER": launcher}
+    environment = {
+        **os.environ,
+        "VENV": str(tmp_path),
+        "PYTHON": sys.executable,
+        "DOCTOR": "0",
+        "LAUNCHER": launcher,
+        "MODULE": module,
+    }
     script = subprocess.Popen(
         ["bash", ROOT / "launch/train.sh", "--resume", "auto"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     pid, arguments = script.communicate()[0].strip().split(" ", 1)
-    assert arguments.endswith("--module pipeline.train --resume auto")
+    assert arguments.endswith(f"--module {module} --resume auto")
     assert arguments.startswith("-m torch.distributed.run") == (launcher == "torchrun")
     assert int(pid) == script.pid
 

@@ -1,0 +1,71 @@
+"""What scores are made of, by name: scores made of something else do not belong into the same folder."""
+
+import hashlib
+from dataclasses import asdict
+from typing import Any, Optional
+
+import torch
+
+from pipeline.config import SelectionConfig
+from pipeline.scoring.collectives import Collectives
+from pipeline.training.checkpoint import CHANGE_ROUNDING, SAYS_HOW_IT_RUNS, Found
+from pipeline.versions import installed
+
+PACKAGES = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
+SELECTION = (
+    "geometry", "momentum", "backend", "projection_size", "last_blocks", "scoring_micro_batch_size", "logits_mib", "exchange_mib",
+    "contraction",
+)  # fmt: skip
+MAY_DIFFER = (*CHANGE_ROUNDING, *SAYS_HOW_IT_RUNS, "ranks", "batch", "deepspeed.zero_optimization.stage")
+"""How the work is cut, and with it the rounding."""
+
+
+def made_of(
+    identity: dict[str, Any], selection: SelectionConfig, found: Optional[Found], engine, collectives: Collectives, **more: Any
+) -> dict[str, Any]:
+    """Settings, data, model, checkpoint and versions. Every rank calls it.
+
+    Args:
+        identity: as ``checkpoint.identity`` gives it for a run of these settings.
+        selection: as the scores are made by it.
+        found: where weights and Adam state come from, if not from ``model.name`` alone.
+        more: arguments of the program.
+    """
+    settings = {
+        name: value for name, value in identity.items()
+        if name.startswith(("model.", "data.", "content of ")) and name not in ("data.rotate_targets", "content of data.test")
+    }  # fmt: skip
+    settings |= {name: identity[name] for name in ("run.seed", "deepspeed.zero_optimization.stage") if name in identity}
+    settings |= {f"selection.{name}": asdict(selection)[name] for name in SELECTION}
+    checkpoint = None if found is None else f"{found.path.name}, {_digest(sorted(found.manifest.files.items()))}"
+    weights = next(engine.module.parameters())
+    return {
+        **settings,
+        "checkpoint": checkpoint,
+        "content of the model": content_of_model(engine, collectives),
+        "dtype": str(weights.dtype),
+        "device": engine.device.type,
+        "ranks": collectives.world_size,
+        **more,
+        **{f"version of {name}": number for name, number in installed(PACKAGES).items()},
+    }
+
+
+def content_of_model(engine, collectives: Collectives) -> str:
+    """Hash of sums over the bits of each parameter: whole numbers, so the same for any number of ranks and any partition."""
+    names, sums = [], []
+    for name, parameter in engine.module.named_parameters():
+        own = getattr(parameter, "ds_tensor", parameter).detach().flatten()
+        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: the last rank's part ends in padding
+            own = own[: max(0, parameter.ds_numel - collectives.rank * own.numel())]
+        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
+        names.append(name)
+        sums.append(own.view(bits).sum(dtype=torch.int64).to(engine.device))
+    total = torch.stack(sums)
+    if engine.zero_optimization_partition_weights():
+        collectives.sum(total)
+    return _digest([*zip(names, total.tolist())])
+
+
+def _digest(value: list) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -1,0 +1,156 @@
+# N samples of a part, D features
+"""A folder of scores: complete parts, or none.
+
+    FOLDER/manifest.json                    what the scores were made of, by name; samples, parts
+           target.parquet                   the target's own row
+           parts/part-00000.parquet         a fixed number of samples, in the order of the pool
+                 .part-00001.parquet.tmp    being written, or left by a process that was killed meanwhile
+
+Readers of a folder of Parquet files find nothing but parts in parts/, and pass over names that begin with a dot.  A part is written
+under another name, forced to the disk, and renamed: the rename is what makes it one.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from pipeline.data.sample import Sample
+from pipeline.datastore.scorer import Scored, Target
+from pipeline.training import checkpoint_files as files
+from pipeline.training.checkpoint import differences
+from pipeline.training.run_folder import LOCK
+
+MANIFEST, TARGET, PARTS = "manifest.json", "target.parquet", "parts"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which part holds what."""
+
+    folder: Path
+    num_samples: int
+    samples_per_part: int
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.samples_per_part)
+
+    def path(self, number: int) -> Path:
+        return self.folder / PARTS / f"part-{number:05d}.parquet"
+
+    def positions(self, number: int) -> range:
+        """In the pool."""
+        return range(number * self.samples_per_part, min((number + 1) * self.samples_per_part, self.num_samples))
+
+    def missing(self) -> list[int]:
+        """Parts still to be made. Raises ValueError for one that is there with other rows than it should have."""
+        return [number for number in range(len(self)) if not self._is_there(number)]
+
+    def _is_there(self, number: int) -> bool:
+        path = self.path(number)
+        if not path.exists():
+            return False
+        try:
+            rows = pa.parquet.read_metadata(path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
+        if rows != len(self.positions(number)):
+            raise ValueError(
+                f"{path} has {rows} rows instead of {len(self.positions(number))}: delete it, and it is made again"
+            )
+        return True
+
+
+def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) -> list[str]:
+    """Write the manifest, or compare with the one that is there; what differs and may.
+
+    Raises ValueError where the folder holds something else, or scores that are made of something else.
+    """
+    path = parts.folder / MANIFEST
+    if not path.exists():
+        others = sorted({path.name for path in parts.folder.iterdir()} - {LOCK, f".{MANIFEST}{files.PARTIAL}"})
+        if others:
+            raise ValueError(
+                f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name another folder"
+            )
+        content = {
+            "num_samples": parts.num_samples, "samples_per_part": parts.samples_per_part, "num_parts": len(parts), "made_of": made_of,
+        }  # fmt: skip
+        _replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        return []
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["made_of"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"output: {path} cannot be read ({error}): name another folder") from error
+    changed = differences(before, json.loads(json.dumps(made_of)))
+    forbidden = [text for name, text in changed.items() if name not in may_differ]
+    if forbidden:
+        raise ValueError(
+            f"output: {parts.folder} holds scores made of something else ({'; '.join(forbidden)}): name another folder, or start with "
+            "what they were made of"
+        )
+    return list(changed.values())
+
+
+def write_target(folder: Path, target: Target, num_samples: int) -> None:
+    columns = {
+        "num_samples": pa.array([num_samples], pa.int64()),
+        "loss": pa.array([target.loss], pa.float64()),
+        "squared_norm": pa.array([target.squared_norm], pa.float64()),
+        **_features(None if target.features_D is None else target.features_D[None], np.array([False])),
+    }
+    _write_table(folder / TARGET, pa.table(columns))
+
+
+def write(path: Path, positions: range, samples: list[Sample], scored: Scored, target: Target) -> int:
+    """One part; how many of its samples have no score since their loss or gradient is not finite."""
+    is_lost_N = ~(np.isfinite(scored.loss_N) & np.isfinite(scored.squared_norm_N) & np.isfinite(scored.alignment_N))
+    number = lambda values_N, also_null_N=False: pa.array(values_N, pa.float64(), mask=is_lost_N | also_null_N)
+    text = lambda values: pa.array([value or None for value in values], pa.string())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine_N = scored.alignment_N / np.sqrt(scored.squared_norm_N * target.squared_norm)
+    columns = {
+        "position": pa.array(positions, pa.int64()),
+        "id": text(sample.id for sample in samples),
+        "source": text(sample.source for sample in samples),
+        "damage": text(sample.damage for sample in samples),
+        "num_tokens": pa.array([len(sample.input_ids) for sample in samples], pa.int32()),
+        "num_supervised": pa.array([sample.num_supervised for sample in samples], pa.int32()),
+        "loss": pa.array(scored.loss_N, pa.float64(), mask=~np.isfinite(scored.loss_N)),
+        "squared_norm": number(scored.squared_norm_N),
+        "alignment": number(scored.alignment_N),
+        "cosine": number(cosine_N, ~np.isfinite(cosine_N)),
+        **_features(scored.features_ND, is_lost_N),
+    }
+    _write_table(path, pa.table(columns))
+    return int(is_lost_N.sum())
+
+
+def _features(features_ND: Optional[np.ndarray], is_lost_N: np.ndarray) -> dict[str, pa.Array]:
+    if features_ND is None:
+        return {}
+    values = pa.array(np.where(is_lost_N[:, None], 0, features_ND).ravel(), pa.float32())
+    return {"features": pa.FixedSizeListArray.from_arrays(values, features_ND.shape[1], mask=pa.array(is_lost_N))}
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pa.parquet.write_table(table, buffer, compression="zstd")
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content) -> None:
+    """Make ``content`` the file at ``path``, at once and on the disk itself."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f".{path.name}{files.PARTIAL}")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(partial, path)
+    files.sync_folder(path.parent)

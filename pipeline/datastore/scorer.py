@@ -1,0 +1,104 @@
+# N samples of a part, n of a batch, R rows of one rank, W ranks, k features of the Gram backend, D features of the file
+"""Scores of the samples of a file, batch by batch, each against the same target under the same Adam state.
+
+Samples of a part that are alike in length share a batch: padding is work.  What comes out of a part depends on its own samples alone, so
+parts can be made in any order, and again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+
+from pipeline.data.sample import IGNORED, Sample
+from pipeline.datastore.sketch import CountSketch
+from pipeline.hook import SelectionHook, WholeTarget
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of the samples of a part, in order; numbers may be non-finite."""
+
+    loss_N: np.ndarray
+    squared_norm_N: np.ndarray
+    """|phi_i|^2 in the geometry."""
+    alignment_N: np.ndarray
+    """<phi_i, phi_T>."""
+    features_ND: Optional[np.ndarray]
+    """float32; their inner products are those of the phi_i, in expectation."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The row of the target."""
+
+    loss: float
+    squared_norm: float
+    features_D: Optional[np.ndarray]
+
+
+class FileScorer:
+    """Every rank calls every method, with the same samples.
+
+    Args:
+        hook: attached with a target set that gives all its samples at once, and a method that needs a Gram.
+        num_features: D; 0 for none. Others need the ``projected`` or ``factored`` backend.
+        batch: samples of all ranks in one pass.
+        pad_token_id: of blank rows, where a batch is smaller than the ranks' shares.
+        seed: of the sketch.
+    """
+
+    def __init__(self, hook: SelectionHook, num_features: int, batch: int, pad_token_id: int, seed: int):
+        self.hook, self.num_features, self.batch, self.seed = hook, num_features, batch, seed
+        self.blank = Sample([pad_token_id] * 2, [IGNORED] * 2)
+        self.whole_target = WholeTarget()
+        self._sketch: Optional[CountSketch] = None
+
+    def target(self) -> Target:
+        """Measures it for all that follows, beside blank rows. Raises ValueError where its gradient is zero or not finite."""
+        collectives = self.hook.collectives
+        rows = -(-self.batch // collectives.world_size)
+        signals = self.hook.score([self.blank] * rows, self.whole_target)
+        if not np.isfinite(signals.target_norm_squared) or signals.target_norm_squared == 0:
+            raise ValueError(
+                f"the mean gradient of the {self.hook.targets.num_per_step} samples of data.target is "
+                f"{'zero' if signals.target_norm_squared == 0 else 'not finite'}: nothing can be measured against it; look at data.target, "
+                "or set training.precision to fp32"
+            )
+        features_D = None
+        if self.num_features:
+            part_k = self.whole_target.features_Rk[-1]
+            self._sketch = CountSketch(len(part_k), self.num_features, f"{self.seed} features", part_k.device)
+            features_D = collectives.sum(self._sketch(part_k[None])[0]).cpu().numpy()
+        return Target(self.hook.scores.target_loss, signals.target_norm_squared, features_D)
+
+    def part(self, samples: list[Sample], after_batch: Callable[[int], None]) -> Scored:
+        """Of ``samples``; ``after_batch`` is told how many have been scored since, and may end it by raising on all ranks."""
+        order_N = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
+        loss_N, squared_norm_N, alignment_N = (np.empty(len(samples)) for _ in range(3))
+        features_ND = np.empty((len(samples), self.num_features), np.float32) if self.num_features else None
+        for first in range(0, len(samples), self.batch):
+            at_n = order_N[first : first + self.batch]
+            found = self._score([samples[i] for i in at_n])
+            loss_N[at_n], squared_norm_N[at_n], alignment_N[at_n] = found.loss_N, found.squared_norm_N, found.alignment_N
+            if features_ND is not None:
+                features_ND[at_n] = found.features_ND
+            after_batch(len(at_n))
+        return Scored(loss_N, squared_norm_N, alignment_N, features_ND)
+
+    def _score(self, samples: list[Sample]) -> Scored:
+        """A batch, dealt over the ranks in turn, so that all get long and short ones."""
+        collectives = self.hook.collectives
+        rows = -(-len(samples) // collectives.world_size)
+        own = samples[collectives.rank :: collectives.world_size]
+        signals = self.hook.score([*own, *[self.blank] * (rows - len(own))], self.whole_target)
+        turn_n, rank_n = np.divmod(np.arange(len(samples)), collectives.world_size)
+        at_n = rank_n * rows + turn_n  # signals come rank by rank
+        features_nD = None
+        if self.num_features:
+            features_WRD = collectives.gather(self._sketch(self.whole_target.features_Rk[:-1]))
+            features_nD = features_WRD.flatten(0, 1)[torch.as_tensor(at_n)].cpu().numpy()
+        norm_C = np.diagonal(signals.gram_CC)
+        return Scored(signals.loss_C[at_n], norm_C[at_n], signals.alignment_C[at_n], features_nD)

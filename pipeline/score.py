@@ -1,0 +1,220 @@
+"""Score a whole file against a target, offline: how much each sample's update would help, and features for a selection of one's own.
+
+python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume CHECKPOINT_OR_RUN] [--features D] [--section.key value ...]
+
+One batch:  samples -> factors -> moments -> Gram column of the target -> all-reduce -> Parquet part (rank 0)
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+import transformers
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from pipeline.config import Config, SelectionConfig, build_parser, needs_moments, parse_with
+from pipeline.data.targets import TargetSet
+from pipeline.datastore import parts
+from pipeline.datastore.made_of import MAY_DIFFER, made_of
+from pipeline.datastore.parts import Parts
+from pipeline.datastore.scorer import FileScorer
+from pipeline.hook import SelectionHook
+from pipeline.training import checkpoint, run_folder, self_check
+from pipeline.training.attention import packs
+from pipeline.training.ending import together
+from pipeline.training.engine import (
+    build_engine,
+    check_hardware,
+    deepspeed_config,
+    partition_while_loading,
+    resolve_dtype,
+    start_process_group,
+)
+from pipeline.training.model import load_model, load_tokenizer
+from pipeline.training.program import run_program
+from pipeline.training.progress import Narrator
+from pipeline.training.small_model import located
+from pipeline.training.stopping import REQUEUE, StopRequests
+from pipeline.training.tokenised import read
+
+
+def main(arguments: Optional[list[str]] = None) -> None:
+    config, options = parse_score(arguments)
+    stop = StopRequests()
+    rank, world_size, device = start_process_group(config.run.timeout_seconds)
+    say = Narrator(rank)
+
+    dtype = resolve_dtype(config.training.precision, device)
+    merged = deepspeed_config(_without_steps(config, world_size), world_size, dtype)
+    check_hardware(config, merged, device)
+    together(lambda: located(config.model.name))
+    folder = together(lambda: _prepare(options.output))
+    tokenizer = load_tokenizer(config.model)
+    pool, targets = (read(name, tokenizer, config, say) for name in ("pool", "target"))
+    identity = checkpoint.identity(config, merged, pool, targets, [])
+    found = checkpoint.find_weights(config.resume, identity, say) if config.resume else None
+
+    merged = checkpoint.for_other_ranks(merged, found, world_size)
+    partitioned = partition_while_loading(merged)  # noqa: F841  under ZeRO-3 transformers looks for it while it loads
+    transformers.set_seed(config.run.seed)
+    model, attention = load_model(config.model, dtype, device, config.run.seed)
+    engine = build_engine(model, merged, config.training)
+    pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
+    target_set = TargetSet(targets, len(targets), config.run.seed, rotate=False)  # all of them, at every look
+    hook = SelectionHook.attach(engine, target_set, config.selection, pad_token_id, config.run.seed, None, is_packed)
+    say(f"{world_size} ranks on {device.type}, {dtype}; attention: {attention.kernel}")
+    share = -(-options.batch // world_size)
+    say.checks(self_check.run(hook, [pool[i % len(pool)] for i in range(rank, share * world_size, world_size)], selects=False))
+    if found:
+        checkpoint.load_engine(engine, found, folder, say)
+        _say_what_differs(config, found, say)
+        if hook.needs_moments:
+            say.checks([self_check.check_state(hook)])
+    say(f"geometry {config.selection.geometry}: {_meaning(config.selection, found)}")
+
+    store = Parts(folder, len(pool), options.part)
+    made = made_of(
+        identity, config.selection, found, engine, hook.collectives, features=options.features, part=options.part, batch=options.batch
+    )  # fmt: skip
+    changed = together(lambda: parts.begin(store, made, MAY_DIFFER))
+    if changed:
+        say(f"goes on with other settings that change rounding alone: {'; '.join(changed)}")
+    missing = together(store.missing)
+    if len(missing) < len(store):
+        say(f"{len(store) - len(missing)} of {len(store)} parts are there already")
+
+    scorer = FileScorer(hook, options.features, options.batch, pad_token_id, config.run.seed)
+    begin, num_lost = time.perf_counter(), 0
+    if missing:
+        target = scorer.target()
+        together(lambda: parts.write_target(folder, target, len(targets)))
+        say(f"target: loss {target.loss:.4f}, |phi| {target.squared_norm**0.5:.4g}, {time.perf_counter() - begin:.1f} s")
+    num_samples = sum(len(store.positions(number)) for number in missing)
+    progress = tqdm(total=num_samples, desc="score", unit="sample", disable=rank != 0, mininterval=1.0)
+
+    def after_batch(num_scored: int) -> None:
+        progress.update(num_scored)
+        requested = stop.agreed(hook.collectives)
+        if requested:
+            say(f"{requested}: stopped; the same command goes on after the last complete part")
+            raise SystemExit(REQUEUE)
+
+    for number in missing:
+        positions = store.positions(number)
+        samples = [pool[i] for i in positions]
+        scored = scorer.part(samples, after_batch)
+        num_lost += together(lambda: parts.write(store.path(number), positions, samples, scored, target))  # noqa: B023
+    progress.close()
+    if num_lost:
+        say(f"WARNING: {num_lost} of {num_samples} samples have a loss or gradient that is not finite: their scores are null")
+    seconds = time.perf_counter() - begin
+    say(f"{num_samples} samples scored in {seconds:.1f} s; {len(pool)} in {len(store)} parts in {folder}")
+
+
+def score_parser() -> ArgumentParser:
+    parser = build_parser(__doc__.split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the Parquet parts go, or go on")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="samples of all ranks in one pass; 0 is selection.candidates_per_step"
+    )
+    parser.add_argument(
+        "--part", type=int, default=2048, help="samples of one Parquet file; a stopped program loses less than one"
+    )
+    parser.add_argument(
+        "--features", type=int, default=0, metavar="D",
+        help="numbers for each sample whose inner products approximate those of the gradients; 0 writes none, and the projected or "
+        "factored backend is needed for others",
+    )  # fmt: skip
+    return parser
+
+
+def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespace]:
+    """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2 and one sentence."""
+    parser = score_parser()
+    config, options = parse_with(parser, arguments)
+    options.batch = options.batch or config.selection.candidates_per_step
+    try:
+        for name, smallest in (("batch", 1), ("part", 1), ("features", 0)):
+            if getattr(options, name) < smallest:
+                raise ValueError(f"{name} is {getattr(options, name)}: the smallest value is {smallest}")
+        config.selection = scoring_selection(config, options)
+    except ValueError as error:
+        parser.error(str(error))
+    return config, options
+
+
+def scoring_selection(config: Config, options: Namespace) -> SelectionConfig:
+    """How samples are measured. ``options.selection.geometry`` tells an explicit one from what ``auto`` became. Raises ValueError."""
+    selection = config.selection
+    if not config.data.target:
+        raise ValueError("data.target is empty: name examples of what the samples are to be measured against")
+    if config.resume == "auto":
+        raise ValueError(
+            "resume = auto has no meaning here: name a checkpoint or the folder of a run, or leave it out to score the model as it is"
+        )
+    if options.features and selection.backend == "exact":
+        raise ValueError(
+            f"features = {options.features} needs selection.backend = projected or factored: exact forms inner products of whole gradients "
+            "and leaves no features"
+        )
+    if selection.contraction == "token_token":
+        raise ValueError("selection.contraction = token_token cannot keep the target for a whole file: leave it at auto")
+    geometry = selection.geometry
+    if config.resume is None and options.selection.geometry == "auto":
+        geometry = "identity"
+    if geometry == "auto":  # of a method that scores no gradients
+        geometry = "update"
+    scoring = replace(selection, method="filter_then_weight", geometry=geometry, reference_model=None)
+    if config.resume is None and needs_moments(scoring):
+        what = f"geometry = {geometry}" if geometry != "identity" else f"momentum = {selection.momentum}"
+        raise ValueError(
+            f"selection.{what} measures with Adam's state, which a model alone does not have: name a checkpoint or a run with "
+            "--resume, or set selection.geometry to identity and selection.momentum to cancel"
+        )
+    return scoring
+
+
+def _without_steps(config: Config, world_size: int) -> Config:
+    """For an engine that takes no step: sizes of steps need not divide."""
+    selection = replace(config.selection, candidates_per_step=world_size, keep_per_step=world_size, score_every=1)
+    return replace(config, selection=selection, training=replace(config.training, micro_batch_size=1))
+
+
+def _prepare(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.hold(folder, "output")
+    return folder
+
+
+def _meaning(selection: SelectionConfig, found: Optional[checkpoint.Found]) -> str:
+    if selection.geometry == "identity":
+        reason = "" if found else ", as there is no checkpoint with an Adam state (--resume)"
+        return f"samples are measured by their plain gradients{reason}"
+    return f"samples are measured under the Adam state after {found.manifest.step} updates"
+
+
+def _say_what_differs(config: Config, found: checkpoint.Found, say: Narrator) -> None:
+    say(f"weights and Adam state are those of {found.path}, after {found.manifest.step} updates")
+    now = {f"data.{name}": value for name, value in vars(config.data).items() if name not in ("pool", "target", "test")}
+    now |= {
+        f"selection.{name}": getattr(config.selection, name) for name in ("geometry", "momentum", "last_blocks", "warmup_steps")
+    }
+    changed = checkpoint.differences({name: found.manifest.identity.get(name, value) for name, value in now.items()}, now)
+    if changed:
+        say(f"measured otherwise than in its run: {'; '.join(changed.values())}")
+    if needs_moments(config.selection) and found.manifest.step < config.selection.warmup_steps:
+        say(
+            f"WARNING: moments of {found.manifest.step} updates, fewer than selection.warmup_steps = "
+            f"{config.selection.warmup_steps}, are a poor metric: take a later checkpoint, or selection.geometry = identity"
+        )
+
+
+def run(arguments: Optional[list[str]] = None) -> None:
+    """``main``, to an end that all ranks share."""
+    run_program(lambda: main(arguments))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,33 @@
+"""The tokenised samples of a program of several ranks: made once, mapped by all."""
+
+import shutil
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from pipeline.config import Config
+from pipeline.data.sample import Sample
+from pipeline.data.token_cache import obtain
+from pipeline.data.token_file import TokenFile
+from pipeline.training.once import once_per_node
+from pipeline.training.progress import Narrator
+
+
+def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample]:
+    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file that all of them map."""
+    names, setting = getattr(config.data, name), f"data.{name}"
+    if not names:
+        return []
+    kept = once_per_node(
+        lambda beat: obtain(names, tokenizer, config.data, setting, beat, shows_progress=say.rank == 0),
+        f"tokenising {setting}", config.run.timeout_seconds,
+    )  # fmt: skip
+    samples = TokenFile(kept.manifest)
+    if kept.is_temporary:
+        dist.barrier()  # what is mapped stays readable
+        shutil.rmtree(kept.manifest.parent, ignore_errors=True)
+    for note in kept.notes:
+        say(note)
+    counts = ", ".join(f"{key} {value}" for key, value in samples.manifest.counts.items())
+    say(f"{setting}: {counts}{f', from the cache ({kept.manifest})' if kept.is_reused else ''}")
+    return samples
