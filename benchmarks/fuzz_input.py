@@ -8,6 +8,7 @@ else is a crash. The tests run the same generators and checks on fewer inputs (t
 
 import argparse
 import contextlib
+import csv
 import io
 import json
 import os
@@ -36,7 +37,8 @@ from pipeline import config as configuration
 from pipeline.comparison import grid
 from pipeline.config import Config, DataConfig
 from pipeline.data.chat import tokenize_all
-from pipeline.data.record import BrokenLine, Record, parse
+from pipeline.data.checks import BrokenLine
+from pipeline.data.record import Record, parse
 from pipeline.data.sources import read
 from pipeline.reporting.html import flatten
 
@@ -48,6 +50,12 @@ MARKED = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
     "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}" + TURN + "{% endif %}{% endfor %}" + ASK
 )
+CALLING = (
+    "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ '<call>' + call.function | tojson + '</call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}" + ASK
+)
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "</s>", "<unk>")
 
 # ---------------------------------------------------------------- tokenizers
@@ -57,7 +65,7 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "</s>", "<unk>")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     """The ways in which tokenizers treat text, as small as they come."""
     return {
-        "bytes": _byte_level(CHATML), "generation tags": _byte_level(MARKED),
+        "bytes": _byte_level(CHATML), "generation tags": _byte_level(MARKED), "tools": _byte_level(CALLING),
         "plain turn markers": _byte_level(CHATML, start_is_special=False),
         "strips spaces": _byte_level(CHATML, rstrip=True), "metaspace": _metaspace(), "lower case": _lower_case(),
     }  # fmt: skip
@@ -69,7 +77,9 @@ def _byte_level(template: str, start_is_special: bool = True, rstrip: bool = Fal
     backend = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("<", "|"), ("i", "m")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken("<|im_start|>", special=start_is_special, normalized=False, rstrip=rstrip), "<think>"])
+    backend.add_tokens(
+        [AddedToken("<|im_start|>", special=start_is_special, normalized=False, rstrip=rstrip), "<think>", "<call>", "</call>"]
+    )
     return _wrapped(backend, template, eos_token="<|im_end|>", pad_token="<|pad|>")
 
 
@@ -104,7 +114,8 @@ def _wrapped(backend: Tokenizer, template: str, **tokens) -> PreTrainedTokenizer
 # ---------------------------------------------------------------- generators
 
 PIECES = (
-    *CONTROL, "<think>", "<|im_", "end|>", "<|IM_END|>", "\n", "\r\n", "\0", "\ufeff", "\u2028", "\U000f0000", "\U00108001",
+    *CONTROL, "<call>", "</call>",
+    "<think>", "<|im_", "end|>", "<|IM_END|>", "\n", "\r\n", "\0", "\ufeff", "\u2028", "\U000f0000", "\U00108001",
     "\U00109000" * 12, "{{ 7 * 7 }}", "{% endfor %}", "e\u0301", "\u202e", "\U0001f600", "'", '"', "\\",
 )  # fmt: skip
 TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6), st.just(" a b ")), max_size=6).map("".join)
@@ -114,12 +125,15 @@ SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WITH_S
 KEYS = st.one_of(st.sampled_from([
     "messages", "prompt", "completion", "instruction", "output", "input", "text", "id", "source", "damage",
         "corruption", "role", "content",
-    "name", "tool_calls", "tools",
+    "name", "tool_calls", "tools", "conversations", "from", "value", "chosen", "rejected", "label", "history", "system",
 ]), WITH_SURROGATES)  # fmt: skip
 JSON = st.recursive(SCALARS, lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(KEYS, v, max_size=4)), max_leaves=8)
 CHATS = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS}, optional={"name": TEXTS}), min_size=1, max_size=5)
 GOOD_CHATS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=3).map(
     lambda turns: [{"role": r, "content": c} for pair in turns for r, c in zip(("user", "assistant"), pair)]
+)
+SHAREGPT = GOOD_CHATS.map(
+    lambda chat: [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in chat]
 )
 TOOL_CALLS = st.fixed_dictionaries({"role": st.just("assistant"), "content": TEXTS, "tool_calls": JSON})
 GOOD_ROWS = st.one_of(
@@ -127,7 +141,23 @@ GOOD_ROWS = st.one_of(
     st.fixed_dictionaries({"prompt": TEXTS.filter(str.strip), "completion": TEXTS.filter(str.strip)}),
     st.fixed_dictionaries({"instruction": TEXTS.filter(str.strip), "output": TEXTS.filter(str.strip), "input": TEXTS}),
     st.fixed_dictionaries({"text": TEXTS.filter(str.strip)}),
+    st.fixed_dictionaries({"conversations": SHAREGPT}, optional={"system": TEXTS}),
 )
+ARGUMENTS = st.dictionaries(TEXTS, st.recursive(
+    st.one_of(TEXTS, st.integers(), st.booleans(), st.none()),
+    lambda v: st.one_of(st.lists(v, max_size=2), st.dictionaries(TEXTS, v, max_size=2)), max_leaves=4,
+), max_size=3)  # fmt: skip
+CALLS = st.lists(st.fixed_dictionaries({
+    "name": TEXTS.filter(str.strip), "arguments": st.one_of(ARGUMENTS, ARGUMENTS.map(json.dumps)),
+}), min_size=1, max_size=2)  # fmt: skip
+TOOL_CHATS = st.fixed_dictionaries({
+    "messages": st.lists(st.tuples(TEXTS, st.one_of(st.none(), TEXTS), CALLS, TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=2).map(
+        lambda turns: [message for question, said, calls, result, answer in turns for message in (
+            {"role": "user", "content": question}, {"role": "assistant", "content": said, "tool_calls": calls},
+            {"role": "tool", "content": result}, {"role": "assistant", "content": answer},
+        )]),
+    "tools": st.lists(st.fixed_dictionaries({"name": TEXTS.filter(str.strip)}, optional={"parameters": ARGUMENTS}), max_size=2),
+})  # fmt: skip
 ROWS = st.one_of(
     GOOD_ROWS, GOOD_ROWS, JSON, st.dictionaries(KEYS, JSON, max_size=5),
     st.fixed_dictionaries({"messages": st.lists(st.one_of(CHATS.map(lambda c: c[0]), TOOL_CALLS, JSON), max_size=4)}),
@@ -172,6 +202,22 @@ JSONL = st.builds(lambda lines, end, bom: bom + end.join(lines), st.lists(LINES,
 GOOD_JSON = st.lists(GOOD_ROWS, min_size=1, max_size=3).map(lambda rows: json.dumps(rows, indent=1).encode())
 JSON_FILES = _half(GOOD_JSON, st.one_of(
     st.lists(ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()), LINES, st.builds(_damaged, GOOD_JSON, DAMAGE)
+))  # fmt: skip
+
+
+def _csv(rows: list[list[str]]) -> bytes:
+    file = io.StringIO()
+    csv.writer(file).writerows(rows)
+    return file.getvalue().encode("utf-8", "replace")
+
+
+GOOD_CSV = st.lists(st.tuples(TEXTS.filter(str.strip), TEXTS.filter(str.strip)), min_size=1, max_size=4).map(
+    lambda rows: _csv([["prompt", "completion"], *map(list, rows)])
+)
+CSV = _half(GOOD_CSV, st.one_of(
+    st.lists(st.lists(st.one_of(KEYS, TEXTS, JSON.map(json.dumps)), max_size=3), max_size=4).map(_csv),
+    GOOD_CHATS.map(lambda chat: _csv([["messages"], [json.dumps(chat)]])), st.builds(_damaged, GOOD_CSV, DAMAGE), st.binary(max_size=30),
+    st.sampled_from([b"", b"text", b'text\n"', b"text\n\xff", b"text,text\na,b", b"text\n" + b"x" * 200_000, b'a"b\n"a"b', b"text\n\0"]),
 ))  # fmt: skip
 COLUMN_TYPES = (
     pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.float64(), pyarrow.bool_(), pyarrow.null(),
@@ -304,8 +350,13 @@ def _neutral_ids(record: Record, tokenizer) -> list[int]:
     """Of the same chat in which everybody says nothing but x: all control tokens are the template's."""
     if record.messages is None:
         return [tokenizer.eos_token_id]
-    neutral = [{"role": message["role"], "content": "x"} for message in record.messages]
-    return tokenizer.apply_chat_template(neutral, tokenize=True, return_dict=False)
+    call = lambda _: {"type": "function", "function": {"name": "x", "arguments": {}}}
+    neutral = [
+        {"role": message["role"], "content": "x", "tool_calls": [*map(call, message.get("tool_calls", ()))]}
+        for message in record.messages
+    ]
+    tools = [*map(call, record.tools or ())]
+    return tokenizer.apply_chat_template(neutral, tools=tools or None, tokenize=True, return_dict=False)
 
 
 def _outcome(attempt: Callable[[], Any], *places: str) -> Any:
@@ -384,6 +435,32 @@ def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
     return Counter(accepted=1)
 
 
+def try_tool_chat(row: dict, folder: Path) -> Counter:
+    """As ``try_chat``, of chats with tools and calls in a template that has them."""
+    tokenizer, origin = tokenizers()["tools"], "chat.jsonl:1"
+    try:
+        record = parse(row, "chat", 1, origin)
+    except BrokenLine:
+        return Counter(refused=1)
+    _check_tokens([record], tokenizer)
+    result = _outcome(lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none")
+    if result is None:
+        return Counter(refused=1)
+    sample = result[0][0]
+    if tokenizer.decode(sample.input_ids) != tokenizer.apply_chat_template(record.messages, tools=record.tools, tokenize=False):
+        raise Crash(f"{row}: the tokens read {tokenizer.decode(sample.input_ids)!r}")
+    dump = lambda call: f"<call>{json.dumps(call['function'], ensure_ascii=False)}</call>"
+    said = "".join(
+        m["content"] + "".join(map(dump, m.get("tool_calls", ()))) + "<|im_end|>"
+        for m in record.messages
+        if m["role"] == "assistant"
+    )
+    learnt = tokenizer.decode([label for label in sample.labels if label >= 0])
+    if learnt.replace("\n", "") != said.replace("\n", ""):
+        raise Crash(f"{row}: supervised is {learnt!r}")
+    return Counter(accepted=1)
+
+
 def _reads_back(text: str, tokenizer) -> bool:
     return tokenizer.decode(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) == text
 
@@ -457,9 +534,11 @@ class Kind:
 
 KINDS = {
     "jsonl files": Kind(JSONL, lambda made, folder: try_file(made, ".jsonl", folder), 0.35),
+    "csv files": Kind(CSV, lambda made, folder: try_file(made, ".csv", folder), 0.1),
     "json files": Kind(JSON_FILES, lambda made, folder: try_file(made, ".json", folder), 0.1),
     "parquet files": Kind(PARQUET, try_parquet, 0.1),
     "chats": Kind(st.tuples(st.sampled_from(sorted(tokenizers())), st.one_of(GOOD_CHATS, CHATS)), try_chat, 0.3),
+    "chats with tools": Kind(TOOL_CHATS, try_tool_chat, 0.1),
     "chat templates": Kind(JINJA, try_template, 0.07),
     "recipes": Kind(RECIPES, try_recipe, 0.03),
     "grids": Kind(GRIDS, try_grid, 0.02),

@@ -23,7 +23,7 @@ set_parsing_settings(
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
 LARGEST = 2**31 - 1  # of whole numbers
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHANGE_NO_RESULT = (
     "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model", "data.cache_folder",
     "training.save_every", "training.keep_last", "training.keep_every", "training.verify_every",
@@ -65,8 +65,8 @@ class DataConfig:
     """What it is trained on and towards."""
 
     pool: list[str] = field(default_factory=list)
-    """Candidate samples: .jsonl, .json or .parquet files, or names of Hugging Face datasets ('name', 'name:split');
-    'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
+    """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets ('name:configuration:split', 'stream:name':
+    docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
     pool_weights: Optional[list[float]] = None
     """Relative shares of the candidates, one positive number for each name in pool; without, each has the share of its size. The order
     stays a function of run.seed and the step, and no sample of a name comes twice before all of its samples came once."""
@@ -74,6 +74,8 @@ class DataConfig:
     """A few examples of what the model should become good at, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
     """Held-out samples whose loss is measured before, during and after training; never trained or selected on."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; for pool, target and test."""
     max_tokens: int = 512
     """Longest sample, in tokens."""
     on_long: Literal["truncate", "drop"] = "truncate"
@@ -311,7 +313,7 @@ def from_settings(settings: dict) -> Config:
     parser = build_parser("")
     parser.exit_on_error = False
     try:
-        return _from_namespace(parser, parser.parse_object(settings))
+        return _from_namespace(parser, parser.parse_object(_with_columns(settings)))
     except (ArgumentError, ImportError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 
@@ -458,6 +460,19 @@ def _from_namespace(parser: ArgumentParser, namespace) -> Config:
             raise ValueError(f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: value")
     built = parser.instantiate(namespace)
     return Config(**{f.name: getattr(built, f.name) for f in fields(Config)})
+
+
+def _with_columns(settings: dict) -> dict:
+    """'data.columns.question: prompt', as dotted settings have it, back in one mapping: its keys are no names of settings."""
+    found, columns = {}, {}
+    for name, value in settings.items():
+        if str(name).startswith("data.columns."):
+            columns[name.removeprefix("data.columns.")] = value
+        elif name == "data.columns" and isinstance(value, dict):
+            columns = dict(value)
+        else:
+            found[name] = value
+    return {**found, "data.columns": columns} if columns else found
 
 
 def _section(section) -> str:

@@ -207,3 +207,14 @@ def test_what_does_not_divide_is_refused_with_the_numbers(candidates, keep, mess
     settings.selection.candidates_per_step, settings.selection.keep_per_step = candidates, keep
     with pytest.raises(ValueError, match=message):
         config.check_world_size(settings, 2)
+
+
+def test_columns_read_back_from_dotted_settings():
+    """As a grid has them, which puts the settings of a base, the command line and a variant together."""
+    columns = {"q": "prompt", "a.b": "completion"}
+    for settings in ({f"data.columns.{name}": meant for name, meant in columns.items()}, {"data.columns": columns}):
+        assert config.from_settings(settings).data.columns == columns
+    replaced = config.from_settings({"data.columns.x": "prompt", "data.columns": {"q": "prompt"}})
+    assert replaced.data.columns == {"q": "prompt"} == config.from_settings(config.plain(replaced)).data.columns
+    with pytest.raises(ValueError, match=r"data\.columns"):
+        config.from_settings({"data.columns": "prompt"})

@@ -158,10 +158,10 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
     groups: dict[tuple, dict[str, None]] = {}
     for cell in cells:
         settings = dict(flatten(configuration.plain(cell.config)))
-        for name in STREAM:
-            if settings[name] != reference[name]:
+        for name in (*STREAM, *(name for name in settings | reference if name.startswith("data.columns."))):
+            if settings.get(name) != reference.get(name):
                 raise ValueError(
-                    f"{name} is {settings[name]} in {cell.variant} and {reference[name]} in {cells[0].variant}: they would not see "
+                    f"{name} is {settings.get(name)} in {cell.variant} and {reference.get(name)} in {cells[0].variant}: they would not see "
                     "the same candidates, so their losses would not compare; make it a grid of its own"
                 )
         looked = settings["selection.candidates_per_step"] / settings["selection.score_every"]

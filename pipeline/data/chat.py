@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Optional
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from pipeline.config import DataConfig
+from pipeline.data.checks import BrokenLine
 from pipeline.data.markers import markers_of, special_tokens
-from pipeline.data.record import BrokenLine, Record
+from pipeline.data.messages import calls_of
+from pipeline.data.record import Record
+from pipeline.data.rendering import Chat, as_template_takes_it, check_tools
 from pipeline.data.sample import IGNORED, Sample
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")  # templates that mark the assistant's text themselves
@@ -127,62 +128,64 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
         )
     if not tokenizer.is_fast:
         raise ValueError(f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast version")
-    markers = markers_of(tokenizer, tokenizer.get_chat_template())
-    messages = markers.hide(record)
-    if loss_on == "all":
-        ids, _ = markers.encode(_render(messages, tokenizer))
-        return ids, [True] * len(ids)
-    if GENERATION_TAG.search(tokenizer.get_chat_template()) and not record.num_context:
-        text, spans = _render_with_spans(messages, tokenizer, return_assistant_tokens_mask=True)
-        is_marked = True
-    else:
-        text, is_marked = _render(messages, tokenizer), False
-        answers = [turn for turn in range(record.num_context, len(messages)) if messages[turn]["role"] == "assistant"]
-        spans = [_turn_span(messages, tokenizer, turn, text, special_tokens(tokenizer)) for turn in answers]
-
+    template = tokenizer.get_chat_template(tools=record.tools)  # some have another one where there are tools
+    markers = markers_of(tokenizer, template)
+    chat = as_template_takes_it(Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer))
+    is_marked = bool(GENERATION_TAG.search(template)) and not record.num_context and loss_on != "all"
+    text, spans = chat.text_and_spans() if is_marked else (chat.text(), None)
+    check_tools(chat, text, spans)
     ids, offsets = markers.encode(text)
+    if loss_on == "all":
+        return ids, [True] * len(ids)
+    if spans is None:
+        answers = [turn for turn in range(record.num_context, len(chat.messages)) if chat.messages[turn]["role"] == "assistant"]
+        spans = [_turn_span(chat, turn, text, special_tokens(tokenizer)) for turn in answers]
+
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     supervised = [False] * len(ids)
     for start, stop in spans:
         # A token across the start (two line breaks in one) counts: it holds the answer's first character.
         inside = [i for i, (left, right) in enumerate(offsets) if left < right and left < stop and right > start]
         # Templates often put a line break behind the end token; the model is asked to stop before it.
-        ends = [] if is_marked else [i for i in inside if ids[i] in special]
+        ends = [] if is_marked else [i for i in inside if ids[i] in special and not text[offsets[i][1] : stop].strip()]
         for i in range(inside[0], (ends or inside)[-1] + 1) if inside else ():
             supervised[i] = True
     return ids, supervised
 
 
-def _turn_span(messages: list[dict], tokenizer, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
+def _turn_span(chat: Chat, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
     """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this turn."""
-    before = _render(messages[:turn], tokenizer, add_generation_prompt=True)
-    after = _render(messages[: turn + 1], tokenizer)
+    before = chat.text(turn, add_generation_prompt=True)
+    after = chat.text(turn + 1)
     if text.startswith(before):
         if text.startswith(after) and len(before) < len(after):
             return len(before), len(after)
         # Reasoning templates render the last answer differently from earlier ones: then the answer itself is the anchor.
-        answer = messages[turn]["content"].strip()
-        end_token = special.match(text, len(before) + len(answer))
-        if text.startswith(answer, len(before)) and end_token:
-            return len(before), end_token.end()
+        if stop := _end_of_answer(chat.messages[turn], text, after, len(before), special):
+            return len(before), stop
     raise BrokenLine(
         "answer not told from the rest",
-        f"the chat template renders message {turn + 1} of {len(messages)} differently when it is asked for and when it stands in the "
+        f"the chat template renders message {turn + 1} of {len(chat.messages)} differently when it is asked for and when it stands in the "
         "chat, so its tokens cannot be told exactly: take a template with {% generation %} marks, end chats after the first answer, "
         "or set data.loss_on = all",
     )
 
 
-def _render(messages: list[dict], tokenizer, **options) -> str:
-    return _render_with_spans(messages, tokenizer, **options)[0]
+def _end_of_answer(message: dict, text: str, after: str, start: int, special: re.Pattern) -> Optional[int]:
+    """Where the answer that begins at ``start`` ends with its end token; None if something else begins there.
 
-
-def _render_with_spans(messages: list[dict], tokenizer, **options) -> tuple[str, list[tuple[int, int]]]:
-    """The chat through the tokenizer's template, and the characters between its generation tags if they are asked for."""
-    try:
-        texts, spans = render_jinja_template(
-            [messages], chat_template=tokenizer.get_chat_template(), **tokenizer.special_tokens_map, **options
-        )
-    except Exception as error:  # a template is a program, and may raise anything
-        raise BrokenLine("refused by the chat template", f"{type(error).__name__}: {error}") from error
-    return texts[0], spans[0] if spans else []
+    Tool calls have no text of their own to look for: theirs is the end of the chat ``after`` this turn.
+    """
+    if "tool_calls" not in message:
+        answer = message["content"].strip()
+        end_token = special.match(text, start + len(answer))
+        return end_token.end() if end_token and text.startswith(answer, start) else None
+    said = after[start:]
+    words = [message["content"].strip(), *(call["name"] for call in calls_of(message))]
+    for place in range(len(said)):
+        rest = said[place:]
+        if any(word and rest.count(word) < said.count(word) for word in words):
+            return None
+        if text.startswith(rest, start):
+            return start + len(rest)
+    return None

@@ -8,11 +8,12 @@ Hiding and marking keep the number of characters, so that places in the rendered
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Optional
 
 from tokenizers import AddedToken, Tokenizer
 
-from pipeline.data.record import BrokenLine, Record
+from pipeline.data.checks import BrokenLine
+from pipeline.data.record import Record
 
 # The end of Unicode's last private plane stands for hidden characters, and for the template's tokens while a chat is encoded.
 FIRST_HIDDEN, FIRST_MARK, LAST = 0x108000, 0x109000, 0x10FFFD
@@ -22,8 +23,9 @@ RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
 class Markers:
     """The special tokens of a tokenizer and its template, and how both are kept apart from what messages say.
 
-    What stands around turns is special here, even where it was added as an ordinary token. A user's or a tool's words cannot be other
-    added tokens either that the template's source spells; an assistant's can (``<think>``, ``<tool_call>``): it is to learn them.
+    What stands around turns is special here, even where it was added as an ordinary token. A user's or a tool's words, tools and the
+    arguments of calls cannot be other added tokens either that the template's source spells; an assistant's words can (``<think>``,
+    ``<tool_call>``): it is to learn them.
     """
 
     def __init__(self, tokenizer, template: str):
@@ -57,11 +59,17 @@ class Markers:
         """The messages without any special token spelt in them. Raises BrokenLine for characters that stand for something here."""
         return [
             {
-                key: value if key == "role" else self._hide(value, message["role"], f"message {place}")
+                key: value
+                if key == "role"
+                else self._hide(value, "tool" if key == "tool_calls" else message["role"], f"message {place}")
                 for key, value in message.items()
             }
             for place, message in enumerate(record.messages, 1)
         ]
+
+    def hide_tools(self, record: Record) -> Optional[list[dict]]:
+        """As ``hide``, of what the assistant may call."""
+        return self._hide(record.tools, "tool", "'tools'")
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character places of a chat that was rendered from hidden messages."""

@@ -25,7 +25,7 @@ class Reading:
     def parts(self) -> Iterator[Iterator[Sample]]:
         """The samples of each name; a part must have been read when the next is asked for."""
         for name in self.names:
-            records = sources.records_of(name, self.data.on_broken, self.setting, self._skipped)
+            records = sources.records([name], self.data.on_broken, self.setting, self.data.columns, self._skipped)
             yield tokenize_each(self._passing(records), self.tokenizer, self.data, self._counts)
 
     def counts(self) -> dict[str, int]:

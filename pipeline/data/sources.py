@@ -2,63 +2,95 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Optional, Union
-
-import pyarrow
-import pyarrow.parquet
+from typing import Any
 
 from pipeline.config import DATA_SUFFIXES
 from pipeline.data import demo
-from pipeline.data.record import BrokenLine, Record, decode, parse, shown
+from pipeline.data.checks import BrokenLine, decode, shown
+from pipeline.data.hub import STREAM, dataset_rows
+from pipeline.data.record import FIELDS, Record, parse
+from pipeline.data.tables import csv_rows, parquet_rows
 
 
-def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[list[Record], dict[str, int]]:
-    """Read all files and datasets in ``names``, in order.
+def read(
+    names: list[str], on_broken: str, setting: str = "data.pool", columns: Mapping[str, str] | None = None
+) -> tuple[list[Record], dict[str, int]]:
+    """All of ``records`` in a list, and counts: {'samples': n, reason: skipped, ...}."""
+    skipped = Counter()
+    found = list(records(names, on_broken, setting, columns, skipped))
+    return found, {"samples": len(found), **skipped}
+
+
+def records(
+    names: list[str], on_broken: str, setting: str, columns: Mapping[str, str] | None, skipped: Counter
+) -> Iterator[Record]:
+    """The samples of all files and datasets in ``names``, in order, one at a time.
 
     Args:
-        names: .jsonl, .json (a list of objects) and .parquet files in UTF-8, Hugging Face datasets, 'name' or 'name:split', or
-            'demo:pool', 'demo:target', 'demo:test': what pipeline.data.demo writes, without the files.
+        names: .jsonl, .json (a list of objects), .csv, .tsv and .parquet files in UTF-8, Hugging Face datasets (pipeline/data/hub.py
+            says how they are named), or 'demo:pool', 'demo:target', 'demo:test': what pipeline.data.demo writes, without the files.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
         setting: the setting that ``names`` came from, for error messages.
-
-    Returns:
-        The records, and counts: {'samples': n, reason: skipped, ...}.
+        columns: fields of a row by the names that its file has for them; every file has all of these.
+        skipped: is counted up.
 
     Raises:
-        ValueError: a broken line, with file and line number; a name without any sample, or that cannot be read at all.
+        ValueError: a broken line, with file and line number; a name without any sample, or that cannot be read at all; columns
+            that a file does not have, or has under both names.
     """
     if not names:
         raise ValueError(f"{setting} is empty: name at least one file or dataset")
-    skipped = Counter()
-    records = [record for name in names for record in records_of(name, on_broken, setting, skipped)]
-    return records, {"samples": len(records), **skipped}
+    columns = dict(columns or {})
+    if unknown := [meant for meant in columns.values() if meant not in FIELDS]:
+        raise ValueError(
+            f"data.columns gives a column the name {unknown[0]!r}, which nothing reads; read are {', '.join(FIELDS)}"
+        )
+    for name in names:
+        yield from _records_of(name, on_broken, setting, columns, skipped)
 
 
-def records_of(name: str, on_broken: str, setting: str, skipped: Counter) -> Iterator[Record]:
-    """The records of one file or dataset, as they are asked for; lines that are skipped are counted in ``skipped`` by reason.
-
-    Raises ValueError as ``read`` does, where the reading has come to.
-    """
-    num_records, skipped_before = 0, skipped.total()
+def _records_of(name: str, on_broken: str, setting: str, columns: Mapping[str, str], skipped: Counter) -> Iterator[Record]:
+    path = Path(name.removeprefix(STREAM))
+    stem = path.stem if path.suffix in DATA_SUFFIXES else path.name
+    num_samples, num_skipped, first_broken, missing, last_row = 0, 0, None, set(columns), None
     for number, row in _rows(name, setting):
         origin = f"{name}:{number}"
         try:
             if isinstance(row, BrokenLine):
                 raise row
             row = decode(row) if isinstance(row, bytes) else row
-            record = parse(row, Path(name).stem, number, origin)
+            if columns and isinstance(row, dict):
+                missing, last_row = missing - row.keys(), row
+                row = _renamed(row, columns, origin)
+            record = parse(row, stem, number, origin)
         except BrokenLine as broken:
             if on_broken == "error":
                 raise broken.at(origin) from broken
             skipped[broken.reason] += 1
-            continue
-        num_records += 1
-        yield record
-    if num_records == 0:
-        lines = f"{skipped.total() - skipped_before} broken lines skipped"
-        raise ValueError(f"{setting}: there is no sample in {name} ({lines})")
+            num_skipped, first_broken = num_skipped + 1, first_broken or f"{origin}: {broken}"
+        else:
+            num_samples += 1
+            yield record
+    if missing and last_row is not None:
+        raise ValueError(
+            f"{name}: data.columns names the column {sorted(missing)[0]!r}, which no row has; the last row has "
+            f"{shown(sorted(last_row, key=str))}. Files of the pool, the target and the test must all have it: name it alike in them"
+        )
+    if not num_samples:
+        why = f"; the first: {first_broken}" if first_broken else ""
+        raise ValueError(f"{setting}: there is no sample in {name} ({num_skipped} broken lines skipped{why})")
+
+
+def _renamed(row: dict, columns: Mapping[str, str], origin: str) -> dict:
+    renamed = {}
+    for key, value in row.items():
+        name = columns.get(key, key)
+        if name in renamed:
+            raise ValueError(f"{origin}: data.columns gives a second column the name {name!r}: leave it out, or name both")
+        renamed[name] = value
+    return renamed
 
 
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
@@ -72,13 +104,12 @@ def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{setting}: there is no {name}; the demo data are {', '.join(f'demo:{part}' for part in parts)}")
         yield from enumerate(parts[name.removeprefix("demo:")], 1)
     elif suffix not in DATA_SUFFIXES:
-        yield from enumerate(_hub_dataset(name, setting), 1)
+        yield from enumerate(dataset_rows(name, setting), 1)
     elif not os.path.isfile(name):
         raise ValueError(f"{setting}: there is no file {name}")
     else:
-        read_file = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet_rows}[suffix]
         try:
-            yield from read_file(name)
+            yield from READERS[suffix](name)
         except OSError as error:
             raise ValueError(f"{setting}: {name} cannot be read: {error}") from error
 
@@ -86,30 +117,6 @@ def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
 def _json_lines(name: str) -> Iterator[tuple[int, bytes]]:
     with open(name, "rb") as lines:
         yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-
-
-def _parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
-    try:
-        with pyarrow.parquet.ParquetFile(name) as file:
-            columns = Counter(file.schema_arrow.names)
-            if twice := [column for column, count in columns.items() if count > 1]:
-                raise ValueError(f"{name}: the column {shown(twice[0])} is there twice")
-            number = 0
-            for batch in file.iter_batches(1024):
-                for row in _python_rows(batch):
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
-        raise ValueError(f"{name}: not a Parquet file: {error}") from error
-
-
-def _python_rows(batch: pyarrow.RecordBatch) -> list[Union[dict, BrokenLine]]:
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is no UTF-8, a date before the year 1: find the row
-        if batch.num_rows == 1:
-            return [BrokenLine("wrong encoding" if isinstance(error, UnicodeDecodeError) else "wrong type", str(error))]
-        return [row for i in range(batch.num_rows) for row in _python_rows(batch.slice(i, 1))]
 
 
 def _json_list(name: str) -> Iterator[tuple[int, Any]]:
@@ -122,19 +129,6 @@ def _json_list(name: str) -> Iterator[tuple[int, Any]]:
     return enumerate(rows, 1)
 
 
-def _hub_dataset(name: str, setting: str):
-    hint = f"{setting}: {name} is not a file of the kinds {', '.join(DATA_SUFFIXES)}, and as a Hugging Face dataset it "
-    try:
-        import datasets  # optional and slow to import: only those who name a dataset need it
-    except ImportError as error:
-        raise ValueError(hint + "needs 'pip install datasets'") from error
-    path, _, split = name.partition(":")
-    try:
-        return datasets.load_dataset(path, split=split or "train")
-    except Exception as error:  # of the network, the hub, the dataset's builder
-        raise ValueError(hint + f"cannot be loaded: {error}") from error
-
-
-def fingerprint(name: str, setting: str) -> Optional[str]:
-    """Of a Hugging Face dataset: the hash that it has of its own content; None where it has none."""
-    return getattr(_hub_dataset(name, setting), "_fingerprint", None)
+READERS = {
+    ".jsonl": _json_lines, ".json": _json_list, ".csv": csv_rows, ".tsv": lambda name: csv_rows(name, "\t"), ".parquet": parquet_rows,
+}  # fmt: skip

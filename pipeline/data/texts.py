@@ -22,7 +22,7 @@ def read_texts(data: DataConfig) -> pd.DataFrame:
 
     Samples with an id that occurs twice are left out, as kept records name samples by id. Raises ValueError as ``sources.read`` does.
     """
-    records, _ = sources.read(data.pool, data.on_broken)
+    records, _ = sources.read(data.pool, data.on_broken, columns=data.columns)
     ids = Counter(record.id for record in records)
     digests = [digest(record.parts()) for record in records]
     occurrences = Counter(digests)
@@ -62,7 +62,7 @@ def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optio
         "HF_DATASETS_OFFLINE", "1"
     )  # a report downloads nothing: a dataset is in the cache since the run, or it is not
     try:
-        return read_texts(DataConfig(pool=names, on_broken="skip")), ""
+        return read_texts(DataConfig(pool=names, on_broken="skip", columns=data.get("columns") or {})), ""
     except ValueError as error:
         return None, f"Texts are not shown: {error}."
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from pipeline.config import DATA_SUFFIXES, DataConfig
-from pipeline.data import sources, token_file
+from pipeline.data import hub, token_file
 from pipeline.data.reading import Reading
 
 CHANGE_NO_TOKEN = ("pool", "pool_weights", "target", "test", "rotate_targets", "cache_folder")
@@ -147,7 +147,7 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
     if name.startswith("demo:"):
         return [name]  # follows from the code
     if Path(name).suffix not in DATA_SUFFIXES:
-        fingerprint = sources.fingerprint(name, setting)
+        fingerprint = hub.fingerprint(name, setting)
         return fingerprint and [name, fingerprint]
     if not os.path.isfile(name):
         return None  # reading it will say so

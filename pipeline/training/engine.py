@@ -15,7 +15,7 @@ from deepspeed.utils import groups
 from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
-from pipeline.data.record import BrokenLine, decode, shown
+from pipeline.data.checks import BrokenLine, decode, shown
 from pipeline.reporting.html import flatten
 from pipeline.reporting.visible import is_secret
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0

@@ -40,6 +40,7 @@ REFUSED = {
     "setting of the grid": ({"variants": {"a": {"run.seed": 1}}}, "variants.a sets run.seed, which the grid makes of 'seeds'"),
     "other candidates": ({"variants": {"a": {}, "b": {"data.max_tokens": 9}}}, "data.max_tokens is 9 in b and 512 in a"),
     "nothing in parallel": ({"parallel": 0}, "parallel is 0"),
+    "other columns": ({"variants": {"a": {}, "b": {"data.columns": {"q": "prompt"}}}}, "data.columns.q is prompt in b and None in a"),
     "does not divide": ({"ranks": 3}, "candidates_per_step = 32 is not divisible by 3 ranks"),
     "missing recipe": ({"base": "nowhere.yaml"}, "base: there is no file nowhere.yaml"),
     "no test": ({"targets": {"sums": {"target": ["demo:target"], "test": []}}}, "targets.sums.test is empty"),

@@ -1,11 +1,9 @@
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import DataConfig
 from pipeline.data.chat import tokenize, tokenize_all
 from pipeline.data.record import Record
-from pipeline.data.sample import IGNORED
+from tests.data.byte_tokenizer import make_tokenizer, supervised_text, whole
 
 TURN = "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'"
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -26,27 +24,8 @@ STRICT = "{{ raise_exception('roles must alternate') }}"
 
 
 @pytest.fixture
-def make_tokenizer():
-    """A byte-level tokenizer built here: it covers every text, and every supervised token can be read back."""
-
-    def make(chat_template=CHATML, **options):
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        # It merges across a line break, as real vocabularies do: a border between turns may fall inside a token.
-        vocabulary = {token: i for i, token in enumerate([*alphabet, "ĊĊ", "Ġb"])}
-        tokenizer = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("Ġ", "b")]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{**special, **options})
-        wrapped.chat_template = chat_template
-        return wrapped
-
-    return make
-
-
-@pytest.fixture
-def tokenizer(make_tokenizer):
-    return make_tokenizer()
+def tokenizer():
+    return make_tokenizer(CHATML)
 
 
 def record(**form):
@@ -58,25 +37,8 @@ def chat(*contents, roles=("user", "assistant"), **options):
     return record(messages=messages, **options)
 
 
-def supervised_text(sample, tokenizer):
-    """What is supervised, decoded, with a bar between separate spans."""
-    runs, previous = [], IGNORED
-    for label in sample.labels:
-        if label != IGNORED:
-            runs = [*runs, []] if previous == IGNORED else runs
-            runs[-1].append(label)
-        previous = label
-    return "|".join(tokenizer.decode(run) for run in runs)
-
-
-def whole(record, tokenizer, loss_on="assistant"):
-    sample = tokenize(record, tokenizer, 1000, "truncate", loss_on)
-    assert all(label in (token, IGNORED) for token, label in zip(sample.input_ids, sample.labels))
-    return sample
-
-
 @pytest.mark.parametrize("template", [CHATML, MARKED, THINKING])
-def test_supervised_is_what_the_assistant_says_with_its_end_token(make_tokenizer, template):
+def test_supervised_is_what_the_assistant_says_with_its_end_token(template):
     tokenizer = make_tokenizer(template)
     think = "<think></think>" if template == THINKING else ""
     assert supervised_text(whole(chat("hi", "Hello ü!"), tokenizer), tokenizer) == f"{think}Hello ü!<|im_end|>"
@@ -97,7 +59,7 @@ def test_an_answer_that_merges_with_the_generation_prompt_is_still_covered(token
     assert supervised_text(sample, tokenizer) == "\n\nb<|im_end|>"
 
 
-def test_a_template_without_end_token_is_supervised_to_the_end_of_the_turn(make_tokenizer):
+def test_a_template_without_end_token_is_supervised_to_the_end_of_the_turn():
     template = (
         "{% for m in messages %}{{ ('Q: ' if m['role'] == 'user' else 'A:') + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
@@ -106,7 +68,7 @@ def test_a_template_without_end_token_is_supervised_to_the_end_of_the_turn(make_
     assert supervised_text(whole(chat("a", " b", "c", " b"), tokenizer), tokenizer) == " b\n| b\n"
 
 
-def test_turns_of_a_prompt_are_not_supervised(make_tokenizer):
+def test_turns_of_a_prompt_are_not_supervised():
     for template in (CHATML, MARKED):
         tokenizer = make_tokenizer(template)
         sample = whole(chat("a", "first", "b", "second", num_context=3), tokenizer)
@@ -127,8 +89,8 @@ def test_text_is_supervised_from_start_to_end_token(tokenizer):
     assert tokenizer.decode(sample.input_ids) == "abc<|im_end|>"
 
 
-def test_a_tokenizer_that_opens_texts_with_bos_does_so_here(make_tokenizer):
-    tokenizer = make_tokenizer(bos_token="<|bos|>", add_bos_token=True)
+def test_a_tokenizer_that_opens_texts_with_bos_does_so_here():
+    tokenizer = make_tokenizer(CHATML, bos_token="<|bos|>", add_bos_token=True)
     sample = whole(record(prompt="a", completion="b"), tokenizer)
     assert tokenizer.decode(sample.input_ids) == "<|bos|>ab<|im_end|>"
     assert supervised_text(sample, tokenizer) == "b<|im_end|>"
@@ -136,7 +98,7 @@ def test_a_tokenizer_that_opens_texts_with_bos_does_so_here(make_tokenizer):
 
 @pytest.mark.parametrize("form", [{"prompt": "a", "completion": "b"}, {"text": "a"}, {"messages": chat("a", "b").messages}])
 @pytest.mark.parametrize("template", [CHATML, SHOUTING])
-def test_loss_on_all_supervises_every_token(make_tokenizer, form, template):
+def test_loss_on_all_supervises_every_token(form, template):
     sample = whole(record(**form), make_tokenizer(template), loss_on="all")
     assert sample.labels == sample.input_ids
 
@@ -172,12 +134,12 @@ def test_a_target_set_that_tokenises_to_nothing_is_an_error_with_counts(tokenize
         tokenize_all([record(prompt="abcdef", completion="g")] * 2, tokenizer, data, "data.target")
 
 
-def test_what_a_tokenizer_cannot_do_is_said_with_the_line(make_tokenizer):
+def test_what_a_tokenizer_cannot_do_is_said_with_the_line():
     cases = [
         (make_tokenizer(None), chat("a", "b"), "has no chat template"),
         (make_tokenizer(SHOUTING), chat("a", "b", "c", "d"), "renders message 2 of 4 differently"),
         (make_tokenizer(STRICT), chat("a", "b"), "refused by the chat template: TemplateError: roles must alternate"),
-        (make_tokenizer(eos_token=None), record(text="a"), "no end token"),
+        (make_tokenizer(CHATML, eos_token=None), record(text="a"), "no end token"),
     ]
     for tokenizer, broken, details in cases:
         with pytest.raises(ValueError, match=rf"pool\.jsonl:7: .*{details}"):

@@ -1,13 +1,16 @@
 import json
-import sys
-from types import SimpleNamespace
+import re
+from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pipeline import config
 from pipeline.data.demo import generate
-from pipeline.data.sources import read
+from pipeline.data.record import parse
+from pipeline.data.sources import read, records
 
 GOOD = {"prompt": "2 + 2 =", "completion": " 4"}
 
@@ -45,6 +48,14 @@ def test_every_format_becomes_one_of_three_forms(write):
     assert last.text == "plain" and last.messages is None
 
 
+def test_the_examples_of_the_page_are_samples():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    examples = re.findall(r"\| `(\{.*?\})`", page) + re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 6
+    for example in examples:
+        assert parse(json.loads(example), "page", 1, "page:1").parts()
+
+
 def test_blank_lines_are_no_samples_but_count_as_lines(write):
     records, _ = read([write("\n" + json.dumps(GOOD) + "\n  \n" + json.dumps(GOOD) + "\n\n")], "error")
     assert [record.id for record in records] == ["pool:2", "pool:4"]
@@ -61,7 +72,8 @@ BROKEN = {
     "wrong encoding ": (b'{"text": "\\ud800"}', "surrogate"),
     "wrong type": (b"[1, 2]", "expected an object with 'messages'"),
     "wrong type ": (b'{"prompt": "a", "completion": 5}', "'completion' must be a string, got 5"),
-    "wrong type  ": (b'{"messages": "hello"}', "list of objects"),
+    "malformed JSON      ": (b'{"messages": "hello"}', "'messages' is a text, and as JSON: Expecting value"),
+    "wrong type  ": (b'{"messages": {"role": "user"}}', "list of objects"),
     "wrong type   ": (b'{"messages": [{"role": "robot", "content": "a"}]}', "'robot'"),
     "wrong type    ": (b'{"messages": []}', "list of objects"),
     "missing field": (b'{"prompt": "a"}', "got the fields ['prompt']"),
@@ -78,13 +90,11 @@ BROKEN = {
     "malformed JSON     ": (b'{"text": "a\x00b"}', "control character"),
     "wrong encoding  ": (b'{"text": "a", "source": "\\udfff"}', "'source' has an unpaired surrogate"),
     "wrong type     ": (b'{"text": "a", "id": [1]}', "'id' must be a string or a number, got [1]"),
-    "tool call": (
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]}',
-        "message 2 of 'messages' calls a tool in a field of its own",
-    ),
-    "tool call ": (
-        b'{"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
-        "'tools' would be lost",
+    "tool call": (b'{"tools": [{"name": "f"}], "prompt": "a", "completion": "b"}', "'tools' would be lost"),
+    "preference data": (b'{"prompt": "a", "chosen": "b", "rejected": "c"}', "are a pair, and the weighted loss"),
+    "not text": (
+        b'{"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]}',
+        "message 1 of 'messages' has a part 'image'",
     ),
 }
 
@@ -134,29 +144,79 @@ def test_parquet_rows_fill_absent_fields_with_nulls(write, tmp_path):
         read([write("nonsense", "fake.parquet")], "error")
 
 
-def test_other_names_are_hugging_face_datasets(monkeypatch):
-    calls = []
+def test_parquet_calls_have_no_arguments_that_only_other_rows_have(tmp_path):
+    def chat(name, arguments):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        return [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
 
-    def load_dataset(path, split):
-        calls.append((path, split))
-        return [GOOD]
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    records, _ = read(["org/name", "org/name:dev"], "error")
-    assert calls == [("org/name", "train"), ("org/name", "dev")]
-    assert records[0].origin == "org/name:1" and records[0].source == "name"
+    path = str(tmp_path / "pool.parquet")
+    rows = [{"messages": chat("f", {"x": 1, "y": {"z": "a"}})}, {"messages": chat("g", {"y": {"w": True}})}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    assert pyarrow.parquet.read_table(path).to_pylist()[1]["messages"][1]["tool_calls"][0]["function"]["arguments"]["x"] is None
+    calls = [record.messages[1]["tool_calls"][0]["function"] for record in read([path], "error")[0]]
+    assert calls == [{"name": "f", "arguments": {"x": 1, "y": {"z": "a"}}}, {"name": "g", "arguments": {"y": {"w": True}}}]
 
 
-def test_a_dataset_that_cannot_be_loaded_says_why(monkeypatch):
-    def load_dataset(path, split):
-        raise FileNotFoundError("no such dataset")
+def test_a_null_that_an_argument_of_a_json_line_has_stays(write):
+    call = {"name": "f", "arguments": {"unit": None}}
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    (record,) = read([write([{"messages": chat}])], "error")[0]
+    assert record.messages[1]["tool_calls"][0]["function"] == call
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(ValueError, match=r"data\.test: pool\.csv is not a file of the kinds .* no such dataset"):
-        read(["pool.csv"], "error", "data.test")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="needs 'pip install datasets'"):
-        read(["org/name"], "error")
+
+def test_columns_may_have_other_names(write):
+    path = write([{"question": "q", "answer": "a", "topic": "sums"}])
+    columns = {"question": "prompt", "answer": "completion", "topic": "source"}
+    (record,) = read([path], "error", columns=columns)[0]
+    assert (record.prompt, record.completion, record.source) == ("q", "a", "sums")
+    swapped = {"prompt": "completion", "completion": "prompt"}
+    assert read([write([GOOD])], "error", columns=swapped)[0][0].prompt == GOOD["completion"]
+
+
+def test_columns_that_fit_no_row_or_two_columns_are_errors(write):
+    path = write([{"question": "q", "completion": "a", "text": "t"}])
+    for on_broken in ("error", "skip"):
+        with pytest.raises(
+            ValueError, match=rf"{path}: data\.columns names the column 'topic', which no row has; .*'question'"
+        ):
+            read([path], on_broken, columns={"question": "prompt", "topic": "source"})
+        with pytest.raises(ValueError, match=rf"{path}:1: data\.columns gives a second column the name 'text'"):
+            read([path], on_broken, columns={"question": "text"})
+    with pytest.raises(
+        ValueError, match=r"data\.columns gives a column the name 'promt', which nothing reads; read are messages"
+    ):
+        read([path], "skip", columns={"question": "promt"})
+
+
+def test_columns_come_from_yaml_and_the_command_line(tmp_path):
+    expected = {"question": "prompt", "answer": "completion"}
+    needed = ["--data.pool", "[demo:pool]", "--data.target", "[demo:target]"]
+    (tmp_path / "recipe.yaml").write_text("data:\n  columns: {question: prompt, answer: completion}\n")
+    assert config.parse("", [*needed, "--config", str(tmp_path / "recipe.yaml")]).data.columns == expected
+    parsed = config.parse("", [*needed, "--data.columns", "{question: prompt, answer: completion}"])
+    assert parsed.data.columns == expected
+    config.save(parsed, tmp_path / "saved.yaml")
+    assert config.load(tmp_path / "saved.yaml").data.columns == expected
+    assert config.parse("", needed).data.columns == {}
+
+
+def test_samples_come_one_at_a_time(write):
+    skipped = Counter()
+    found = records([write([GOOD] * 3 + [{"text": ""}])], "error", "data.pool", None, skipped)
+    assert [next(found).origin.rsplit(":")[-1] for _ in range(3)] == ["1", "2", "3"]
+    with pytest.raises(ValueError, match=r"pool\.jsonl:4: empty text"):
+        next(found)
+
+
+def test_a_file_of_pairs_ends_with_the_reason_and_not_with_no_sample_alone(write):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(
+        ValueError, match=r"no sample in .*\(2 broken lines skipped; the first: .*:1: preference data: .* weighted loss"
+    ):
+        read([write([pair, pair])], "skip")
+    assert read([write([pair, GOOD])], "skip")[1] == {"samples": 1, "preference data": 1}
+    kept = read([write([pair])], "error", columns={"chosen": "completion"})[0]
+    assert (kept[0].prompt, kept[0].completion) == ("a", "b")
 
 
 def test_the_demo_data_can_be_read_without_files():
