@@ -249,35 +249,39 @@ def test_the_folder_is_private_and_auto_is_in_hugging_faces_cache(data, monkeypa
     assert token_cache.folder_of(DataConfig(cache_folder="~/t")) == Path.home() / "t"
 
 
-def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, encoded):
-    """Hugging Face's own of a folder of files, or of what was saved; a stream is tokenised at every start, and that is said."""
+@pytest.mark.parametrize("write, prefix, is_kept", [
+    (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "", True), (lambda rows, folder: rows.save_to_disk(folder), "", True),
+    (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "stream:", False),
+])  # fmt: skip
+def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, encoded, write, prefix, is_kept):
+    """Hugging Face's own; a stream, which has none, is tokenised at every start, and that is said."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
     folder = tmp_path / "dataset"
     folder.mkdir()
-    (folder / "train.jsonl").write_text('{"text": "abc"}\n{"text": "bcd"}\n')
-    named = replace(data, pool=[str(folder)])
-    assert [kept(named).is_reused for _ in range(2)] == [False, True] and len(encoded) == 2
-    (folder / "train.jsonl").write_text('{"text": "abc"}\n{"text": "bce"}\n{"text": "a"}\n')
-    found = kept(named)
-    assert not found.is_reused and len(TokenFile(found.manifest)) == 3
-    saved = replace(data, pool=[str(tmp_path / "saved")])
-    for text in ("abc", "abd"):
-        datasets.Dataset.from_dict({"text": [text]}).save_to_disk(saved.pool[0])
-        assert [kept(saved).is_reused for _ in range(2)] == [False, True]
-    unnamed = kept(replace(data, pool=[f"stream:{folder}"]))
-    assert unnamed.is_temporary and unnamed.notes == [
-        f"data.pool is tokenised anew at every start: stream:{folder} does not say what it holds"
-    ]
-    shutil.rmtree(unnamed.manifest.parent)
+    named = replace(data, pool=[f"{prefix}{folder}"])
+    for texts in (["abc", "bcd"], ["abc", "bce", "a"]):
+        rows = datasets.Dataset.from_list([{"text": text} for text in texts])
+        write(rows, folder)
+        encoded.clear()
+        first, second = kept(named), kept(named)
+        assert (first.is_reused, second.is_reused) == (False, is_kept) and len(encoded) == len(texts) * (1 if is_kept else 2)
+        assert list(TokenFile(second.manifest)) == in_memory(named)[0] and len(TokenFile(first.manifest)) == len(texts)
+        for found in (first, second):
+            assert found.is_temporary is not is_kept
+            note = f"data.pool is tokenised anew at every start: {prefix}{folder} does not say what it holds"
+            assert found.notes == ([] if is_kept else [note])
+            if found.is_temporary:
+                shutil.rmtree(found.manifest.parent)
 
 
 def test_records_and_samples_come_one_at_a_time(data):
     """What is broken further on is not met before it is asked for."""
     path = Path(data.pool[0])
     path.write_text('{"text": "a"}\n{"text": "b"}\n{')
-    records = sources.records_of(str(path), "error", "data.pool", Counter())
+    records = sources.records([str(path)], "error", "data.pool", None, Counter())
     samples = chat.tokenize_each(records, tokenizer(), data, Counter())
     assert [sample.id for sample in islice(samples, 2)] == ["a:1", "a:2"]
     with pytest.raises(ValueError, match=r"a\.jsonl:3: malformed JSON"):
