@@ -77,7 +77,12 @@ def main() -> int:
         def run(command: str) -> str:
             print(command, end="", flush=True)
             done = subprocess.run(
-                ["bash", "-euc", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                ["bash", "-euc", command],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             if done.returncode:
                 raise SystemExit(f"exit code {done.returncode}\n{done.stdout}{done.stderr[-4000:]}")
