@@ -80,8 +80,7 @@ def main() -> int:
                 ["bash", "-euc", command],
                 cwd=folder,
                 env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
             )
             if done.returncode:
