@@ -1,12 +1,13 @@
 """Pages lead where they say: files and headings that they link to, and settings that they name, are there."""
 
 import re
+import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, build_parser, parse_with
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,3 +74,20 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     assert NAMED.findall("`data.pool` `run.folder: x` `a.b.c` `selection.ridge = 1`") == [
         ("data", "pool"), ("run", "folder"), ("selection", "ridge"),
     ]  # fmt: skip
+
+
+def commands() -> list[tuple[str, str]]:
+    """Those of pages that name a recipe of this repository; the tutorial's are run by a test of their own."""
+    starts = ("bash launch/train.sh --config launch/recipes/", "sbatch launch/slurm/train.sbatch --config launch/recipes/")
+    return [
+        (named(page), line) for page in PAGES if page.name != "tutorial.md"
+        for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+        for line in block.replace("\\\n", " ").splitlines() if line.startswith(starts)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page, command", commands())
+def test_a_command_with_a_recipe_has_settings_that_fit_together(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)
+    parse_with(build_parser(""), words[words.index("--config") :], needs_data=False)
