@@ -61,6 +61,13 @@ def test_every_setting_that_a_page_names_exists(page):
     assert not wrong, f"{named(page)}: {wrong}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_formula_goes_over_the_end_of_a_line(page):
+    """GitHub would show its source."""
+    broken = [line for line in prose(page).splitlines() if re.sub(r"`[^`]*`", "", line).count("$") % 2]
+    assert not broken
+
+
 def test_every_page_is_reached_from_the_readme():
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(prose(ROOT / "README.md"))}
     assert not [named(page) for page in PAGES[1:] if page not in linked]
