@@ -19,8 +19,8 @@ from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "scoring.md",
-    ROOT / "docs" / "security.md",
+    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("planning", "scoring", "security", "tutorial")),
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
@@ -227,6 +227,11 @@ def standings(result: dict) -> str:
     return _columns([row.variant for row in rows], [(name, shown[name]) for name in names if name in shown])
 
 
+def verdict(result: dict) -> str:
+    """What a comparison says of itself."""
+    return f"> {result['verdict']}"
+
+
 def machine(*results: dict) -> str:
     """Where results were measured."""
     known = {json.dumps(result["machine"], sort_keys=True): result["machine"] for result in results}
@@ -239,7 +244,7 @@ def machine(*results: dict) -> str:
 
 TABLES = (
     step_cost, cost_curves, fidelity, packing, token_cache, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison,
-    by_target, standings, machine,
+    by_target, standings, verdict, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 

@@ -94,7 +94,7 @@ class DataConfig:
 
 @dataclass
 class SelectionConfig:
-    """Which candidates are kept at each step, and how they are weighted (DESIGN: filter, then weight)."""
+    """Which candidates are kept at each step, and how they are weighted."""
 
     method: Literal[tuple(registry.METHODS)] = "filter_then_weight"
     """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all candidates, random keeps a

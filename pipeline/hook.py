@@ -50,21 +50,29 @@ class Scores:
     """What one selection saw and cost; the step record is made of it."""
 
     is_warmup: bool = False
+    """The plain gradient was matched: there are no moments yet, or of too few updates."""
     loss_C: Optional[np.ndarray] = None
-    """Loss of every candidate, None where none was measured."""
+    """Loss of every candidate, float64 (C,), nats per token; None where none was measured."""
     target_loss: Optional[float] = None
+    """Mean loss of the target samples of this step; None where the method has no target, or it was lost."""
     signals: Optional[Signals] = None
+    """What the method was given; None where it needs nothing."""
     zero_moment_share: Optional[float] = None
     """Share of scored elements that never had a gradient, and so no scale yet."""
     candidate_tokens: int = 0
+    """Tokens of all candidates, over all ranks, without padding."""
     bytes_sent: int = 0
+    """By this rank to others."""
     selection_hash: str = ""
+    """Of what the step trains on, 16 hexadecimal digits, the same on every rank."""
     target_lost: bool = False
     """The target's gradient was not finite, and the selection is a uniform draw."""
     out_of_memory: int = 0
     """How often this scoring pass began again with half the samples in a forward."""
     warnings: list[str] = field(default_factory=list)
+    """Sentences about this pass."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage on this rank."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
 
@@ -105,6 +113,10 @@ class SelectionHook:
             is_packed: samples stand one behind the other in one row instead of being padded; ``training.attention.packs`` says where.
                 A loop of one's own must then take its logits from ``scoring.loss.causal_logits(engine, input_ids_BT, lengths)``, which
                 keeps the samples of a row apart.
+
+        Returns:
+            The hook, which holds on to ``engine``. Nothing of the engine is changed.
+
         Raises:
             ValueError: a model without a trainable linear layer, an optimizer without Adam moments, or parallelism other than
                 data parallelism.
@@ -163,12 +175,15 @@ class SelectionHook:
             candidates: this rank's R = C / W, as many as every other rank's.
             step: seeds random draws and rotates the target; by default the engine's count of optimizer steps.
             keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
+
         Returns:
             Positions and weights of the kept among the C candidates in rank order, the same on every rank. What was seen on the way
             (losses, Gram, seconds, warnings) is in ``scores`` until the next call.
+
         Raises:
-            ValueError, RuntimeError: on all ranks together: unequal numbers of candidates, a target without a finite gradient several
-                times in a row, ranks that disagree, moments that are missing.
+            ValueError: on all ranks together: unequal numbers of candidates, or a target without a finite gradient several times in a
+                row.
+            RuntimeError: on all ranks together: ranks that disagree, moments that are missing, or memory that ran out for good.
         """
         candidates = as_samples(candidates)
         step = self.engine.global_steps if step is None else step
@@ -245,6 +260,10 @@ class SelectionHook:
             micro_steps: how many micro-batches each rank gets, blank ones where samples are few; by default the engine's
                 gradient accumulation steps.
             micro_batch_size: most samples of one; by default the engine's.
+
+        Returns:
+            As many as ``micro_steps``, the same number on every rank.
+
         Raises:
             ValueError: there are more kept samples than fit.
         """
@@ -263,6 +282,8 @@ class SelectionHook:
 
         Args:
             logits_BTV: of ``engine(input_ids=batch.input_ids_BT)`` (packed: see ``attach``), any float dtype.
+            batch: one that ``micro_batches`` gave.
+
         Returns:
             float32 scalar.
         """

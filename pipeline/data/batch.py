@@ -19,11 +19,14 @@ def as_samples(candidates: Candidates) -> list[Sample]:
 
 
 def samples_of(batch: Mapping[str, torch.Tensor]) -> list[Sample]:
-    """Its rows without padding.
+    """The rows of a batch, each a sample without padding.
 
     Args:
         batch: ``input_ids`` and ``labels`` (B, T), int64, and ``attention_mask`` (B, T) with ones in one piece, on the left or on the
             right of the padding. Without a mask every position counts as a token of the sample.
+
+    Returns:
+        B samples, in order, without id and source.
 
     Raises:
         ValueError: the batch lacks labels, packs several samples into a row, or has what a sample does not carry (images, masks

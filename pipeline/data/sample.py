@@ -10,12 +10,16 @@ IGNORED = -100  # label of a token without supervision, torch's ignore_index
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample after chat template and masking. ``labels[t]`` is ``input_ids[t]`` where supervised, else ``IGNORED``."""
+    """A sample after chat template and masking."""
 
     input_ids: list[int]
+    """Token ids, without padding."""
     labels: list[int]
+    """As many: ``labels[t]`` is ``input_ids[t]`` where supervised, else ``IGNORED`` (-100)."""
     id: str = ""
+    """Its name in records and reports."""
     source: str = ""
+    """Where it comes from, for reports."""
     damage: str = ""
     """Known damage, where the pool carries the truth (field ``corruption``); '' where it does not, 'none' for clean."""
 

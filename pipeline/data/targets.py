@@ -14,7 +14,16 @@ class TargetSet:
     """
 
     def __init__(self, samples: Sequence[Sample], target_per_step: int, seed: int, rotate: bool = True):
-        """Raises ValueError if there are no samples."""
+        """
+        Args:
+            samples: all target samples.
+            target_per_step: most that one step aims at.
+            seed: of the order.
+            rotate: false aims at the same ones at every step.
+
+        Raises:
+            ValueError: there are no samples.
+        """
         if not samples:
             raise ValueError("data.target has no usable sample: selection needs at least one example to aim at")
         self.samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]

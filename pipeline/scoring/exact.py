@@ -36,7 +36,7 @@ class ExactGram:
     Args:
         owners: map of the scored parameters.
         own: this rank's fragments with live moments.
-        geometry, momentum: DESIGN section 2. ``compensate`` replaces g_T by (g_T - beta1 exp_avg) / (1 - beta1).
+        geometry, momentum: docs/method.md. ``compensate`` replaces g_T by (g_T - beta1 exp_avg) / (1 - beta1).
         num_rows: candidates that each rank scores (R).
         num_tokens: of the longest candidate of all ranks (T).
         element_size: bytes of an element of a factor.

@@ -26,13 +26,14 @@ def logit_chunk_bytes(logits_mib: float, device_type: str) -> float:
 def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: Optional[list[int]] = None) -> torch.Tensor:
     """l_i = mean over supervised tokens t of -log p(label_t | tokens before t).
 
-    A batch mean over all tokens would weigh a sample by its length; here every sample counts once (DESIGN section 2).
+    A batch mean over all tokens would weigh a sample by its length; here every sample counts once.
     Only supervised positions are turned to float32: prompts and padding cost no softmax.
 
     Args:
         logits_BTV: model outputs, any float dtype.
         labels_BT: token ids, IGNORED where unsupervised. Position t is predicted from t - 1; position 0 has no prediction.
         lengths: tokens of each sample of a packed row, whose first token must be IGNORED; None where each row is a sample.
+
     Returns:
         float32 (B,); 0 for a sample without a supervised token.
     """
@@ -156,6 +157,14 @@ def causal_logits(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: 
 
     In a packed row positions begin anew with each sample, from which transformers makes a block-diagonal mask; flash-attn's varlen
     kernels take the ends of the samples instead, ready-made here, as finding them in the positions makes every layer wait for the GPU.
+
+    Args:
+        module: a causal language model of transformers, or the engine around it.
+        input_ids_BT: int64, padded on the right; (1, T) where packed.
+        lengths: tokens of each sample of a packed row; None where each row is a sample.
+
+    Returns:
+        Logits in the model's dtype, (B, T, V).
     """
     if lengths is None:
         return module(input_ids=input_ids_BT, use_cache=False).logits

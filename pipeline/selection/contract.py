@@ -19,22 +19,22 @@ Needs = Literal["nothing", "loss", "reference_loss", "norm", "gram"]
 class Signals:
     """What was measured of one step's candidates, float64 on CPU; None where the method does not need it.
 
-    The Gram problem has the rows phi_i (candidates) and phi_T (target), DESIGN section 2. Numbers may be non-finite: the methods
+    The Gram problem has the rows phi_i (candidates) and phi_T (target), docs/method.md. Numbers may be non-finite: the methods
     drop such candidates, and refuse such a target.
     """
 
     gram_CC: Optional[np.ndarray] = None
-    """K_ij = <phi_i, phi_j>."""
+    """K_ij = <phi_i, phi_j>, (C, C)."""
     alignment_C: Optional[np.ndarray] = None
-    """b_i = <phi_i, phi_T>."""
+    """b_i = <phi_i, phi_T>, (C,)."""
     target_norm_squared: Optional[float] = None
     """c = <phi_T, phi_T>."""
     loss_C: Optional[np.ndarray] = None
-    """l_i under the model as it is now."""
+    """l_i under the model as it is now, nats per token, (C,)."""
     reference_loss_C: Optional[np.ndarray] = None
-    """l_i under the frozen reference model."""
+    """l_i under the frozen reference model, (C,)."""
     squared_norm_C: Optional[np.ndarray] = None
-    """|g_i|^2 of the plain gradient."""
+    """|g_i|^2 of the plain gradient over the scored weights, (C,)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Selection:
     """
 
     indices: np.ndarray
+    """int64 (K,)."""
     weights: np.ndarray
+    """float64 (K,), sum 1."""
     fallback: bool = False
     """The method's own rule kept nothing, since no candidate is aligned with the target or its gradient is zero: uniform weights on
     the best aligned ones. Methods that rank keep the best of the bad instead, and never fall back."""
@@ -83,10 +85,12 @@ class Method:
     """One selection method, under the name that the configuration knows it by."""
 
     name: str
+    """As in ``selection.method``."""
     needs: Needs
     """nothing: no candidate is looked at, ``signals`` is None. loss: a forward of the candidates. reference_loss: one more, of the
     reference model. norm: forward and backward of the candidates. gram: these, the target's and the products of all."""
     select: Callable[..., Selection] = field(repr=False)
+    """``select(signals, keep, num_candidates, rng, settings)``, pure and on rank 0 alone; ``keep`` is at least 1."""
     geometry: Optional[str] = None
     """The space of phi that belongs to the method; None leaves it to ``selection.geometry``."""
     reads_learning_rate: bool = False
@@ -94,4 +98,5 @@ class Method:
 
     @property
     def scores_gradients(self) -> bool:
+        """Whether candidates take a backward."""
         return self.needs in ("norm", "gram")

@@ -14,7 +14,7 @@ def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Gene
 
     Keeps fewer than ``keep`` where fewer help: the filter stops when nothing is aligned with what remains of the target, and a
     sample whose weight comes out as 0 is left out. Falls back to uniform weights on the best aligned where none is aligned.
-    Source: arXiv 2604.00001; the derivation is our own (DESIGN section 2), only the abstract was at hand.
+    Source: arXiv 2604.00001; the derivation is our own (docs/method.md), only the abstract was at hand.
     Raises ValueError where the target, or every candidate, is not finite.
     """
     usable = usable_candidates(signals, num_candidates)

@@ -25,7 +25,7 @@ def nonnegative_weights(gram_KK: np.ndarray, alignment_K: np.ndarray, scale: flo
         weights_K >= 0 with sum 1, and whether the least squares wanted no sample at all (b + ridge mean(diag K) scale <= 0
         everywhere): the weights are then uniform. Not to be expected of what the filter kept: its first b is positive.
     Source:
-        Our own derivation, DESIGN section 2, after the idea of Wang et al., "Filter-then-Weight" (arXiv 2604.00001), of
+        Our own derivation, docs/method.md, after the idea of Wang et al., "Filter-then-Weight" (arXiv 2604.00001), of
         which only the abstract was at hand.
     """
     num_kept = len(alignment_K)

@@ -38,7 +38,7 @@ def residual_filter(signals: Signals, keep: int) -> tuple[np.ndarray, float]:
     Returns:
         kept_K in the order kept (K <= keep, 0 if nothing is aligned with the target), and the final common scale.
     Source:
-        Our own derivation, DESIGN section 2, after the idea of Wang et al., "Filter-then-Weight" (arXiv 2604.00001), of
+        Our own derivation, docs/method.md, after the idea of Wang et al., "Filter-then-Weight" (arXiv 2604.00001), of
         which only the abstract was at hand.
     """
     gram_CC, alignment_C = signals.gram_CC, signals.alignment_C

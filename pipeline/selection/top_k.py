@@ -10,7 +10,7 @@ from pipeline.selection.residual_filter import alignment_scores, smallest_score
 def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings) -> Selection:
     """The ``keep`` largest b_i / sqrt(K_ii) that are positive, uniformly weighted; fewer where fewer are positive.
 
-    The filter's score with nothing kept yet (DESIGN section 2), so that the two differ in redundancy and weights alone.
+    The filter's score with nothing kept yet (docs/method.md), so that the two differ in redundancy and weights alone.
     Falls back to the best aligned where none is positive.
     Raises ValueError where the target, or every candidate, is not finite.
     """

@@ -46,7 +46,16 @@ def choose(setting: str, device: torch.device, dtype: torch.dtype, config) -> At
 
 
 def packs(setting: str | bool, attention: Attention, device: torch.device) -> bool:
-    """Whether samples stand in one row, for ``model.packing``. Raises ValueError where the kernel cannot take such a row."""
+    """Whether samples stand in one row instead of being padded.
+
+    Args:
+        setting: ``model.packing``.
+        attention: the kernel that runs.
+        device: where it runs.
+
+    Raises:
+        ValueError: the setting asks for it, and the kernel cannot take such a row.
+    """
     has_varlen = attention.implementation in FLASH_PACKAGES
     if setting == "auto":
         return has_varlen

@@ -34,16 +34,28 @@ LOSS_TOLERANCE_16_BIT = 0.02  # SmolLM2 in bf16: rounding makes 3e-4, a sample t
 
 @dataclass(frozen=True)
 class Line:
+    """One check."""
+
     check: str
+    """What was checked."""
     passed: bool
+    """Whether it held, on all ranks."""
     found: str
+    """What was measured, with numbers."""
     remedy: str = ""
+    """The way out, where it failed."""
 
 
 def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> list[Line]:
-    """All checks, on this rank's candidates. Every rank calls it; ``found`` is about all ranks, and so is ``passed``.
+    """All checks that need no Adam state, in the order they are made. Every rank calls it.
 
-    ``selects=False`` leaves out the selection, for a hook that is used to score alone.
+    Args:
+        hook: as attached, before the first step.
+        candidates: this rank's, two at least; two of them are measured.
+        selects: False leaves out the selection, for a hook that is used to score alone.
+
+    Returns:
+        Lines whose ``found`` and ``passed`` are about all ranks. Parameters, gradients and random state are as before.
     """
     by_length = sorted(candidates, key=lambda sample: len(sample.input_ids))
     # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each and group of layers.

@@ -22,10 +22,12 @@ from pipeline.selection.contract import Selection
 
 @dataclass(frozen=True)
 class StepResult:
+    """What one step was; the same on every rank."""
+
     loss: float
     """sum_k w_k l_k before the update, over all ranks."""
     grad_norm: Optional[float]
-    """Before clipping; None where the step was skipped."""
+    """2-norm over all trained parameters, before clipping; None where the step was skipped."""
     num_tokens: int
     """Tokens of the kept samples, over all ranks, without padding."""
     was_applied: bool = True
@@ -37,12 +39,21 @@ class StepResult:
 def weighted_step(
     engine, candidates: list[Sample], selection: Selection, pad_token_id: int, is_packed: bool = False
 ) -> StepResult:
-    """Train on the kept samples; ``candidates`` are this rank's, as given to ``SelectionHook.select``.
+    """One optimizer step on the kept samples. Every rank calls it.
 
-    ``is_packed`` makes one row of each micro-batch instead of padding it.
+    Args:
+        engine: what ``deepspeed.initialize`` returns.
+        candidates: this rank's, as given to ``SelectionHook.select``.
+        selection: what that returned.
+        pad_token_id: what rows are filled up with.
+        is_packed: one row of each micro-batch instead of padding it.
 
-    Raises RuntimeError on all ranks, and leaves the parameters as they were, where the loss or the gradient is not finite. In float16 a
-    gradient that overflows is DeepSpeed's to handle, by skipping the step, as long as its loss scale can be lowered.
+    Returns:
+        Loss, norm and size of the step.
+
+    Raises:
+        RuntimeError: on all ranks, with the parameters as they were, where the loss or the gradient is not finite. In float16 a gradient
+            that overflows is DeepSpeed's to handle, by skipping the step, as long as its loss scale can be lowered.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
     kept = fetch_kept(candidates, selection, collectives)

@@ -281,7 +281,7 @@ def test_records_and_samples_come_one_at_a_time(data):
     """What is broken further on is not met before it is asked for."""
     path = Path(data.pool[0])
     path.write_text('{"text": "a"}\n{"text": "b"}\n{')
-    records = sources.records([str(path)], "error", "data.pool", None, Counter())
+    records = sources.records_of(str(path), "error", "data.pool", Counter())
     samples = chat.tokenize_each(records, tokenizer(), data, Counter())
     assert [sample.id for sample in islice(samples, 2)] == ["a:1", "a:2"]
     with pytest.raises(ValueError, match=r"a\.jsonl:3: malformed JSON"):
