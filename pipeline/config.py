@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from pipeline.selection import registry
+from pipeline.shipped import PRESETS, RECIPES, TEMPLATES
 from pipeline.yaml_text import load_yaml
 
 # Settings are values: none may name a class, which jsonargparse would import and make.
@@ -43,7 +44,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     chat_template: Optional[str] = None
-    """File with a Jinja chat template that replaces the tokenizer's; base models have none."""
+    """File with a Jinja chat template that replaces the tokenizer's, or tulu; base models have none."""
     attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's flash SDPA."""
     packing: Union[Literal["auto"], bool] = "auto"
@@ -201,8 +202,8 @@ class RunConfig:
 class Config:
     """Settings of one run."""
 
-    deepspeed: str = "ds_configs/zero2.json"
-    """DeepSpeed configuration: partitioning, offload, monitors."""
+    deepspeed: str = "zero2"
+    """DeepSpeed configuration: partitioning, offload, monitors. A file, or the name of one that comes with the program (ds_configs/)."""
     resume: Optional[str] = None
     """auto continues the run in run.folder from its newest good checkpoint, and starts it where it has none: the same command starts
     and restarts a job. A path continues that checkpoint, or the run in that folder, in run.folder."""
@@ -213,11 +214,18 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+class RecipeFile(ActionConfigFile):
+    """``--config``: a file, or the name of a recipe that comes with the program."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        super().__call__(parser, cfg, RECIPES.find(values), option_string)
+
+
 def build_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
         description=description, allow_abbrev=False, usage="%(prog)s --config recipe.yaml [--section.key value ...]"
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the settings below")
+    parser.add_argument("--config", action=RecipeFile, help="YAML file with the settings below, or a recipe: lora")
     parser.add_class_arguments(Config, as_group=False)
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)  # the deepspeed launcher adds it
     return parser
@@ -382,9 +390,10 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"resume = {config.resume} continues what run.overwrite would delete: set one of them")
     if config.resume not in (None, "auto") and not os.path.isdir(config.resume):
         raise ValueError(f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto")
-    if not os.path.isfile(config.deepspeed):
-        raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
-    if config.model.chat_template and not os.path.isfile(config.model.chat_template):
+    if not os.path.isfile(PRESETS.find(config.deepspeed)):
+        known = ", ".join(PRESETS.names())
+        raise ValueError(f"deepspeed: there is no file {config.deepspeed}; by name there are {known}")
+    if config.model.chat_template and not os.path.isfile(TEMPLATES.find(config.model.chat_template)):
         raise ValueError(f"model.chat_template: there is no file {config.model.chat_template}")
 
 

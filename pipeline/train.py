@@ -1,6 +1,6 @@
 """Fine-tune with online data selection.
 
-deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed ds_configs/zero2.json [--section.key value ...]
+deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value ...]
 
 One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast -> weighted step
 """

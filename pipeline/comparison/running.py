@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import config as configuration
 from pipeline.comparison.grid import Cell, changed
 from pipeline.config import Config
+from pipeline.shipped import PRESETS
 
 FINISHED = "cell.json"
 """In the folder of a cell whose training has ended with code 0: what it was run on, and beside how many others."""
@@ -148,8 +149,9 @@ def contents(config: Config) -> dict[str, str]:
     """Digests of the local files that a run reads: samples, and the model's weights and tokenizer."""
     model = Path(config.model.name)
     files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else []
-    files += [Path(name) for name in (*config.data.pool, *config.data.target, *config.data.test, config.deepspeed)]
-    return {str(file): digest(file) for file in files if file.is_file()}
+    files += [Path(name) for name in (*config.data.pool, *config.data.target, *config.data.test)]
+    found = {str(file): digest(file) for file in files if file.is_file()}
+    return {**found, config.deepspeed: digest(Path(PRESETS.find(config.deepspeed)))}
 
 
 @functools.cache
