@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from pipeline.selection import registry
+from pipeline.selection.contract import Geometry
 from pipeline.shipped import PRESETS, RECIPES, TEMPLATES
 from pipeline.yaml_text import load_yaml
 
@@ -23,6 +24,7 @@ set_parsing_settings(
 )
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
+Backend = Literal["exact", "projected", "factored"]
 LARGEST = 2**31 - 1  # of whole numbers
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 CHANGE_NO_RESULT = (
@@ -88,7 +90,7 @@ class DataConfig:
 class SelectionConfig:
     """Which candidates are kept at each step, and how they are weighted (DESIGN: filter, then weight)."""
 
-    method: Literal[tuple(registry.METHODS)] = "filter_then_weight"
+    method: Literal[tuple(registry.METHODS)] = "filter_then_weight"  # type: ignore[valid-type]  # names known at import alone
     """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all candidates, random keeps a
     seeded uniform draw; max_loss and rho_loss take a forward of the candidates, grad_norm a backward too, the others the Gram."""
     candidates_per_step: int = 32
@@ -97,7 +99,7 @@ class SelectionConfig:
     """Samples trained on in one step, over all ranks (K), typically 5-25 % of the candidates."""
     target_per_step: int = 8
     """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated through."""
-    geometry: Literal["auto", "update", "curvature", "identity", "update_to_gradient"] = "auto"
+    geometry: Literal["auto", Geometry] = "auto"
     """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of the target. auto is the
     method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus: update_to_gradient; another is refused), else update."""
     momentum: Literal["cancel", "compensate"] = "cancel"
@@ -119,7 +121,7 @@ class SelectionConfig:
     """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer by layer. Smaller
     passes need less memory for activations (and less padding, being sorted by length), but what they find waits for the last one:
     of each waiting sample and layer the gradient or the factors, whichever is smaller. Little with LoRA, much in full fine-tuning."""
-    backend: Literal["exact", "projected", "factored"] = "exact"
+    backend: Backend = "exact"
     """How the Gram matrix is formed. exact: every per-sample gradient, under Adam's metric. projected: random features of them, under
     Adam's metric. factored: random features without any per-sample gradient, under a rank-1 approximation of the metric."""
     projection_size: int = 32
@@ -282,7 +284,7 @@ def load(path: Path) -> Config:
     return _from_namespace(parser, parser.parse_args(["--config", str(path)]))
 
 
-def geometry(selection: SelectionConfig) -> str:
+def geometry(selection: SelectionConfig) -> Geometry:
     """The space that the method works in. Raises ValueError where the method has its own and the settings say otherwise."""
     own = registry.get(selection.method).geometry
     if own is None:

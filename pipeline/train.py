@@ -126,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         candidates = stream.shard(step // score_every, rank, world_size)
         if step % score_every == 0:
             chosen = hook.select(candidates, step)
+        assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
         selection = deal(chosen, score_every)[step % score_every]
         if step % score_every:
             hook.scores.selection_hash = hook.agree(selection, step)

@@ -139,14 +139,14 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
     for origin, settings in (("the command line", changes), *((f"variants.{name}", v or {}) for name, v in variants.items())):
         for setting in set(dict(flatten(settings))) & set(OF_THE_GRID):
             raise ValueError(f"{origin} sets {setting}, which the grid makes of '{OF_THE_GRID[setting]}'")
-    variants = {
+    configs = {
         name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))}) for name, settings in variants.items()
     }
     return [
         _cell(grid, target, files, variant, config, seed)
         for seed in grid.seeds
         for target, files in grid.targets.items()
-        for variant, config in variants.items()
+        for variant, config in configs.items()
     ]
 
 

@@ -123,7 +123,7 @@ def start(cell: Cell, ranks: int, gpus: list[int], parallel: int) -> subprocess.
     if gpus and ranks == 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpus[0])
     if not gpus:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // (parallel * ranks))), **environment}
     if ranks > 1:
         where = ["--include", "localhost:" + ",".join(map(str, gpus))] if gpus else ["--num_gpus", str(ranks)]

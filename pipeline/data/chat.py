@@ -32,7 +32,8 @@ def tokenize_all(
         ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the records, or a template that
             refuses one.
     """
-    samples, counts = [], Counter()
+    samples: list[Sample] = []
+    counts: Counter[str] = Counter()
     for record in records:
         try:
             whole = _encode(record, tokenizer, data.loss_on)
@@ -50,13 +51,13 @@ def tokenize_all(
         else:
             counts["truncated"] += len(sample.input_ids) < len(whole.input_ids)
             samples.append(sample)
-    counts = {"samples": len(samples), **+counts}
+    found = {"samples": len(samples), **+counts}
     if not samples:
         raise ValueError(
             f"{setting}: none of the {len(records)} samples is left after tokenising with data.max_tokens = "
-            f"{data.max_tokens} and data.on_long = {data.on_long} ({counts}): raise data.max_tokens or look at the data"
+            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look at the data"
         )
-    return samples, counts
+    return samples, found
 
 
 def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: str) -> Optional[Sample]:
@@ -101,8 +102,8 @@ def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], l
         encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
-        context += encode(record.prompt)
-    answer = [*encode(record.completion or record.text), tokenizer.eos_token_id]
+        context += encode(record.prompt or "")
+    answer = [*encode(record.completion or record.text or ""), tokenizer.eos_token_id]
     return context + answer, [loss_on == "all"] * len(context) + [True] * len(answer)
 
 

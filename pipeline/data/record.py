@@ -74,7 +74,7 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
     if not isinstance(row, dict):
         raise BrokenLine("wrong type", f"expected an object with {FORMATS}, got {shown(row)}")
     row = {key: value for key, value in row.items() if value is not None}  # Parquet fills absent fields with nulls
-    about = {
+    about: dict[str, Any] = {
         "id": _label(row, "id", f"{stem}:{number}"),
         "source": _label(row, "source", stem),
         "damage": _label(row, "corruption" if "corruption" in row else "damage", ""),

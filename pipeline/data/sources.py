@@ -31,7 +31,8 @@ def read(names: list[str], on_broken: str, setting: str = "data.pool") -> tuple[
     """
     if not names:
         raise ValueError(f"{setting} is empty: name at least one file or dataset")
-    records, skipped = [], Counter()
+    records: list[Record] = []
+    skipped: Counter[str] = Counter()
     for name in names:
         num_before, skipped_before = len(records), skipped.total()
         for number, row in _rows(name, setting):

@@ -93,8 +93,8 @@ def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Opt
     if config.resume is None:
         return None
     own = Path(config.run.folder) / files.FOLDER
-    paths = together(lambda: _candidates(config.resume, own))
-    unusable = []
+    wanted, unusable = config.resume, list[str]()
+    paths = together(lambda: _candidates(wanted, own))
     for path in paths:
         manifest, problem = together(lambda path=path: _read(path, now))
         problem = problem or _damage(path, manifest)
@@ -122,7 +122,7 @@ def _candidates(resume: str, own: Path) -> list[Path]:
     if resume == "auto":
         return files.checkpoints(own)
     given = Path(resume)
-    if files.step_of(given) is None:
+    if files.step_of(given) < 0:
         found = files.checkpoints(given / files.FOLDER) or files.checkpoints(given)
         if not found:
             raise ValueError(f"resume: there is no checkpoint in {given}, nor in {given / files.FOLDER}")
@@ -152,7 +152,7 @@ def _damage(path: Path, manifest: Manifest) -> Optional[str]:
     """Reading all files takes time, so the ranks share it."""
     mine = sorted(manifest.files.items())[dist.get_rank() :: dist.get_world_size()]
     found = [files.damage(path / name, expected) for name, expected in mine]
-    everywhere = [None] * dist.get_world_size()
+    everywhere: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everywhere, [problem for problem in found if problem])
     problems = [problem for part in everywhere for problem in part]
     return "; ".join(problems) or None
@@ -295,7 +295,7 @@ class DurableWriter(TorchCheckpointEngine):
                 torch.save(state_dict, file)
                 file.flush()
                 os.fsync(file.fileno())
-            self.files[Path(path).name] = files.describe(path)
+            self.files[Path(path).name] = files.describe(Path(path))
         except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
             self.problem = f"{Path(path).name} could not be written: {error}"
 

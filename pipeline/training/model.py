@@ -130,7 +130,7 @@ def _chat_template(file: str) -> str:
 class _Generation(jinja2.ext.Extension):
     """The tag that marks the assistant's text."""
 
-    tags = frozenset(["generation"])
+    tags = {"generation"}  # noqa: RUF012  a set in the base too
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)
