@@ -21,6 +21,7 @@ import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -75,7 +76,9 @@ def main() -> None:
     _, world_size, device = start_process_group(600)
     if world_size > 1:
         raise SystemExit("fidelity: one rank is enough; the ranks' agreement is what the tests are for")
-    result = {"settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}}
+    result: dict[str, Any] = {
+        "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}
+    }
     for case in arguments.cases:
         result[case] = compare(case, arguments, world_size, device)
         print(f"\n{case}: {arguments.looks} x {arguments.candidates} candidates, {arguments.keep} kept")
@@ -117,14 +120,15 @@ def compare(case: str, arguments, world_size: int, device) -> list[dict]:
         )
         weighted_step(engine, stream.shard(step, 0, 1), chosen, pad_token_id)
 
-    found = {way: [] for way in [*list(ways)[1:], "random"]}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in [*list(ways)[1:], "random"]}
     for step in tqdm(range(arguments.steps, arguments.steps + arguments.looks), desc=f"{case}: comparisons", unit="look"):
-        signals, weights = {}, {}
+        signals, weights = dict[str, Signals | None](), dict[str, np.ndarray]()
         for way, changed in ways.items():
             hook = SelectionHook.attach(engine, target_set, changed, pad_token_id)
             selection = hook.select(stream.shard(step, 0, 1), step)
             signals[way], weights[way] = hook.scores.signals, dense(selection, arguments.candidates)
         exact = signals["exact"]
+        assert exact is not None
         draw = registry.get("random").select(
             None, arguments.keep, arguments.candidates, np.random.default_rng(step), Settings()
         )

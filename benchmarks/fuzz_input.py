@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -294,7 +294,8 @@ RECIPES = _half(GOOD_RECIPES, st.one_of(
     st.builds(lambda s, part: f"{s}:\n  x: {part}\n".encode(), st.sampled_from(["model", "run"]), st.sampled_from(YAML_PARTS)),
     st.builds(_damaged, CHANGES.map(lambda c: _yaml(dict(c)).encode()), DAMAGE), st.binary(max_size=30),
 ))  # fmt: skip
-GRID = {"variants": ["random"], "seeds": [0], "folder": "runs/x", "targets": {"a": {"target": ["demo:target"], "test": ["demo:test"]}},
+GRID: dict[str, Any] = {
+        "variants": ["random"], "seeds": [0], "folder": "runs/x", "targets": {"a": {"target": ["demo:target"], "test": ["demo:test"]}},
         "base": {"data": {"pool": ["demo:pool"]}}}  # fmt: skip
 GOOD_GRIDS = GOOD_CHANGES.map(
     lambda pairs: _yaml({**GRID, "base": {**GRID["base"], "training": _nested(pairs).get("training", {})}}).encode()
@@ -325,19 +326,19 @@ class Crash(AssertionError):
 
 def _check_tokens(records: list[Record], tokenizer) -> None:
     for record in records:
-        samples = _outcome(
-            lambda record=record: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6))[0],
+        found = _outcome(
+            partial(tokenize_all, [record], tokenizer, DataConfig(max_tokens=10**6)),
             record.origin,
             "data.pool: none",
         )
-        for sample in samples or ():
+        for sample in found[0] if found else ():
             json.dumps([sample.id, sample.source, sample.damage], ensure_ascii=False).encode()
-            found, expected = (
+            ids, expected = (
                 _control_ids(sample.input_ids, tokenizer),
                 _control_ids(_neutral_ids(record, tokenizer), tokenizer),
             )
-            if found != expected:
-                raise Crash(f"{record.parts()}: control tokens {found} instead of {expected}")
+            if ids != expected:
+                raise Crash(f"{record.parts()}: control tokens {ids} instead of {expected}")
 
 
 def _control_ids(ids: list[int], tokenizer) -> list[int]:

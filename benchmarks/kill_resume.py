@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_inputs(folder)
-        kills, undisturbed = [], {}
+        kills, undisturbed = list[dict](), dict[str, Path]()
         while len(kills) < arguments.kills:
             index = len({kill["run"] for kill in kills})
             variant = VARIANTS[(index + arguments.seed) % len(VARIANTS)]
@@ -119,9 +120,10 @@ def main() -> None:
 
 def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random) -> dict:
     """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong besides."""
-    kills = []
+    kills: list[dict] = []
     while len(kills) < wanted:
-        aim = {"phase": None, "seconds": rng.uniform(0, 6)}  # from the first step, or from the start of a continued run
+        # From the first step, or from the start of a continued run.
+        aim: dict[str, Any] = {"phase": None, "seconds": rng.uniform(0, 6)}
         if (number + len(kills)) % 2 == 0:
             at = AIMED_AT[(number + len(kills)) // 2 % len(AIMED_AT)]
             if at == "resuming" and not kills:
@@ -246,7 +248,7 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     from pipeline.reporting.records import Recorder
     from pipeline.training import checkpoint, checkpoint_files, run_folder
 
-    state = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
+    state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
     show = lambda: SLOT.pack_into(memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"])
 
     @contextmanager

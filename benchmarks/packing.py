@@ -167,7 +167,7 @@ def parts(samples: list[Sample], size: int) -> list[list[Sample]]:
 
 
 def summary(rounds: list[dict]) -> dict:
-    found = {}
+    found: dict[str, dict] = {}
     for what in ("scoring", "step"):
         found[what] = {
             "tokens": [r["tokens"][what] for r in rounds], "padded_tokens": [r["padded_tokens"][what] for r in rounds],

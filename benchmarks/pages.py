@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,7 +21,7 @@ from pipeline.comparison.statistics import Estimate, Row
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("planning", "scoring", "security", "tutorial")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("installing", "planning", "scoring", "security", "tutorial")),
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
@@ -140,7 +141,7 @@ def solve(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """Modelled seconds of a selection by number of ranks."""
-    ranks, rows = (1, 8, 64, 512), {}
+    ranks, rows = (1, 8, 64, 512), dict[str, dict[int, str]]()
     for point in result["modelled"]:
         rows.setdefault(f"{point['case']}, `{point['backend']}`", {})[point["world_size"]] = f"{point['selection_seconds']:.1f}"
     return _table(["ranks", *ranks], [[name, *(seconds[n] for n in ranks)] for name, seconds in rows.items()])
@@ -189,6 +190,18 @@ def fuzz_input(result: dict) -> str:
     rows = [[name, *(f"{kind[key]:,}" for key in names)] for name, kind in result["kinds"].items()]
     table = _table(["", *names], [*rows, ["all", *(f"{result[key]:,}" for key in names)]])
     return f"{table}\n\n{result['date']}, {', '.join(f'{k} {v}' for k, v in result['versions'].items())}."
+
+
+def versions(result: dict) -> str:
+    """What the tests ran with at both ends of the requirements, and how they ended."""
+    names = dict.fromkeys(name for found in result.values() for name in found["versions"])
+    rows = [["Python", *(found["python"] for found in result.values())]]
+    rows += [[name, *(found["versions"].get(name, "-") for found in result.values())] for name in names]
+    ended = (
+        "{passed} passed, {failed} failed, {skipped} skipped".format(**{**f, "failed": len(f["failed"])})
+        for f in result.values()
+    )
+    return _table(["", *result], [*rows, ["tests", *ended], ["on", *(found["date"] for found in result.values())]])
 
 
 def comparison(result: dict) -> str:
@@ -263,7 +276,8 @@ def _block(match: re.Match) -> str:
 
 
 def _row(values: dict) -> Row:
-    return Row(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()}
+    return Row(**fields)
 
 
 def _with_error(value: Estimate) -> str:

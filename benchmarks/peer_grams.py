@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.exact import CACHE_BYTES, ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import scored_layers, scoring_pass
+from pipeline.scoring.loss import LanguageModel
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.preconditioner import scale
@@ -43,7 +45,7 @@ EXCHANGE_BYTES = SelectionConfig().exchange_mib << 20
 class Problem:
     """A model in eval mode of which nothing but ``layers``' weights is trained, candidates, and the state of Adam."""
 
-    model: nn.Module
+    model: LanguageModel
     layers: dict[str, nn.Linear]
     exp_avg_sq: dict[str, torch.Tensor]
     """By layer, float32 (O, I); taken as it is, without bias correction."""
@@ -185,7 +187,7 @@ def opacus(problem: Problem) -> Iterator[Run]:
         gram_CC = _empty_gram(problem)
         per_sample_loss(wrapped(input_ids=problem.input_ids_CT, use_cache=False).logits, problem.input_ids_CT).sum().backward()
         for name, exp_avg_sq in problem.exp_avg_sq.items():
-            weight = problem.layers[name].weight
+            weight: Any = problem.layers[name].weight  # opacus adds grad_sample
             add_rows(gram_CC, weight.grad_sample.flatten(1), exp_avg_sq)
             weight.grad = weight.grad_sample = None
         return gram_CC
@@ -256,7 +258,7 @@ class _Alone(Collectives):
 @contextmanager
 def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
     collectives = _Alone(problem.device)
-    shapes = {f"{name}.weight": tuple(layer.weight.shape) for name, layer in problem.layers.items()}
+    shapes = {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in problem.layers.items()}
     own = [
         Fragment(f"{name}.weight", 0, v.numel(), None, v.flatten(), 1, 0.9, 0.999, EPS, bias_correction=False)
         for name, v in problem.exp_avg_sq.items()
@@ -278,7 +280,7 @@ def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
     yield run
 
 
-_features = {"projection_size": SelectionConfig().projection_size, "seed": "0"}
+_features: dict[str, Any] = {"projection_size": SelectionConfig().projection_size, "seed": "0"}
 PEERS: dict[str, Callable] = {
     "ours": ours,
     "loop": loop,

@@ -20,6 +20,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -89,7 +90,7 @@ def measure(case: str, arguments, device: torch.device) -> dict:
     for name in filter(find_spec, OPTIONAL):
         import_module(name)  # what its code takes is then resident for all alike
     idle = peak_bytes(lambda: None, device)
-    found, able = {}, []
+    found, able = dict[str, dict[str, Any]](), list[str]()
     for name in PEERS:
         if name in OPTIONAL and not find_spec(name):
             found[name] = {"absent": f"not installed: {INSTALL}"}
@@ -102,7 +103,7 @@ def measure(case: str, arguments, device: torch.device) -> dict:
             if name.startswith("ours"):
                 raise
             found[name] = {"failed": f"{type(error).__name__}: {error}"}
-    seconds = {name: [] for name in able}
+    seconds: dict[str, list[float]] = {name: [] for name in able}
     for _ in range(arguments.rounds):
         for name in able:
             with PEERS[name](problem) as run:

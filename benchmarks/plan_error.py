@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.step_cost import in_process
-from pipeline.config import ModelConfig, SelectionConfig, TrainingConfig
+from pipeline.config import Backend, ModelConfig, SelectionConfig, TrainingConfig
 from pipeline.planning import forecast
 from pipeline.planning.hardware import Hardware, measure
 from pipeline.planning.model_shapes import read_shapes
@@ -48,7 +48,7 @@ def main() -> None:
     print(json.dumps(summary(compared)))
 
 
-def compare(result: dict, case: str, backend: str, hardware: Hardware) -> dict:
+def compare(result: dict, case: str, backend: Backend, hardware: Hardware) -> dict:
     """Predicted and measured seconds of one result of ``step_cost``, and the time of selection over the plain pass."""
     settings, measured = result["settings"], result[case]
     shapes = read_shapes(ModelConfig(name=settings["model"], lora_rank=settings["lora_rank"] if case == "lora" else 0))

@@ -9,9 +9,10 @@ benchmarks/results/plan_table.json, the table is printed in Markdown.
 
 import argparse
 import json
-from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from jsonargparse import Namespace
 
 from pipeline import plan
 from pipeline.config import Config, ModelConfig, SelectionConfig, TrainingConfig

@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import socket
 import tempfile
-from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from jsonargparse import Namespace
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,6 +34,7 @@ from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.plan import plan_run
 from pipeline.planning import forecast
+from pipeline.planning.forecast import BACKENDS
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
 from pipeline.selection.contract import Selection
@@ -43,7 +44,7 @@ from pipeline.training.weighted_step import weighted_step
 
 OUTPUT = Path(__file__).parent / "results" / "scaling.json"
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-BACKENDS, STAGES, TOKENS, TARGETS = ("exact", "projected", "factored"), (2, 3), 10, 8
+STAGES, TOKENS, TARGETS = (2, 3), 10, 8
 CANDIDATES_PER_RANK, KEPT_PER_RANK = 8, 1
 # The lowest stages at which weights, gradients and Adam state fit on 8 cards (benchmarks/plan_table.py).
 MODELLED = {"llama-1b, LoRA": ("llama-1b", 16, 0), "llama-7b, LoRA": ("llama-7b", 16, 0), "llama-7b, all": ("llama-7b", 0, 3)}
@@ -121,10 +122,13 @@ def count(world_size: int, model: str, folder: Path) -> list[dict]:
     by_rank = [json.loads((folder / f"{world_size}-{rank}.json").read_text()) for rank in range(world_size)]
     rows = []
     for row, parts in zip(predicted_small(world_size, model), zip(*by_rank)):
-        sums = sum((Counter(part) for part in parts), Counter())
+        sums = Counter[str]()
+        for part in parts:
+            sums.update(part)
+        counted: dict[str, int] = {name: sums[name] for name in BACKENDS}
         rows.append({
-            "world_size": world_size, "zero_stage": row["zero_stage"], **{name: sums[name] for name in BACKENDS},
-            "predicted": {name: row[name] for name in BACKENDS}, "agrees": all(sums[name] == row[name] for name in BACKENDS),
+            "world_size": world_size, "zero_stage": row["zero_stage"], **counted,
+            "predicted": {name: row[name] for name in BACKENDS}, "agrees": all(counted[name] == row[name] for name in BACKENDS),
         })  # fmt: skip
     return rows
 

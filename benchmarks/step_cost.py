@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ def main() -> None:
         arguments.candidates, arguments.targets, arguments.tokens, arguments.rounds = 2, 1, 64, 1
 
     rank, world_size, device = start_process_group(600)
-    result = {
+    result: dict[str, Any] = {
         "settings": {k: v for k, v in vars(arguments).items() if k not in ("output", "local_rank")},
         "world_size": world_size,
     }
@@ -124,7 +125,7 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     peak = {"plain": peak_bytes(plain, device), "scoring": peak_bytes(scoring, device)}  # and a warm-up for the clock
     if device.type == "cuda":  # the hook starts the peak anew at every stage
         peak["scoring"] = max(peak["scoring"], *hook.scores.peak_bytes.values())
-    seconds = {"plain": [], "scoring": [], "target": []}
+    seconds: dict[str, list[float]] = {"plain": [], "scoring": [], "target": []}
     stages = []
     for _ in range(arguments.rounds):
         seconds["plain"].append(timed(plain, device))

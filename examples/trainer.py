@@ -48,4 +48,5 @@ trainer = SelectionTrainer(  # <-
 trainer.train()
 if trainer.is_world_process_zero():
     chosen = trainer.chosen
+    assert chosen is not None and chosen.cosine is not None
     print(f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine {chosen.cosine:.3f}")

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash launch/setup.sh requirements-test.txt
+bash launch/setup.sh requirements-test.txt requirements-trl.txt
 source launch/common.sh
 
 if ((num_gpus == 0)); then

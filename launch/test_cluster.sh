@@ -23,7 +23,7 @@ if ((${#packages[@]})); then
   DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends "${packages[@]}"
 fi
 
-bash launch/setup.sh requirements-test.txt
+bash launch/setup.sh requirements-test.txt requirements-trl.txt
 # shellcheck source=launch/common.sh
 source launch/common.sh
 export CLUSTER_TESTS=1 OMP_NUM_THREADS=1 PATH=$PATH:/usr/sbin:/sbin

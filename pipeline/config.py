@@ -14,6 +14,8 @@ import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_loader, set_parsing_settings
 
 from pipeline.selection import registry
+from pipeline.selection.contract import Geometry
+from pipeline.shipped import PRESETS, RECIPES, TEMPLATES
 from pipeline.yaml_text import load_yaml
 
 # Settings are values: none may name a class, which jsonargparse would import and make.
@@ -22,6 +24,7 @@ set_parsing_settings(
 )
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
+Backend = Literal["exact", "projected", "factored"]
 LARGEST = 2**31 - 1  # of whole numbers
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHANGE_NO_RESULT = (
@@ -43,7 +46,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     chat_template: Optional[str] = None
-    """File with a Jinja chat template that replaces the tokenizer's; base models have none."""
+    """File with a Jinja chat template that replaces the tokenizer's, or tulu; base models have none."""
     attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's flash SDPA."""
     packing: Union[Literal["auto"], bool] = "auto"
@@ -96,7 +99,7 @@ class DataConfig:
 class SelectionConfig:
     """Which candidates are kept at each step, and how they are weighted."""
 
-    method: Literal[tuple(registry.METHODS)] = "filter_then_weight"
+    method: Literal[tuple(registry.METHODS)] = "filter_then_weight"  # type: ignore[valid-type]  # names known at import alone
     """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all candidates, random keeps a
     seeded uniform draw; max_loss and rho_loss take a forward of the candidates, grad_norm a backward too, the others the Gram."""
     candidates_per_step: int = 32
@@ -105,7 +108,7 @@ class SelectionConfig:
     """Samples trained on in one step, over all ranks (K), typically 5-25 % of the candidates."""
     target_per_step: int = 8
     """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated through."""
-    geometry: Literal["auto", "update", "curvature", "identity", "update_to_gradient"] = "auto"
+    geometry: Literal["auto", Geometry] = "auto"
     """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of the target. auto is the
     method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus: update_to_gradient; another is refused), else update."""
     momentum: Literal["cancel", "compensate"] = "cancel"
@@ -127,7 +130,7 @@ class SelectionConfig:
     """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer by layer. Smaller
     passes need less memory for activations (and less padding, being sorted by length), but what they find waits for the last one:
     of each waiting sample and layer the gradient or the factors, whichever is smaller. Little with LoRA, much in full fine-tuning."""
-    backend: Literal["exact", "projected", "factored"] = "exact"
+    backend: Backend = "exact"
     """How the Gram matrix is formed. exact: every per-sample gradient, under Adam's metric. projected: random features of them, under
     Adam's metric. factored: random features without any per-sample gradient, under a rank-1 approximation of the metric."""
     projection_size: int = 32
@@ -211,8 +214,8 @@ class RunConfig:
 class Config:
     """Settings of one run."""
 
-    deepspeed: str = "ds_configs/zero2.json"
-    """DeepSpeed configuration: partitioning, offload, monitors."""
+    deepspeed: str = "zero2"
+    """DeepSpeed configuration: partitioning, offload, monitors. A file, or the name of one that comes with the program (ds_configs/)."""
     resume: Optional[str] = None
     """auto continues the run in run.folder from its newest good checkpoint, and starts it where it has none: the same command starts
     and restarts a job. A path continues that checkpoint, or the run in that folder, in run.folder."""
@@ -223,11 +226,18 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+class RecipeFile(ActionConfigFile):
+    """``--config``: a file, or the name of a recipe that comes with the program."""
+
+    def __call__(self, parser, cfg, values, option_string=None):
+        super().__call__(parser, cfg, RECIPES.find(values), option_string)
+
+
 def build_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
         description=description, allow_abbrev=False, usage="%(prog)s --config recipe.yaml [--section.key value ...]"
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the settings below")
+    parser.add_argument("--config", action=RecipeFile, help="YAML file with the settings below, or a recipe: lora")
     parser.add_class_arguments(Config, as_group=False)
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)  # the deepspeed launcher adds it
     return parser
@@ -284,7 +294,7 @@ def load(path: Path) -> Config:
     return _from_namespace(parser, parser.parse_args(["--config", str(path)]))
 
 
-def geometry(selection: SelectionConfig) -> str:
+def geometry(selection: SelectionConfig) -> Geometry:
     """The space that the method works in. Raises ValueError where the method has its own and the settings say otherwise."""
     own = registry.get(selection.method).geometry
     if own is None:
@@ -392,9 +402,10 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"resume = {config.resume} continues what run.overwrite would delete: set one of them")
     if config.resume not in (None, "auto") and not os.path.isdir(config.resume):
         raise ValueError(f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto")
-    if not os.path.isfile(config.deepspeed):
-        raise ValueError(f"deepspeed: there is no file {config.deepspeed}")
-    if config.model.chat_template and not os.path.isfile(config.model.chat_template):
+    if not os.path.isfile(PRESETS.find(config.deepspeed)):
+        known = ", ".join(PRESETS.names())
+        raise ValueError(f"deepspeed: there is no file {config.deepspeed}; by name there are {known}")
+    if config.model.chat_template and not os.path.isfile(TEMPLATES.find(config.model.chat_template)):
         raise ValueError(f"model.chat_template: there is no file {config.model.chat_template}")
 
 

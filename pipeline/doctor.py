@@ -21,7 +21,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import deepspeed
 import psutil
@@ -114,7 +114,8 @@ def _cuda(device: torch.device) -> Line:
     cards = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     toolkit = _toolkit()
     found = f"{cards}, torch for CUDA {torch.version.cuda}, toolkit {toolkit or 'none'}, {abi}"
-    matches = toolkit is None or toolkit.split(".")[0] == torch.version.cuda.split(".")[0]
+    built_for = torch.version.cuda  # None on AMD cards
+    matches = toolkit is None or built_for is None or toolkit.split(".")[0] == built_for.split(".")[0]
     return Line("CUDA", matches, found, f"kernels cannot be built: point CUDA_HOME to a toolkit of CUDA {torch.version.cuda}")
 
 
@@ -274,15 +275,14 @@ def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
 
 def agreed(lines: list[Line]) -> list[Line]:
     """Each check as all ranks see it; what fails somewhere, or differs in versions, is told with rank and host."""
-    everywhere = [None] * dist.get_world_size()
+    everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (socket.gethostname(), lines))
     merged = []
     for own in lines:
-        theirs = [
-            (rank, host, next((line for line in found if line.check == own.check), None))
-            for rank, (host, found) in enumerate(everywhere)
+        theirs: list[tuple[int, str, Line]] = [
+            (rank, host, line) for rank, (host, found) in enumerate(everywhere) for line in found if line.check == own.check
         ]
-        failed = [(rank, host, line) for rank, host, line in theirs if line is not None and not line.passed]
+        failed = [(rank, host, line) for rank, host, line in theirs if not line.passed]
         if failed:
             rank, host, line = failed[0]
             own = replace(line, found=f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host}): {line.found}")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Optional
 
 from pipeline import config as configuration
+from pipeline.shipped import TASKS
 from pipeline.versions import installed
 
-OWN_TASKS = Path(__file__).parents[1] / "launch/lm_eval_tasks"
 PACKAGES = ("lm_eval", "torch", "transformers", "peft", "datasets")
 
 
@@ -24,7 +24,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     options = parse(arguments)
     try:
         model = find_model(options.model)
-        manager = find_tasks([OWN_TASKS, *options.include_path])
+        manager = find_tasks([TASKS.folder, *options.include_path])
         wanted = load_tasks(options.tasks, manager)
         harness = load_model(model, options)
         scores = {name: score(harness, manager, *task, options) for name, task in wanted.items()}

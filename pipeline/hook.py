@@ -14,7 +14,7 @@ for candidates in loader:                                       # this rank's sh
 
 import math
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -196,7 +196,8 @@ class SelectionHook:
         if method.needs != "nothing":
             scores.signals = self._score_without_overflow(candidates, num_tokens, step, watch)
         with watch("solve"):
-            selection, drawn_from_U = None, self._without_target(step)
+            selection: Any = None
+            drawn_from_U = self._without_target(step)
             if collectives.rank == 0:
                 rng = np.random.default_rng((self.seed, step, 1))  # a stream of its own, apart from the order of epochs
                 try:
@@ -404,15 +405,15 @@ class SelectionHook:
             totals = collectives.sum(torch.tensor(shares, dtype=torch.float64, device=self.engine.device)).tolist()
         with watch("solve"):
             back_C = torch.argsort(position_C)
-            found = {name: values_C[back_C].double().cpu().numpy() for name, values_C in found.items()}
-            scores.loss_C, scores.candidate_tokens = found["loss_C"], int(totals[3])
-            if gram is None:
-                return Signals(**found)
+            measured: dict[str, Any] = {name: values_C[back_C].double().cpu().numpy() for name, values_C in found.items()}
+            scores.loss_C, scores.candidate_tokens = measured["loss_C"], int(totals[3])
+            if gram_CC is None:
+                return Signals(**measured)
             scores.target_loss = totals[0]
             scores.zero_moment_share = totals[2] / totals[1] if totals[1] else None
             rows = torch.cat([back_C, back_C.new_tensor([len(back_C)])])
             full = gram_CC[rows][:, rows].cpu().numpy()
-            return Signals(full[:-1, :-1], full[:-1, -1], float(full[-1, -1]), **found)
+            return Signals(full[:-1, :-1], full[:-1, -1], float(full[-1, -1]), **measured)
 
     def _score_target(self, gram, step: int, rows_per_pass: int) -> float:
         """This rank's part of the target, into ``gram`` unless it is there; its part of the target's loss."""
@@ -442,7 +443,9 @@ class SelectionHook:
             return {"loss_C": self.passes.backward(samples, num_rows, num_tokens, 1.0, take)}
         if needs == "norm":
             total_B = torch.zeros(num_rows, dtype=torch.float64, device=self.engine.device)
-            take = lambda _, *factors: total_B.add_(squared_norm(*factors, self.settings.exchange_mib << 20))
+            take = lambda _, activation_BTI, output_grad_BTO, lengths: total_B.add_(
+                squared_norm(activation_BTI, output_grad_BTO, lengths, self.settings.exchange_mib << 20)
+            )
             return {"loss_C": self.passes.backward(samples, num_rows, num_tokens, 1.0, take), "squared_norm_C": total_B}
         found = {"loss_C": self.passes.forward(self.engine.module, samples, num_tokens)}
         if needs == "reference_loss":

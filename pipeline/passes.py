@@ -16,6 +16,7 @@ from pipeline.scoring.collectives import Collectives
 from pipeline.scoring.engines import forward_context
 from pipeline.scoring.factors import scoring_pass
 from pipeline.scoring.loss import (
+    LanguageModel,
     causal_logits,
     evaluating,
     has_plain_logits,
@@ -60,10 +61,10 @@ class Passes:
         ``on_factors`` is called with (layer name, activation_BTI, output_grad_BTO, lengths).
         """
         module = self.engine.module  # not the engine: its own hooks would start a training backward
-        *batch, lengths = self.to_batch(samples, num_rows)
+        input_ids_BT, labels_BT, lengths = self.to_batch(samples, num_rows)
         take = lambda *factors: on_factors(*factors, lengths)
         with torch.enable_grad(), scoring_pass(module, self.layers, take, self.leaf, self.loss_scale):
-            loss_B = self.losses(module, *batch, lengths, num_rows * num_tokens)
+            loss_B = self.losses(module, input_ids_BT, labels_BT, lengths, num_rows * num_tokens)
             try:
                 (loss_B.sum() * (weight * self.loss_scale)).backward()
             except RuntimeError as error:
@@ -86,7 +87,8 @@ class Passes:
     def losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int) -> torch.Tensor:
         """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
         num_chunks = self._logit_chunks(module, most_tokens)
-        losses_B, lacks_memory = None, None
+        losses_B: Optional[torch.Tensor] = None
+        lacks_memory: Optional[RuntimeError] = None
         # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
         can_retry = not self.engine.zero_optimization_partition_weights()
         try:
@@ -103,9 +105,10 @@ class Passes:
             lacks_memory = error
         if can_retry and self.collectives.any(lacks_memory is not None):
             raise OutOfMemory() from lacks_memory
+        assert losses_B is not None
         return losses_B
 
-    def _logit_chunks(self, module: torch.nn.Module, most_tokens: int) -> int:
+    def _logit_chunks(self, module: LanguageModel, most_tokens: int) -> int:
         """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0: all at once."""
         scored = set(self.layers.values())
         is_scored = any(child in scored for child in module.get_output_embeddings().modules())

@@ -1,6 +1,6 @@
 """Fine-tune with online data selection.
 
-deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed ds_configs/zero2.json [--section.key value ...]
+deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value ...]
 
 One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast -> weighted step
 """
@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
         candidates = stream.shard(step // score_every, rank, world_size)
         if step % score_every == 0:
             chosen = hook.select(candidates, step)
+        assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
         selection = deal(chosen, score_every)[step % score_every]
         if step % score_every:
             hook.scores.selection_hash = hook.agree(selection, step)

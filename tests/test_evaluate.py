@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import config as configuration
-from pipeline import evaluate
+from pipeline import evaluate, shipped
 from pipeline.config import Config, ModelConfig
 from pipeline.data.demo import generate
 from pipeline.data.sample import IGNORED, Sample
@@ -138,10 +138,10 @@ def test_tasks_that_cannot_be_had_end_with_a_sentence(tasks, message, model_fold
 
 @needs_lm_eval
 def test_tydiqa_is_known_language_by_language(task_folder, known_tasks):
-    manager = known_tasks([evaluate.OWN_TASKS, task_folder])
+    manager = known_tasks([shipped.TASKS.folder, task_folder])
     assert "tydiqa" in manager.all_groups and "mmlu" in manager.all_groups
     listed = {name for name in manager.all_subtasks if name.startswith("tydiqa_goldp_")}
-    written = (evaluate.OWN_TASKS / "tydiqa.yaml").read_text()
+    written = (shipped.TASKS.folder / "tydiqa.yaml").read_text()
     assert len(listed) == 9 and all(f"- {name}\n" in written for name in listed)
 
 

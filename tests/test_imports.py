@@ -7,19 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "pipeline"
 MAY_IMPORT = {  # part: parts of ours that it may use besides itself
-    "versions": set(), "yaml_text": set(), "config": {"selection", "yaml_text"},
+    "versions": set(), "yaml_text": set(), "shipped": set(), "config": {"selection", "shipped", "yaml_text"},
     "scoring": set(), "selection": set(), "reporting": set(), "data": {"config"},
     "kept": {"data", "scoring", "selection"},
     "passes": {"data", "scoring"}, "hook": {"config", "data", "kept", "passes", "scoring", "selection"},
-    "training": {"config", "data", "kept", "scoring", "selection", "hook", "reporting", "versions"},
+    "training": {"config", "data", "kept", "scoring", "selection", "hook", "reporting", "shipped", "versions"},
     "datastore": {"config", "data", "hook", "scoring", "training", "versions"},
     "score": {"config", "data", "datastore", "hook", "training"},
     "integrations": {"config", "data", "hook", "kept", "scoring", "selection", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"data", "reporting"},
-    "evaluate": {"config", "training", "versions"},
-    "comparison": {"config", "data", "reporting", "yaml_text"},
+    "evaluate": {"config", "shipped", "training", "versions"},
+    "comparison": {"config", "data", "reporting", "shipped", "yaml_text"},
     "compare": {"comparison"},
     "train": {"config", "data", "hook", "reporting", "scoring", "selection", "training"},
 }  # fmt: skip

@@ -77,8 +77,6 @@ def one_after_another(variant: str, runs: list[Run]) -> Run:
         pd.concat([later(getattr(run, name), number) for number, run in enumerate(runs)], ignore_index=True)
         for name in ("steps", "kept")
     )
-    passed = [run.passed for run in runs]
-    passed = (
-        None if any(p is None for p in passed) else pd.concat([later(p, n) for n, p in enumerate(passed)], ignore_index=True)
-    )
+    known = [later(run.passed, number) for number, run in enumerate(runs) if run.passed is not None]
+    passed = pd.concat(known, ignore_index=True) if len(known) == len(runs) else None
     return replace(runs[0], folder=Path(variant), steps=steps, kept=kept, passed=passed)

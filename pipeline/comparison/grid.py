@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.reporting.html import flatten
 from pipeline.reporting.visible import is_secret
+from pipeline.shipped import RECIPES
 from pipeline.yaml_text import load_yaml
 
 SECTIONS = tuple(f.name for f in fields(Config))
@@ -93,7 +94,9 @@ def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], lis
         allow_abbrev=False,
         usage="%(prog)s --config grid.yaml [--key value ...] [--section.key value ...]",
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with the keys below")
+    parser.add_argument(
+        "--config", action=configuration.RecipeFile, help="YAML file with the keys below, or a recipe: compare_quick"
+    )
     parser.add_class_arguments(Grid, as_group=False)
     try:
         own, changes = split(arguments)
@@ -138,14 +141,14 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
     for origin, settings in (("the command line", changes), *((f"variants.{name}", v or {}) for name, v in variants.items())):
         for setting in set(dict(flatten(settings))) & set(OF_THE_GRID):
             raise ValueError(f"{origin} sets {setting}, which the grid makes of '{OF_THE_GRID[setting]}'")
-    variants = {
+    configs = {
         name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))}) for name, settings in variants.items()
     }
     return [
         _cell(grid, target, files, variant, config, seed)
         for seed in grid.seeds
         for target, files in grid.targets.items()
-        for variant, config in variants.items()
+        for variant, config in configs.items()
     ]
 
 
@@ -218,7 +221,7 @@ def _cell(grid: Grid, target: str, files: TargetFiles, variant: str, config: Con
 def _base(base: Union[str, dict]) -> dict[str, Any]:
     """Settings by dotted name."""
     if isinstance(base, str):
-        path = Path(_expanded(base))
+        path = Path(RECIPES.find(_expanded(base)))
         if not path.is_file():
             raise ValueError(f"base: there is no file {path}")
         base = _yaml(path.read_text(encoding="utf-8"), f"base: {path}")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import config as configuration
 from pipeline.comparison.grid import Cell, changed
 from pipeline.config import Config
+from pipeline.shipped import PRESETS
 
 FINISHED = "cell.json"
 """In the folder of a cell whose training has ended with code 0: what it was run on, and beside how many others."""
@@ -122,7 +123,7 @@ def start(cell: Cell, ranks: int, gpus: list[int], parallel: int) -> subprocess.
     if gpus and ranks == 1:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpus[0])
     if not gpus:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // (parallel * ranks))), **environment}
     if ranks > 1:
         where = ["--include", "localhost:" + ",".join(map(str, gpus))] if gpus else ["--num_gpus", str(ranks)]
@@ -148,8 +149,9 @@ def contents(config: Config) -> dict[str, str]:
     """Digests of the local files that a run reads: samples, and the model's weights and tokenizer."""
     model = Path(config.model.name)
     files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else []
-    files += [Path(name) for name in (*config.data.pool, *config.data.target, *config.data.test, config.deepspeed)]
-    return {str(file): digest(file) for file in files if file.is_file()}
+    files += [Path(name) for name in (*config.data.pool, *config.data.target, *config.data.test)]
+    found = {str(file): digest(file) for file in files if file.is_file()}
+    return {**found, config.deepspeed: digest(Path(PRESETS.find(config.deepspeed)))}
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Cells of one (target, seed) saw the same candidates, so variants are compared in
 """
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Optional
 
 import numpy as np
@@ -99,7 +100,7 @@ def best_baseline(cells: pd.DataFrame) -> str:
     if baselines.empty or cells.loc[cells["method"] == OURS, "variant"].nunique() > 1:
         return cells["variant"].iloc[0]
     means = {variant: estimate(own.set_index(PAIR)["auc"]).mean for variant, own in baselines.groupby("variant", sort=False)}
-    return min(means, key=means.get)
+    return min(means.items(), key=itemgetter(1))[0]
 
 
 def rows_of(cells: pd.DataFrame, variants: list[str], reference: Optional[str], baseline: Optional[str]) -> list[Row]:

@@ -1,15 +1,16 @@
 """The sentences that are read first: what a grid has shown, against what, at what price, and how far that can be trusted."""
 
+from operator import attrgetter
 from typing import Optional
 
-from pipeline.comparison.statistics import OURS, Estimate, Row
+from pipeline.comparison.statistics import OURS, Row
 from pipeline.reporting.verdict import times
 
 
 def main_variant(rows: list[Row], methods: dict[str, str]) -> Row:
     """The one that the verdict is about: ours, the best by auc where there are several; the first variant where there is none."""
     ours = [row for row in rows if methods[row.variant] == OURS and row.auc.mean is not None]
-    return min(ours, key=lambda row: row.auc.mean) if ours else next(row for row in rows if row.auc.mean is not None)
+    return min(ours, key=attrgetter("auc.mean")) if ours else next(row for row in rows if row.auc.mean is not None)
 
 
 def verdict(
@@ -24,9 +25,9 @@ def verdict(
         opening += f"; it is the best of {several} variants of {OURS}, chosen after the fact"
     against = {reference: mine.vs_random} | ({baseline: mine.vs_baseline} if baseline != reference else {})
     parts = [
-        _difference(name, found)
+        _difference(name, found.mean, found.error)
         for name, found in against.items()
-        if name not in (None, mine.variant) and found.mean is not None
+        if name is not None and name != mine.variant and found.mean is not None
     ]
     if not parts:
         return f"{opening}. There is nothing here to compare it with: add random to the grid's variants."
@@ -38,14 +39,14 @@ def verdict(
     return " ".join(filter(None, sentences))
 
 
-def _difference(name: str, found: Estimate) -> str:
-    if abs(found.mean) < 0.0005:
+def _difference(name: str, mean: float, error: Optional[float]) -> str:
+    if abs(mean) < 0.0005:
         return f"the same as that of {name}"
-    word = "lower" if found.mean < 0 else "higher"
-    if found.error is None:
-        return f"{abs(found.mean):.3f} {word} than that of {name}"
-    chance = ", which is within two standard errors and may be chance" if abs(found.mean) < 2 * found.error else ""
-    return f"{abs(found.mean):.3f} \u00b1 {found.error:.3f} {word} than that of {name}{chance}"
+    word = "lower" if mean < 0 else "higher"
+    if error is None:
+        return f"{abs(mean):.3f} {word} than that of {name}"
+    chance = ", which is within two standard errors and may be chance" if abs(mean) < 2 * error else ""
+    return f"{abs(mean):.3f} \u00b1 {error:.3f} {word} than that of {name}{chance}"
 
 
 def _price(mine: Row, reference: Row) -> str:

@@ -92,7 +92,7 @@ def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
     if not 100 <= num_samples <= most:
         raise ValueError(f"--samples is {num_samples}: the generator has distinct prompts for 100 to {most}")
     rng = random.Random(seed)
-    seen = set()
+    seen: set[str] = set()
     num_of_target = round(TARGET_SHARE * num_samples)
     others = [kind for kind in KINDS if kind.__name__ != TARGET_KIND]
     kinds = [shelf] * num_of_target + [others[i % len(others)] for i in range(num_samples - num_of_target)]

@@ -57,6 +57,7 @@ class Markers:
 
     def hide(self, record: Record) -> list[dict]:
         """The messages without any special token spelt in them. Raises BrokenLine for characters that stand for something here."""
+        assert record.messages is not None, record.origin
         return [
             {
                 key: value

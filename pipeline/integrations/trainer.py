@@ -17,7 +17,7 @@ and an epoch looks at every sample of the dataset once.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from transformers import Trainer
@@ -39,7 +39,13 @@ WEIGHTS = "selection_weights"
 logger = logging.get_logger(__name__)
 
 
-class SelectionMixin:
+if TYPE_CHECKING:
+    from transformers import Trainer as Base
+else:  # at run time it has no Trainer among its bases: it could not go before SFTTrainer
+    Base = object
+
+
+class SelectionMixin(Base):
     """Goes before a ``Trainer`` among the bases of a class: ``class SelectionSFTTrainer(SelectionMixin, SFTTrainer)``.
 
     Args:
@@ -55,6 +61,8 @@ class SelectionMixin:
     Raises:
         ValueError: arguments that contradict each other or that selection cannot work with, with the way out.
     """
+
+    _train_batch_size: int  # Trainer's
 
     def __init__(
         self, *args, selection: SelectionConfig, target_dataset=None, reference_model: Optional[torch.nn.Module] = None, **kwargs

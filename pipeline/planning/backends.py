@@ -29,7 +29,8 @@ def stages(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 def target(shapes: ModelShapes, run: Run) -> Work:
     """What the target's factors cost after its forward and backward; a micro-batch counts as one long sample."""
-    scored, work = shapes.scored(run.selection.last_blocks), []
+    work: Work = []
+    scored = shapes.scored(run.selection.last_blocks)
     for num_samples in run.target_passes:
         tokens = num_samples * run.tokens
         if run.selection.backend == "exact":  # what goes by tokens keeps the target's factors for the candidates
@@ -85,7 +86,7 @@ def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
     selection = run.selection
     is_separable = selection.geometry == "identity" and selection.momentum == "cancel"
     whole_layers = run.zero_stage in (1, 2)
-    by_rows, by_tokens = [], []
+    by_rows, by_tokens = list[Linear](), list[Linear]()
     for layer in shapes.scored(selection.last_blocks):
         found = choose(
             (layer.out_features, layer.in_features), run.rows, run.world_size, run.tokens,
@@ -193,7 +194,7 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
     elements = float(num_samples * layer.numel)
     cast = run.factor_size + FLOAT32 if run.factor_size < FLOAT32 else 0
     scaling = 2 * FLOAT32 if run.geometry != "identity" else 0
-    work = [
+    work: Work = [
         product(layer.out_features, tokens, layer.in_features, run.factor_size, num_samples),
         Compute(memory_bytes=elements * (cast + scaling) + _random_bytes(layer, run)),
     ]

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, get_args
 
+from pipeline.config import Backend
 from pipeline.planning import backends, memory, passes
 from pipeline.planning.hardware import GIB, Hardware
 from pipeline.planning.model_shapes import ModelShapes
 from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, seconds, sent_bytes
 
-BACKENDS = ("exact", "projected", "factored")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 """In order of their fidelity to Adam's metric and to the sum over all gradients."""
 FIDELITY_IS_WORTH = 1.25
 """A more faithful backend is recommended while an update with it, weighted step included, takes at most so many times as long as
@@ -113,7 +114,7 @@ def recommend(found: dict[str, Forecast], step: Forecast, score_every: int, hard
             "selection.scoring_micro_batch_size, use more ranks, a higher ZeRO stage, or offload"
         )
     update = {name: forecast.total / score_every + step.total for name, forecast in fitting.items()}
-    fastest = min(update, key=update.get)
+    fastest = min(update, key=lambda name: update[name])
     reasons = []
     for name in BACKENDS:
         if name not in fitting:

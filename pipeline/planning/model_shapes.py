@@ -13,6 +13,7 @@ from transformers import LlamaConfig, Qwen3Config
 
 from pipeline.config import ModelConfig
 from pipeline.scoring.factors import blocks, scored_layers
+from pipeline.scoring.loss import LanguageModel
 from pipeline.training.model import model_without_weights, on_meta_device
 
 LLAMA_32_1B = LlamaConfig(
@@ -102,7 +103,7 @@ def read_shapes(settings: ModelConfig) -> ModelShapes:
         raise ValueError(f"model: no plan can be made for {settings.name}: {error}") from error
 
 
-def shapes_of(model: torch.nn.Module, name: str) -> ModelShapes:
+def shapes_of(model: LanguageModel, name: str) -> ModelShapes:
     config = model.config.get_text_config()
     block_of = {f"{prefix}.": number for number, prefix in enumerate(blocks(model))}
     scored = scored_layers(model)

@@ -6,14 +6,16 @@ from typing import Literal, Union
 
 from pipeline.planning.hardware import THIN, Hardware
 
+Rate = Literal["compute", "float32", "host"]
+"""Whose FLOP/s: of the compute dtype, of float32, or of rank 0's processor."""
+
 
 @dataclass(frozen=True)
 class Compute:
     """A kernel or a few that run one after the other: as long as the slowest of its operations and its traffic."""
 
     flops: float = 0.0
-    rate: Literal["compute", "float32", "host"] = "compute"
-    """Whose FLOP/s: of the compute dtype, of float32, or of rank 0's processor."""
+    rate: Rate = "compute"
     is_thin: bool = False
     memory_bytes: float = 0.0
     """Read and written in device memory."""
@@ -51,6 +53,7 @@ class Transfer:
         per_node = hardware.ranks_per_node
         if world_size <= per_node:
             return self.turns * self.sent_bytes / hardware.node_bandwidth + self.num_collectives * hardware.latency_node
+        assert hardware.network_bandwidth is not None, f"{hardware.name} has links within a node alone"
         if self.pattern == "ring":
             bandwidth = min(hardware.node_bandwidth, per_node * hardware.network_bandwidth)
             transfer = self.sent_bytes / bandwidth
@@ -65,7 +68,7 @@ Work = list[Union[Compute, Transfer]]
 
 
 def product(
-    m: int, k: int, n: int, element_size: int, count: int = 1, rate: str = "compute", share: float = 1.0, turns: float = 1.0
+    m: int, k: float, n: int, element_size: int, count: int = 1, rate: Rate = "compute", share: float = 1.0, turns: float = 1.0
 ) -> Compute:
     """``count`` products (m, k) @ (k, n). ``share`` of the operations are done: half in causal attention."""
     return Compute(

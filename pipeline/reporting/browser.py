@@ -117,13 +117,15 @@ def browser() -> Iterator[Browser]:
             ["bash", "-c", script, "chromium", *command], pass_fds=(commands_out, answers_in), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": profile},
         )  # fmt: skip
-        os.close(commands_out), os.close(answers_in)
+        os.close(commands_out)
+        os.close(answers_in)
         clock = threading.Timer(TIMEOUT_SECONDS, process.kill)
         clock.start()
         try:
             yield Browser(commands_in, answers_out)
         finally:
-            os.close(commands_in), os.close(answers_out)  # Chromium ends when nobody steers it any more
+            os.close(commands_in)  # Chromium ends when nobody steers it any more
+            os.close(answers_out)
             process.terminate()
             process.wait()
             clock.cancel()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -347,7 +348,7 @@ def _weights_by_damage(axis: Axes, entries: list[tuple[pd.DataFrame, str, dict]]
             names.append(f"{name}\n{int(chosen.sum())}")
             colours.append(style["color"])
     ink = {"color": matplotlib.rcParams["text.color"]}
-    look = {"medianprops": ink, "whiskerprops": ink, "capprops": ink}
+    look: dict[str, Any] = {"medianprops": ink, "whiskerprops": ink, "capprops": ink}
     drawn = axis.boxplot(boxes, showfliers=False, patch_artist=True, widths=0.55, **look)
     for patch, colour in zip(drawn["boxes"], colours):
         patch.set(facecolor=colour, alpha=0.45)

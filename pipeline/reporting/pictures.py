@@ -4,11 +4,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO, StringIO
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from pipeline.reporting.visible import visible
 
@@ -18,13 +21,13 @@ NARROW = 3.73
 INK = "#010203"
 """Stands for the colour of the page's text, which is another one in the dark."""
 # 9 points in a picture of NARROW inches are 12 pixels on a telephone, the smallest text that is read without effort.
-IN_PAGE = {
+IN_PAGE: dict[Any, Any] = {
     "font.size": 9.2, "axes.labelsize": 9.2, "xtick.labelsize": 9.2, "ytick.labelsize": 9.2, "legend.fontsize": 9.2,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": INK,
     "font.family": "sans-serif", "svg.fonttype": "none", "axes.facecolor": "none", "figure.facecolor": "none",
     "xtick.major.size": 3, "ytick.major.size": 3,
 }  # fmt: skip
-IN_FILE = {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "axes.titlesize": 10}
+IN_FILE: dict[Any, Any] = {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "axes.titlesize": 10}
 MAX_LABEL = 22
 """Characters; longer names are shown by their beginning and end."""
 
@@ -59,8 +62,9 @@ def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
     rows = -(-len(panels) // columns)
     height = rows * max(1.45 * max(panel.height for panel in panels), 2.2) + 0.4
     # Figure without pyplot: no global state, and it draws the same with or without a display.
-    figure = Figure(figsize=(WIDE if columns > 1 else WIDE * 0.75, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = Figure(
+        figsize=(WIDE if columns > 1 else WIDE * 0.75, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis, panel in zip(axes, panels):
         axis.set_title(panel.title)
@@ -75,7 +79,7 @@ def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
 
 def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Picture]:
     """Each panel by itself, after the legend that they share. ``name`` sets their ids apart from those of other pictures of a page."""
-    drawn, entries = [], {}
+    drawn, entries = list[Picture](), dict[str, Artist]()
     with matplotlib.rc_context({**IN_PAGE, "svg.hashsalt": name}):
         for panel in panels:
             figure = Figure(figsize=(NARROW, panel.height), layout="constrained")
@@ -105,14 +109,15 @@ def _frame(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def _entries(axes: Sequence[Axes]) -> dict[str, object]:
+def _entries(axes: Sequence[Axes]) -> dict[str, Artist]:
     return {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
 
 
-def _legend(figure: Figure, entries: dict[str, object], columns: int, place: str) -> None:
+def _legend(figure: Figure, entries: dict[str, Artist], columns: int, place: str) -> None:
     if entries:
-        look = {"loc": place, "ncols": min(len(entries), columns), "frameon": False, "borderpad": 0, "columnspacing": 1.2}
-        figure.legend(entries.values(), [short(label) for label in entries], **look)
+        columns = min(len(entries), columns)
+        look: dict[str, Any] = {"loc": place, "ncols": columns, "frameon": False, "borderpad": 0, "columnspacing": 1.2}
+        figure.legend(list(entries.values()), [short(label) for label in entries], **look)
 
 
 def _svg(figure: Figure, title: str) -> Markup:

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pandas as pd
 import yaml
 
-ENCODING = {"encoding": "utf-8", "errors": "backslashreplace"}
+ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 """Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the escape that JSON has for it."""
 SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "update", "total")
 """Stages whose wall time a step record may carry under ``seconds``."""

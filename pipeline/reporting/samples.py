@@ -90,7 +90,9 @@ def sample_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame
 def repeat_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = "") -> Section:
     """Texts that were trained on under several ids."""
     tables, notes = [], [problem] if problem else []
-    for label, run in runs if texts is not None else ():
+    for label, run in runs:
+        if texts is None:
+            break
         found = repeats(run, texts)
         known = run.kept["id"].astype(str).isin(texts.index).sum()
         if not known:

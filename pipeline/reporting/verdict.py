@@ -1,5 +1,7 @@
 """The sentences that are read first: what was achieved, against what, at what price, and how far that can be trusted."""
 
+from operator import attrgetter
+
 from pipeline.reporting.records import Run
 from pipeline.reporting.summary import Summary, held_out
 
@@ -12,7 +14,7 @@ def verdict(runs: list[Run], summaries: list[Summary]) -> str:
         return f"{_progress(runs, summaries, mine)} {_unmeasured(mine)}"
     if not others:
         return f"{_progress(runs, summaries, mine)} {_alone(summaries, mine)}"
-    reference = next((s for s in others if s.method == "random"), min(others, key=lambda s: s.loss_after))
+    reference = next((s for s in others if s.method == "random"), min(others, key=attrgetter("loss_after")))
     reasons = _incomparable(*(runs[summaries.index(s)] for s in (mine, reference)))
     if reasons:
         return (
@@ -45,6 +47,7 @@ def _progress(runs: list[Run], summaries: list[Summary], mine: Summary) -> str:
     how = f", keeping {kept:.0f} of {looked_at:.0f} candidates a step" if kept == kept and looked_at == looked_at else ""
     if mine.loss_after is None:
         return f"{mine.label} has trained for {mine.num_steps} steps{how}."
+    assert mine.loss_before is not None
     return (
         f"{mine.label}: the held-out loss went from {mine.loss_before:.3f} to {mine.loss_after:.3f} "
         f"({(mine.loss_after - mine.loss_before) / mine.loss_before:+.1%}) in {mine.num_steps} steps{how}."
@@ -84,6 +87,7 @@ def _incomparable(mine: Run, other: Run) -> list[str]:
 
 
 def _difference(mine: Summary, reference: Summary) -> str:
+    assert mine.loss_after is not None and reference.loss_after is not None
     difference = mine.loss_after - reference.loss_after
     if abs(difference) < 0.0005:
         return (
@@ -98,7 +102,7 @@ def _difference(mine: Summary, reference: Summary) -> str:
 
 
 def _on_the_way(mine: Summary, reference: Summary) -> str:
-    if None in (mine.loss_mean, reference.loss_mean):
+    if mine.loss_mean is None or reference.loss_mean is None:
         return ""
     return f" Averaged over the run it is {change(mine.loss_mean - reference.loss_mean, reference.loss_mean)}."
 

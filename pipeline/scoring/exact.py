@@ -11,6 +11,7 @@ scoring micro-batches a layer's rows wait for the last one, as gradients or as f
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Optional
 
 import torch
@@ -63,11 +64,13 @@ class ExactGram:
             name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
             for name in owners.shapes if name in self.own
         }  # fmt: skip
-        self.num_scaled = self.num_without_scale = 0
+        self.num_scaled = 0
+        self.num_without_scale: int | torch.Tensor = 0
         self._waiting: dict[str, list] = defaultdict(list)  # layers' rows or factors of earlier micro-batches
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
         self._landing = [0] * collectives.world_size  # bytes that each owner will receive with the next exchange
-        self._travelling = None  # the exchange under way: (what will arrive here, how to wait for it)
+        # The exchange under way: (what will arrive here, how to wait for it).
+        self._travelling: Optional[tuple[list, Callable]] = None
         self._is_target = not target
         # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
         stays_here = collectives.world_size == 1 and collectives.device.type == "cpu"
@@ -106,6 +109,7 @@ class ExactGram:
         if self.momentum == "compensate":
             for name, target_n in self.target.items():
                 fragment = self.own[name]
+                assert fragment.exp_avg is not None, name
                 exp_avg = fragment.exp_avg.to(target_n.device, torch.float32)
                 target_n.sub_(exp_avg, alpha=fragment.beta1).div_(1 - fragment.beta1)
 
@@ -238,6 +242,7 @@ class ExactGram:
     def _scale(self, fragment: Fragment, start: int, end: int, device: torch.device) -> torch.Tensor:
         if self.geometry == "identity":
             return torch.ones((), device=device)
+        assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq[start:end].to(device, non_blocking=True)
         self.num_scaled += end - start
         scale_n = scale(self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction)

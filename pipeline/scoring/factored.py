@@ -41,6 +41,7 @@ class FactoredGram(FeatureGram):
 
     def moment_features(self, name: str, fragment: Fragment) -> torch.Tensor:
         out_scale_O, in_scale_I = self.target_metric[name]
+        assert fragment.exp_avg is not None, name
         exp_avg = fragment.exp_avg.to(out_scale_O.device, torch.float32)
         first, exp_avg_rI = whole_rows(exp_avg, fragment.start, len(in_scale_I))
         right_rk = _scaled(exp_avg_rI, in_scale_I, self.projections[name].right(exp_avg.device))
@@ -58,6 +59,7 @@ class FactoredGram(FeatureGram):
         parts = dict(zip(self.owners.shapes, sums.split([o + i for o, i in self.owners.shapes.values()])))
         for name, fragment in self.own.items():
             if fragment.numel:
+                assert fragment.exp_avg_sq is not None, name
                 out_features, in_features = self.owners.shapes[name]
                 exp_avg_sq = fragment.exp_avg_sq.to(device, torch.float32)
                 first, block_rI = whole_rows(exp_avg_sq, fragment.start, in_features)

@@ -26,6 +26,8 @@ from typing import Optional
 import torch
 from torch import nn
 
+from pipeline.scoring.loss import LanguageModel
+
 OnFactors = Callable[[str, torch.Tensor, torch.Tensor], None]
 """Called with (layer name, activation_BTI, output_grad_BTO)."""
 
@@ -50,7 +52,7 @@ def scored_layers(module: nn.Module, last_blocks: int = 0) -> dict[str, nn.Linea
     }
 
 
-def leaf_module(module: nn.Module, last_blocks: int = 0) -> nn.Module:
+def leaf_module(module: LanguageModel, last_blocks: int = 0) -> nn.Module:
     """The module whose output becomes the leaf: the embedding, or the block before the last ones."""
     earlier = list(_before_last(module, last_blocks).values())
     return earlier[-1] if earlier else module.get_input_embeddings()
@@ -66,7 +68,7 @@ def _before_last(module: nn.Module, last_blocks: int) -> dict[str, nn.Module]:
     return dict(list(known.items())[:-last_blocks])
 
 
-def blocks(module: nn.Module) -> dict[str, nn.Module]:
+def blocks(module: LanguageModel) -> dict[str, nn.Module]:
     """The transformer blocks by name, in order. Raises ValueError where the model's config does not say how many there are."""
     count = getattr(module.config.get_text_config(), "num_hidden_layers", None)
     for name, child in module.named_modules():
@@ -99,7 +101,7 @@ class _Tap(torch.autograd.Function):
 
 @contextmanager
 def scoring_pass(
-    module: nn.Module, layers: dict[str, nn.Linear], on_factors: OnFactors, leaf: Optional[nn.Module] = None,
+    module: LanguageModel, layers: dict[str, nn.Linear], on_factors: OnFactors, leaf: Optional[nn.Module] = None,
     loss_scale: float = 1.0,
 ) -> Iterator[None]:  # fmt: skip
     """Inside, a forward through ``module`` and ``loss.backward()`` call ``on_factors`` once per layer.

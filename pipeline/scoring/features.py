@@ -40,7 +40,8 @@ class FeatureGram(ABC):
         self.owners, self.collectives, self.watch = owners, collectives, watch
         self.own = {fragment.name: fragment for fragment in own if fragment.name in owners.shapes}
         self.geometry, self.momentum, self.exchange_bytes = geometry, momentum, exchange_bytes
-        self.num_scaled = self.num_without_scale = 0
+        self.num_scaled = 0
+        self.num_without_scale: int | torch.Tensor = 0
         self.projections = {name: Projection(shape, projection_size, seed, name) for name, shape in owners.shapes.items()}
         self._columns, width = {}, 0
         for name, projection in self.projections.items():

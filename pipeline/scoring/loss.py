@@ -7,11 +7,13 @@ Samples are the rows of a batch (B, T), or stand one behind the other in one pac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
 
+LanguageModel = Any
+"""A torch module with transformers' get_input_embeddings and get_output_embeddings: a PreTrainedModel, or a PeftModel around one."""
 IGNORED = -100  # torch's ignore_index
 CPU_LOGITS_BYTES = (
     30 << 20
@@ -44,7 +46,7 @@ def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: 
 
 
 def per_sample_loss_in_chunks(
-    module: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0,
+    module: LanguageModel, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0,
     lengths: Optional[list[int]] = None,
 ) -> torch.Tensor:  # fmt: skip
     """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never all of them at once.
@@ -71,7 +73,7 @@ def per_sample_loss_in_chunks(
     return _mean_by_sample(token_loss_N, is_supervised_BT, lengths)
 
 
-def has_plain_logits(module: torch.nn.Module, device: torch.device) -> bool:
+def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
     """Are the logits what the output layer gives? Soft caps and scales come after it, and chunks of the logits would miss them.
 
     Runs the model on one token, with known logits in place of its own; under ZeRO-3 that is a collective.
@@ -91,7 +93,7 @@ def has_plain_logits(module: torch.nn.Module, device: torch.device) -> bool:
     return torch.equal(logits, known["logits"].to(logits.dtype))  # what wraps a model under autocast gives float32
 
 
-def _hidden_states(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
+def _hidden_states(module: LanguageModel, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
     """(B, T, H), as the output layer gets them; it sees the last position alone."""
     seen = {}
 

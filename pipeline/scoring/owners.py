@@ -12,7 +12,8 @@ class OwnerMap:
     def __init__(self, shapes: dict[str, tuple[int, int]], own: list[Fragment], collectives: Collectives):
         mine = {f.name: (f.start, f.start + f.numel) for f in own if f.name in shapes}
         self.shapes = shapes
-        self.slices = {name: [] for name in shapes}  # name -> [(start, end) of rank 0, of rank 1, ...]
+        # By name, (start, end) of rank 0, of rank 1, ...
+        self.slices: dict[str, list[tuple[int, int]]] = {name: [] for name in shapes}
         for theirs in collectives.gather_objects(mine):
             for name in shapes:
                 self.slices[name].append(theirs.get(name, (0, 0)))

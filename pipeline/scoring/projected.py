@@ -44,6 +44,7 @@ class ProjectedGram(FeatureGram):
     def moment_features(self, name: str, fragment: Fragment) -> torch.Tensor:
         device, projection = self.collectives.device, self.projections[name]
         in_features = self.owners.shapes[name][1]
+        assert fragment.exp_avg is not None, name
         exp_avg = fragment.exp_avg.to(device, torch.float32)
         if self.geometry != "identity" and scales_target(self.geometry):
             exp_avg = exp_avg * self._own_scale(fragment)
@@ -70,6 +71,7 @@ class ProjectedGram(FeatureGram):
         return own_n.view(self.owners.shapes[name])
 
     def _own_scale(self, fragment: Fragment) -> torch.Tensor:
+        assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq.to(self.collectives.device, non_blocking=True)
         return scale(self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction)
 

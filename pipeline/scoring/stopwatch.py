@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from typing import Union
 
 import psutil
 import torch
@@ -49,6 +50,7 @@ class Stopwatch:
 
     def _mark(self):
         stage = self._open[-1] if self._open else None
+        moment: Union[torch.cuda.Event, float]
         if self._is_cuda:
             moment = torch.cuda.Event(enable_timing=True)
             moment.record()

@@ -8,11 +8,13 @@ more. ``rng`` is a ``numpy.random.Generator`` seeded with the run's seed and the
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import numpy as np
 
 Needs = Literal["nothing", "loss", "reference_loss", "norm", "gram"]
+Geometry = Literal["update", "curvature", "identity", "update_to_gradient"]
+NOT_MEASURED: Any = None  # fits every type: a method sees what it needs as numbers, and has no business with the rest
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,17 @@ class Signals:
     drop such candidates, and refuse such a target.
     """
 
-    gram_CC: Optional[np.ndarray] = None
+    gram_CC: np.ndarray = NOT_MEASURED
     """K_ij = <phi_i, phi_j>, (C, C)."""
-    alignment_C: Optional[np.ndarray] = None
+    alignment_C: np.ndarray = NOT_MEASURED
     """b_i = <phi_i, phi_T>, (C,)."""
-    target_norm_squared: Optional[float] = None
+    target_norm_squared: float = NOT_MEASURED
     """c = <phi_T, phi_T>."""
-    loss_C: Optional[np.ndarray] = None
+    loss_C: np.ndarray = NOT_MEASURED
     """l_i under the model as it is now, nats per token, (C,)."""
-    reference_loss_C: Optional[np.ndarray] = None
+    reference_loss_C: np.ndarray = NOT_MEASURED
     """l_i under the frozen reference model, (C,)."""
-    squared_norm_C: Optional[np.ndarray] = None
+    squared_norm_C: np.ndarray = NOT_MEASURED
     """|g_i|^2 of the plain gradient over the scored weights, (C,)."""
 
 
@@ -91,7 +93,7 @@ class Method:
     reference model. norm: forward and backward of the candidates. gram: these, the target's and the products of all."""
     select: Callable[..., Selection] = field(repr=False)
     """``select(signals, keep, num_candidates, rng, settings)``, pure and on rank 0 alone; ``keep`` is at least 1."""
-    geometry: Optional[str] = None
+    geometry: Optional[Geometry] = None
     """The space of phi that belongs to the method; None leaves it to ``selection.geometry``."""
     reads_learning_rate: bool = False
     """Whether ``select`` uses ``Settings.learning_rate``, which is then one for all scored weights."""

@@ -25,7 +25,7 @@ def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Gene
     usable = usable_candidates(signals, num_candidates)
     gram_CC, learning_rate = usable.signals.gram_CC, settings.learning_rate
     utility_C = learning_rate * usable.signals.alignment_C
-    kept = []
+    kept: list[int] = []
     for _ in range(min(keep, len(utility_C))):
         # The largest of U / temperature + Gumbel noise is a draw from the softmax, and no exponential overflows.
         drawn = int(np.argmax(utility_C / settings.temperature + rng.gumbel(size=len(utility_C))))

@@ -103,11 +103,12 @@ def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Opt
     if config.resume is None:
         return None
     own = Path(config.run.folder) / files.FOLDER
-    paths = together(lambda: _candidates(config.resume, own))
+    wanted = config.resume
+    paths = together(lambda: _candidates(wanted, own))
     way_out = (
         "Name another run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
     )
-    found = _newest_good(paths, lambda path: _read(path, now), config.resume, way_out, say)
+    found = _newest_good(paths, lambda path: _read(path, now), wanted, way_out, say)
     if found is not None:
         changed = differences(found.manifest.identity, now)
         if found.manifest.world_size != dist.get_world_size():
@@ -126,7 +127,7 @@ def find_weights(resume: str, now: dict[str, Any], say: Callable[[str], None]) -
     Its model and precision must be those of ``now``; the rest is free. All ranks call it. Raises ValueError where none can be used.
     """
     given = Path(resume)
-    paths = [given] if files.step_of(given) is not None else together(lambda: _of_run(given))
+    paths = [given] if files.step_of(given) >= 0 else together(lambda: _of_run(given))
     way_out = f"The settings of its run are in {paths[0].parent.parent / 'config.yaml'}: give that as --config"
     return _newest_good(paths, lambda path: _read_weights(path, now), resume, way_out, say)
 
@@ -136,7 +137,7 @@ def _newest_good(
     say: Callable[[str], None],
 ) -> Optional[Found]:  # fmt: skip
     """The first of ``paths`` that is whole and that ``examine`` has nothing against; None where there are none at all."""
-    unusable = []
+    unusable = list[str]()
     for path in paths:
         manifest, problem = together(lambda path=path: examine(path))
         problem = problem or _damage(path, manifest)
@@ -156,7 +157,7 @@ def _candidates(resume: str, own: Path) -> list[Path]:
     if resume == "auto":
         return files.checkpoints(own)
     given = Path(resume)
-    if files.step_of(given) is None:
+    if files.step_of(given) < 0:
         return _of_run(given)
     newer = [path.name for path in files.checkpoints(own) if files.step_of(path) > files.step_of(given)]
     if given.parent.resolve() == own.resolve() and newer:
@@ -201,7 +202,7 @@ def _damage(path: Path, manifest: Manifest) -> Optional[str]:
     """Reading all files takes time, so the ranks share it."""
     mine = sorted(manifest.files.items())[dist.get_rank() :: dist.get_world_size()]
     found = [files.damage(path / name, expected) for name, expected in mine]
-    everywhere = [None] * dist.get_world_size()
+    everywhere: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(everywhere, [problem for problem in found if problem])
     problems = [problem for part in everywhere for problem in part]
     return "; ".join(problems) or None
@@ -354,7 +355,7 @@ class DurableWriter(TorchCheckpointEngine):
                 torch.save(state_dict, file)
                 file.flush()
                 os.fsync(file.fileno())
-            self.files[Path(path).name] = files.describe(path)
+            self.files[Path(path).name] = files.describe(Path(path))
         except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
             self.problem = f"{Path(path).name} could not be written: {error}"
 

@@ -41,15 +41,15 @@ def path_of(folder: Path, step: int) -> Path:
     return Path(folder) / f"checkpoint-{step}"
 
 
-def step_of(path: Path) -> Optional[int]:
-    """None for what is not a checkpoint's name."""
+def step_of(path: Path) -> int:
+    """-1 for what is not a checkpoint's name."""
     found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
-    return int(found.group(1)) if found else None
+    return int(found.group(1)) if found else -1
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first; [] where there is no folder."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if step_of(path) is not None and path.is_dir()]
+    found = [path for path in Path(folder).glob("checkpoint-*") if step_of(path) >= 0 and path.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 

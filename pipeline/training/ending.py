@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -100,7 +101,7 @@ def _exchange_notes(cause: str) -> list[str]:
 
 def together(action: Callable):
     """What rank 0's ``action`` returns, or raises, on every rank."""
-    outcome = [None]
+    outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
             outcome = [action()]

@@ -21,6 +21,7 @@ from pipeline.reporting.visible import is_secret
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
 from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry
+from pipeline.shipped import PRESETS
 from pipeline.training import peers
 from pipeline.training.kernels import clear_stale_locks
 
@@ -59,7 +60,7 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
 
     ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where file and settings contradict each other.
     """
-    with open(config.deepspeed, "rb") as file:
+    with open(PRESETS.find(config.deepspeed), "rb") as file:
         try:
             from_file = decode(file.read())
         except BrokenLine as error:

@@ -19,7 +19,7 @@ def checksum(parameters: Iterable[torch.Tensor]) -> int:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
     for parameter in parameters:
-        total += parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64).item()
+        total += int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
     return total % 2**64
 
 

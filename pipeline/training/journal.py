@@ -38,7 +38,7 @@ class Journal:
         is_scored = step % self.config.selection.score_every == 0
         scored = scores if is_scored else Scores(is_warmup=scores.is_warmup)
         match = chosen if is_scored else selection
-        finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else []
+        finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else np.empty(0)
         record = {
             "step": step,
             "epoch": epoch,
@@ -77,8 +77,8 @@ class Journal:
         ])  # fmt: skip
         passed = np.setdiff1d(np.arange(len(candidates)), chosen.indices).tolist() if is_scored else []
         if passed:
-            alignment = [_alignment(scores, i) for i in passed]
-            alignment = [value and round(value, 4) for value in alignment] if set(alignment) != {None} else None
+            found = [_alignment(scores, i) for i in passed]
+            alignment = [value and round(value, 4) for value in found] if set(found) != {None} else None
             self.recorder.passed({"step": step, "ids": [candidates[i].id for i in passed], "alignment": alignment})
         self._monitor({name: value for name, value in record.items() if name != "step"})
         return record["warnings"]

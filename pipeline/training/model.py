@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from pipeline.config import ModelConfig
+from pipeline.shipped import TEMPLATES
 from pipeline.training.attention import Attention, choose
 from pipeline.training.small_model import located
 
@@ -27,7 +28,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.chat_template:
-        tokenizer.chat_template = _chat_template(settings.chat_template)
+        tokenizer.chat_template = _chat_template(TEMPLATES.find(settings.chat_template))
     return tokenizer
 
 
@@ -129,7 +130,7 @@ def _chat_template(file: str) -> str:
 class _Generation(jinja2.ext.Extension):
     """The tag that marks the assistant's text."""
 
-    tags = frozenset(["generation"])
+    tags = {"generation"}  # noqa: RUF012  a set in the base too
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

@@ -193,7 +193,7 @@ def _both(hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: 
 
 def _groups(hook: SelectionHook) -> Iterator[list[str]]:
     """Layers in groups of bounded size; under ZeRO-3 the same on every rank, since shapes are."""
-    group, elements = [], 0
+    group, elements = list[str](), 0
     for name in hook.layers:
         out_features, in_features = hook.owners.shapes[name + ".weight"]
         if group and elements + out_features * in_features > REFERENCE_ELEMENTS:

@@ -90,7 +90,7 @@ def make(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min(1, t / 50) * 0.5 * (1 + math.cos(math.pi * t / steps))
     )
-    rng, losses = random.Random(seed), []
+    rng, losses = random.Random(seed), list[float]()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     with tqdm(
         total=steps, desc=f"making a model of {num_parameters / 1e6:.1f} M parameters", unit="step", mininterval=2
@@ -141,7 +141,7 @@ def train_tokenizer(records: list[Record], vocabulary: int) -> PreTrainedTokeniz
 
 def batches_of(samples: list[Sample], batch_tokens: int) -> list[list[Sample]]:
     """Samples alike in length, up to ``batch_tokens`` tokens a batch with padding."""
-    batches, batch = [], []
+    batches, batch = list[list[Sample]](), list[Sample]()
     for sample in sorted(samples, key=lambda sample: len(sample.input_ids)):
         if batch and (len(batch) + 1) * len(sample.input_ids) > batch_tokens:
             batches, batch = [*batches, batch], []

