@@ -21,6 +21,7 @@ import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def main() -> None:
 
     _, _, device = start_process_group(600)
     settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("output", "cases")}
-    result = {"settings": {"cases": [], **settings}, "machine": describe()}
+    result: dict[str, Any] = {"settings": {"cases": [], **settings}, "machine": describe()}
     for case in arguments.cases:
         result[case] = compare(case, arguments, device)
         result["settings"]["cases"].append(case)
@@ -106,7 +107,9 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
             SelectionHook.attach(engine, target_set, replace(settings, backend=backend), pad_token_id, seed).score(
                 candidates, whole
             )
-            rows, width = whole.features_Rk, whole.features_Rk.shape[1]
+            rows = whole.features_Rk
+            assert rows is not None
+            width = rows.shape[1]
             for size in [width, *(size for size in arguments.features if size < width)]:
                 sketched = rows if size == width else CountSketch(width, size, f"{seed} features", device)(rows)
                 way = f"{backend}, size {arguments.size}" + ("" if size == width else f", D = {size}")

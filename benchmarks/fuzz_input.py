@@ -453,7 +453,7 @@ def try_tool_chat(row: dict, folder: Path) -> Counter:
     dump = lambda call: f"<call>{json.dumps(call['function'], ensure_ascii=False)}</call>"
     said = "".join(
         m["content"] + "".join(map(dump, m.get("tool_calls", ()))) + "<|im_end|>"
-        for m in record.messages
+        for m in record.messages or ()
         if m["role"] == "assistant"
     )
     learnt = tokenizer.decode([label for label in sample.labels if label >= 0])

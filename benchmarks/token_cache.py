@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ from benchmarks.machine import describe
 from pipeline.config import DataConfig
 from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
-from pipeline.data.sample import digest
+from pipeline.data.sample import Sample, digest
 from pipeline.data.stream import CandidateStream
 from pipeline.data.token_cache import obtain
 from pipeline.data.token_file import TokenFile
@@ -82,6 +83,7 @@ def measured(case: str, folder: Path, tokenizer_name: str) -> dict:
     data = DataConfig(pool=[str(folder / "pool.jsonl")], cache_folder=str(folder / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
     warm_up(folder, tokenizer)
+    samples: Sequence[Sample]
     with Memory() as memory:
         wall, cpu = time.perf_counter(), time.process_time()
         if case == "lists":
@@ -91,8 +93,8 @@ def measured(case: str, folder: Path, tokenizer_name: str) -> dict:
         else:
             kept = obtain(data.pool, tokenizer, data, "data.pool", lambda: None, shows_progress=False)
             assert kept.is_reused is (case == "next start")
-            samples = TokenFile(kept.manifest)
-            content = samples.manifest.content
+            samples = file = TokenFile(kept.manifest)
+            content = file.manifest.content
         seconds = {"wall": round(time.perf_counter() - wall, 2), "cpu": round(time.process_time() - cpu, 2)}
         stream = CandidateStream(samples, CANDIDATES, seed=0)
         begin = time.process_time()

@@ -393,7 +393,7 @@ class SelectionHook:
                 micro_batch = [candidates[i] for i in order_R[first : first + rows_per_pass]]
                 passes.append(self._measure(micro_batch, num_tokens, gram, is_last=first + rows_per_pass >= len(candidates)))
         gram_CC = gram.finish() if gram else None
-        if self.whole_target and self.settings.backend != "exact":
+        if gram and self.whole_target and self.settings.backend != "exact":
             back_R = [*np.argsort(order_R), len(order_R)]
             self.whole_target.features_Rk = gram.rows[back_R]
         with watch("exchange"):
@@ -457,7 +457,7 @@ class SelectionHook:
         settings, is_warmup = self.settings, self.scores.is_warmup
         geometry, momentum = ("identity", "cancel") if is_warmup else (self.geometry, settings.momentum)
         own = self.fragments(with_moments=not is_warmup)
-        target = self.whole_target and self.whole_target.gradient
+        target = self.whole_target.gradient if self.whole_target else None
         arguments = (self.owners, own, self.collectives, watch, geometry, momentum, num_rows, settings.exchange_mib << 20)
         if settings.backend == "exact":
             return ExactGram(*arguments, num_tokens, factor_bytes(self.layers), settings.contraction, target)

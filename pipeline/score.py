@@ -192,6 +192,7 @@ def _meaning(selection: SelectionConfig, found: Optional[checkpoint.Found]) -> s
     if selection.geometry == "identity":
         reason = "" if found else ", as there is no checkpoint with an Adam state (--resume)"
         return f"samples are measured by their plain gradients{reason}"
+    assert found is not None  # other geometries need one
     return f"samples are measured under the Adam state after {found.manifest.step} updates"
 
 

@@ -14,6 +14,7 @@ from pipeline.config import parse
 from pipeline.data.mixture import mixture_of
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
+from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.deal import deal
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     together(lambda: located(config.model.name))
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
+    assert isinstance(pool, TokenFile)  # data.pool is never empty
     asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)
     weights = config.data.pool_weights
     mixture = mixture_of(config.data.pool, pool.sizes, weights) if weights else None

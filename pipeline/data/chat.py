@@ -34,7 +34,7 @@ def tokenize_all(
         ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the records, or a template that
             refuses one.
     """
-    counts = Counter()
+    counts: Counter[str] = Counter()
     samples = list(tokenize_each(records, tokenizer, data, counts))
     return samples, summary(counts, len(records), data, setting)
 
@@ -63,13 +63,13 @@ def tokenize_each(records: Iterable[Record], tokenizer, data: DataConfig, counts
 
 def summary(counts: Counter, num_records: int, data: DataConfig, setting: str) -> dict[str, int]:
     """The counts of ``tokenize_each`` as they are told, zeros left out. Raises ValueError where no sample is left."""
-    counts = {"samples": counts["samples"], **+counts}
-    if not counts["samples"]:
+    found = {"samples": counts["samples"], **+counts}
+    if not found["samples"]:
         raise ValueError(
             f"{setting}: none of the {num_records} samples is left after tokenising with data.max_tokens = "
-            f"{data.max_tokens} and data.on_long = {data.on_long} ({counts}): raise data.max_tokens or look at the data"
+            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look at the data"
         )
-    return counts
+    return found
 
 
 def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: str) -> Optional[Sample]:
@@ -114,8 +114,8 @@ def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], l
         encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
-        context += encode(record.prompt)
-    answer = [*encode(record.completion or record.text), tokenizer.eos_token_id]
+        context += encode(record.prompt or "")
+    answer = [*encode(record.completion or record.text or ""), tokenizer.eos_token_id]
     return context + answer, [loss_on == "all"] * len(context) + [True] * len(answer)
 
 

@@ -20,7 +20,9 @@ class Reading:
         self, names: list[str], tokenizer, data: DataConfig, setting: str, on_record: Callable[[], None] = lambda: None
     ):
         self.names, self.tokenizer, self.data, self.setting, self.on_record = names, tokenizer, data, setting, on_record
-        self._num_records, self._skipped, self._counts = 0, Counter(), Counter()
+        self._num_records = 0
+        self._skipped: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def parts(self) -> Iterator[Iterator[Sample]]:
         """The samples of each name; a part must have been read when the next is asked for."""

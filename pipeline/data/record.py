@@ -53,7 +53,7 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
         raise BrokenLine("wrong type", f"expected an object with {FORMATS}, got {shown(row)}")
     row = {key: value for key, value in row.items() if value is not None}  # Parquet fills absent fields with nulls
     preferences.refuse(row)
-    about = {
+    about: dict[str, Any] = {
         "id": label(row, "id", f"{stem}:{number}"),
         "source": label(row, "source", stem),
         "damage": label(row, "corruption" if "corruption" in row else "damage", ""),

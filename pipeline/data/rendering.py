@@ -55,15 +55,15 @@ def as_template_takes_it(chat: Chat) -> Chat:
     forms = [chat, replace(chat, has_parts=True)]
     if any("tool_calls" in message for message in chat.messages):
         forms.insert(1, replace(chat, has_text_arguments=True))
-    first = None
+    reasons = []
     for form in forms:
         try:
             _check_contents(form)
         except BrokenLine as broken:
-            first = first or broken
+            reasons.append(broken)
         else:
             return form
-    raise first
+    raise reasons[0]
 
 
 def _check_contents(chat: Chat) -> None:
@@ -97,7 +97,8 @@ def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -
     if not chat.tools and not any("tool_calls" in message for message in chat.messages):
         return
     unused = (chr(place) for place in TAGS if chr(place) not in text)
-    of_tools, of_calls = {}, {}
+    of_tools: dict[str, int] = {}
+    of_calls: dict[str, int] = {}
 
     def tagged_by(places: dict[str, int], place: int) -> Callable[[str], str]:
         def tagged(word: str) -> str:

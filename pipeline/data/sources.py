@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -124,6 +124,6 @@ def _json_list(name: str) -> Iterator[tuple[int, Any]]:
     return enumerate(rows, 1)
 
 
-READERS = {
+READERS: dict[str, Callable[[str], Iterable[tuple[int, Any]]]] = {
     ".jsonl": _json_lines, ".json": _json_list, ".csv": csv_rows, ".tsv": lambda name: csv_rows(name, "\t"), ".parquet": parquet_rows,
 }  # fmt: skip

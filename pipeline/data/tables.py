@@ -26,6 +26,7 @@ def csv_rows(name: str, delimiter: str = ",") -> Iterator[tuple[int, Union[dict,
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             line = reader.line_num + 1
+            cells: Union[list[str], BrokenLine]
             try:
                 cells = next(reader)
             except StopIteration:

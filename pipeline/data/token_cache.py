@@ -60,13 +60,13 @@ def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Ca
     Raises:
         ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; a file that is written to meanwhile, or a folder that cannot be.
     """
-    folder, key, notes = folder_of(data), None, []
+    folder, notes = folder_of(data), list[str]()
     stamps = _stamps(names)  # from before the key is made
     make = lambda path: _make(path, names, stamps, tokenizer, data, setting, beat, shows_progress)
-    if folder is not None:
-        key, obstacle = key_of(names, tokenizer, data, setting, beat)
-        notes += [] if key else [f"{setting} is tokenised anew at every start: {obstacle}"]
-    if key is None:
+    key, obstacle = key_of(names, tokenizer, data, setting, beat) if folder else (None, "")
+    if obstacle:
+        notes.append(f"{setting} is tokenised anew at every start: {obstacle}")
+    if folder is None or key is None:
         return Kept(_in_a_folder_of_its_own(make), False, True, notes)
     path = folder / f"{key}.json"
     with _using(folder):
@@ -149,7 +149,7 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
         return [name]  # follows from the code
     if Path(name).suffix not in DATA_SUFFIXES:
         found = fingerprint(name, setting)
-        return found and [name, found]
+        return [name, found] if found else None
     if not os.path.isfile(name):
         return None  # reading it will say so
     try:

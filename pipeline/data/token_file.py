@@ -76,7 +76,7 @@ class TokenFile(Sequence[Sample]):
     def __len__(self) -> int:
         return self._num_samples
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # a slice would be a list of all of it
         index = operator.index(index)
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
@@ -122,7 +122,8 @@ def write(
         with _partial(path) as described:
             content = {**vars(manifest), "parts": [vars(part) for part in found]}
             described.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            _sync(data), _sync(described)
+            _sync(data)
+            _sync(described)
             os.replace(data, _data_file(path, manifest))
             os.replace(described, path)
     _sync(path.parent)

@@ -69,10 +69,12 @@ class FileScorer:
             )
         features_D = None
         if self.num_features:
-            part_k = self.whole_target.features_Rk[-1]
+            part_k = self._features_Rk()[-1]
             self._sketch = CountSketch(len(part_k), self.num_features, f"{self.seed} features", part_k.device)
             features_D = collectives.sum(self._sketch(part_k[None])[0]).cpu().numpy()
-        return Target(self.hook.scores.target_loss, signals.target_norm_squared, features_D)
+        loss = self.hook.scores.target_loss
+        assert loss is not None  # a method that needs a Gram has measured it
+        return Target(loss, signals.target_norm_squared, features_D)
 
     def part(self, samples: list[Sample], after_batch: Callable[[int], None]) -> Scored:
         """Of ``samples``; ``after_batch`` is told how many have been scored since, and may end it by raising on all ranks."""
@@ -97,8 +99,14 @@ class FileScorer:
         turn_n, rank_n = np.divmod(np.arange(len(samples)), collectives.world_size)
         at_n = rank_n * rows + turn_n  # signals come rank by rank
         features_nD = None
-        if self.num_features:
-            features_WRD = collectives.gather(self._sketch(self.whole_target.features_Rk[:-1]))
+        if self._sketch:
+            features_WRD = collectives.gather(self._sketch(self._features_Rk()[:-1]))
             features_nD = features_WRD.flatten(0, 1)[torch.as_tensor(at_n)].cpu().numpy()
         norm_C = np.diagonal(signals.gram_CC)
         return Scored(signals.loss_C[at_n], norm_C[at_n], signals.alignment_C[at_n], features_nD)
+
+    def _features_Rk(self) -> torch.Tensor:
+        """Of the latest pass, this rank's part of the target last."""
+        features_Rk = self.whole_target.features_Rk
+        assert features_Rk is not None, "the exact backend leaves none, and the settings refuse it with features"
+        return features_Rk

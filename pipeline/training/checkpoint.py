@@ -84,6 +84,7 @@ def identity(
             )
         found[f"content of data.{name}"] = digests[0]
     if config.data.pool_weights:
+        assert isinstance(pool, TokenFile)
         found["samples of each name in data.pool"] = pool.sizes  # a mixture is over names
     return found
 
@@ -129,7 +130,9 @@ def find_weights(resume: str, now: dict[str, Any], say: Callable[[str], None]) -
     given = Path(resume)
     paths = [given] if files.step_of(given) >= 0 else together(lambda: _of_run(given))
     way_out = f"The settings of its run are in {paths[0].parent.parent / 'config.yaml'}: give that as --config"
-    return _newest_good(paths, lambda path: _read_weights(path, now), resume, way_out, say)
+    found = _newest_good(paths, lambda path: _read_weights(path, now), resume, way_out, say)
+    assert found is not None  # there are paths
+    return found
 
 
 def _newest_good(

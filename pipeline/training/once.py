@@ -38,7 +38,7 @@ def once_per_node(action: Callable[[Callable[[], None]], Result], what: str, tim
     _wait(store, what, timeout_seconds)
     error = _error(store)
     if error is None:
-        return pickle.loads(store.get(f"result/{peers.first_of_node(rank)}"))
+        return pickle.loads(bytes.fromhex(store.get(f"result/{peers.first_of_node(rank)}").decode()))
     if store.add("has read", 1) and rank == 0:  # which keeps the store
         deadline = time.monotonic() + SECONDS_TO_READ
         while store.add("has read", 0) < dist.get_world_size() and time.monotonic() < deadline:
@@ -59,7 +59,7 @@ def _act(action: Callable[[Callable[[], None]], Result], store: dist.Store) -> O
                 raise error
 
     try:
-        store.set(f"result/{dist.get_rank()}", pickle.dumps(action(beat)))
+        store.set(f"result/{dist.get_rank()}", pickle.dumps(action(beat)).hex())
     except Exception as error:  # raised on all ranks
         _fail(store, error)
         return error

@@ -11,7 +11,7 @@ _local_ranks: list[int] = []
 
 def meet() -> None:
     """Exchange hosts. All ranks call it when the process group is there."""
-    found = [None] * dist.get_world_size()
+    found: list = [None] * dist.get_world_size()
     dist.all_gather_object(found, (f"{socket.gethostname()} ({_address()})", int(os.environ["LOCAL_RANK"])))
     _places[:], _local_ranks[:] = ([item[part] for item in found] for part in (0, 1))
 

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Optional, TextIO
@@ -138,7 +138,8 @@ def write_pool(
     With a mixture a sample counts as often as it comes in an epoch on average, so that shares are those of the candidates.
     """
     times = [count / size for count, size in zip(mixture.places, mixture.sizes)] if mixture else [1] * len(names)
-    by_source, by_damage = Counter(), Counter()
+    by_source: dict[str, float] = defaultdict(int)
+    by_damage: dict[str, float] = defaultdict(int)
     for part, factor in zip(pool.manifest.parts, times, strict=True):
         for found, amounts in ((by_source, part.by_source), (by_damage, part.by_damage)):
             for key, amount in amounts.items():
