@@ -278,7 +278,6 @@ def test_contradictions_are_refused_with_the_way_out(build, capsys, tmp_path, ch
 def test_without_a_checkpoint_samples_are_measured_by_plain_gradients(build, tmp_path):
     config, _ = score.parse_score(build(tmp_path, "--selection.method", "less"))
     assert (config.selection.geometry, config.selection.method) == ("identity", "filter_then_weight")
-    (build.run / "checkpoints").mkdir(exist_ok=True)
     config, _ = score.parse_score(build(tmp_path, "--selection.method", "less", resume=True))
     assert config.selection.geometry == "update_to_gradient"
     config, _ = score.parse_score(build(tmp_path, "--selection.method", "random", resume=True))
