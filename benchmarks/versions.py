@@ -18,13 +18,15 @@ from pipeline.versions import installed
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).parent / "results" / "versions_cpu.json"
+TRAINER = "tests/integrations/test_trainer.py"
 TESTS = (
-    "tests/test_library.py", "tests/integrations", "tests/kept", "tests/scoring/test_gram.py", "tests/scoring/test_factors.py",
+    TRAINER, f"--deselect={TRAINER}::test_the_trainer_example_runs_under_both_launchers",
+    f"--deselect={TRAINER}::test_the_sft_trainer_example_runs", "tests/test_library.py", "tests/kept", "tests/scoring/test_factors.py",
     "tests/scoring/test_packing.py", "tests/training/test_packing_runs.py", "tests/training/test_engine.py",
     "tests/training/test_attention.py", "tests/data/test_chat.py", "tests/data/test_sources.py",
 )  # fmt: skip
-"""Trainers and a loop of one's own, the Gram matrix of every ZeRO stage against the dense reference, packing, data: what touches torch,
-DeepSpeed, transformers, peft, trl and datasets most, in minutes."""
+"""Trainers and a loop of one's own, factors, packed Gram matrices against the dense reference on two ranks, engines, data: what touches
+torch, DeepSpeed, transformers, peft, trl and datasets most, in minutes."""
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +61,11 @@ def read(report: Path) -> dict:
 
 def required() -> list[str]:
     """Names of the packages in the requirement files."""
-    lines = [line for file in sorted(ROOT.glob("requirements*.txt")) for line in file.read_text().splitlines()]
+    lines = [
+        line
+        for file in sorted(ROOT.glob("requirements*.txt"), key=lambda f: len(f.name))
+        for line in file.read_text().splitlines()
+    ]
     return [match[0] for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))]
 
 

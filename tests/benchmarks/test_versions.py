@@ -27,5 +27,6 @@ def test_a_report_is_read_as_pytest_writes_it(tmp_path):
 
 
 def test_the_tests_and_packages_it_names_are_there():
-    assert all((versions.ROOT / test).exists() for test in versions.TESTS)
+    files = [test.removeprefix("--deselect=").split("::")[0] for test in versions.TESTS]
+    assert all((versions.ROOT / file).exists() for file in files)
     assert {"torch", "deepspeed", "transformers", "jsonargparse", "trl"} <= set(versions.required())
