@@ -256,8 +256,8 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, packing, token_cache, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison,
-    by_target, standings, verdict, machine,
+    step_cost, cost_curves, fidelity, features, packing, token_cache, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input,
+    versions, comparison, by_target, standings, verdict, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 
