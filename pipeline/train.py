@@ -123,15 +123,16 @@ def main(arguments: list[str] | None = None) -> None:
         if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
             evaluate(step)
 
-        begin = time.perf_counter()
-        candidates = stream.shard(step // score_every, rank, world_size)
+        begin, watch = time.perf_counter(), Stopwatch(device)
+        with watch("candidates"):
+            candidates = stream.shard(step // score_every, rank, world_size)
         if step % score_every == 0:
             chosen = hook.select(candidates, step)
         assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
         selection = deal(chosen, score_every)[step % score_every]
         if step % score_every:
             hook.scores.selection_hash = hook.agree(selection, step)
-        learning_rate, watch = engine.get_lr()[0], Stopwatch(device)
+        learning_rate = engine.get_lr()[0]
         with watch("update"):
             result = weighted_step(engine, candidates, selection, pad_token_id, is_packed)
         seconds = {**watch.read(), "total": time.perf_counter() - begin}

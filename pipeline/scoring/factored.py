@@ -27,8 +27,7 @@ class FactoredGram(FeatureGram):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        with self.watch("moments"):
-            self.metric = self._metric()
+        self.metric = self._metric()
         self.target_metric = self.metric if scales_target(self.geometry) else self._unit_metric()
 
     def features(
