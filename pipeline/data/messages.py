@@ -38,7 +38,8 @@ def read_messages(row: dict, key: str, opens: bool = True, answered: bool = True
 
 def read_tools(row: dict) -> Optional[list[dict]]:
     """The tools that a row offers to the assistant, a list or its JSON text; None without any. Raises BrokenLine."""
-    tools = from_text(row.get("tools") or None, "'tools'")  # '' is an empty cell
+    older = row.get("functions") if "messages" in row else None  # OpenAI's form before tools
+    tools = from_text(row.get("tools") or older or None, "'tools'")  # '' is an empty cell
     if not tools:
         return None
     if not isinstance(tools, list):

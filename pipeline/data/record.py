@@ -12,8 +12,8 @@ FORMATS = (
     "'messages', 'conversations', 'prompt' and 'completion', 'instruction' and 'output' (with optional 'input'), or 'text'"
 )
 FIELDS = (
-    "messages", "conversations", "tools", "system", "prompt", "completion", "instruction", "input", "output", "history", "text",
-    "id", "source", "damage", "corruption",
+    "messages", "conversations", "tools", "functions", "system", "prompt", "completion", "instruction", "input", "output", "history",
+    "text", "id", "source", "damage", "corruption",
 )  # fmt: skip
 """All that is read of a row."""
 

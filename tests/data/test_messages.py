@@ -80,6 +80,8 @@ def test_calls_and_tools_come_to_one_form(call):
         json.dumps([TOOL]),
     ):
         assert read(messages=[ASK, ANSWER], tools=tools).tools == [{"type": "function", "function": TOOL}]
+    assert read(messages=[ASK, ANSWER], functions=[TOOL]).tools == read(messages=[ASK, ANSWER], tools=[TOOL]).tools
+    assert read(text="def f(): ...", functions=["f"]).text
     for none in (None, [], "", "[]", "null"):
         assert read(messages=[ASK, ANSWER], tools=none).tools is None
 
