@@ -130,9 +130,9 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
         raise ValueError(f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast version")
     template = tokenizer.get_chat_template(tools=record.tools)  # some have another one where there are tools
     markers = markers_of(tokenizer, template)
-    chat = as_template_takes_it(Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer))
+    chat, text = as_template_takes_it(Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer))
     is_marked = bool(GENERATION_TAG.search(template)) and not record.num_context and loss_on != "all"
-    text, spans = chat.text_and_spans() if is_marked else (chat.text(), None)
+    spans = chat.text_and_spans()[1] if is_marked else None
     check_tools(chat, text, spans)
     ids, offsets = markers.encode(text)
     if loss_on == "all":
@@ -156,7 +156,7 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
 def _turn_span(chat: Chat, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
     """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this turn."""
     before = chat.text(turn, add_generation_prompt=True)
-    after = chat.text(turn + 1)
+    after = chat.text(turn + 1) if turn + 1 < len(chat.messages) else text
     if text.startswith(before):
         if text.startswith(after) and len(before) < len(after):
             return len(before), len(after)

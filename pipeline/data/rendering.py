@@ -46,8 +46,9 @@ class Chat:
         return texts[0], spans[0] if spans else []
 
 
-def as_template_takes_it(chat: Chat) -> Chat:
-    """With content as text and arguments of calls as objects, or in the first other form in which no content is left out.
+def as_template_takes_it(chat: Chat) -> tuple[Chat, str]:
+    """The chat, with content as text and arguments of calls as objects or in the first other form in which no content is left out,
+    and what it renders to.
 
     Templates of DeepSeek's kind ask for arguments as text; those of models that see take content in parts, and leave text out.
     Raises BrokenLine where no form comes out whole.
@@ -58,15 +59,14 @@ def as_template_takes_it(chat: Chat) -> Chat:
     first = None
     for form in forms:
         try:
-            _check_contents(form)
+            return form, _whole_text(form)
         except BrokenLine as broken:
             first = first or broken
-        else:
-            return form
     raise first
 
 
-def _check_contents(chat: Chat) -> None:
+def _whole_text(chat: Chat) -> str:
+    """The rendered chat. Raises BrokenLine where the content of a message is left out."""
     text = chat.text()
     if chat.has_parts and ("'type': 'text'" in text or '"type": "text"' in text):
         raise BrokenLine("content left out", "the chat template writes parts as they are")
@@ -83,6 +83,7 @@ def _check_contents(chat: Chat) -> None:
         if replace(chat, messages=others).text() == text:
             raise BrokenLine("content left out", f"the chat template leaves out what message {place} says, which is a message of the "
                              f"{message['role']}: say it elsewhere, or take a template that has it")  # fmt: skip
+    return text
 
 
 def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -> None:

@@ -1,6 +1,9 @@
 """Tools, tool calls and several turns in templates of the kinds that models have, written here in their essentials."""
 
 import copy
+import importlib.util
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from transformers import AutoTokenizer
 
 from pipeline.config import DataConfig
 from pipeline.data.chat import tokenize_all
+from pipeline.data.checks import BrokenLine
 from pipeline.data.record import parse
 from tests.data.byte_tokenizer import make_tokenizer, supervised_text, whole
 
@@ -341,3 +345,31 @@ def test_smollm2_has_no_tools_and_says_so():
         sample_of(ASKED, tokenizer)
     with pytest.raises(ValueError, match="tool call: the chat template leaves out tool 1"):
         sample_of(DIALOG, tokenizer, TOOLS)
+
+
+TRL = importlib.util.find_spec("trl")
+TEMPLATES = sorted(Path(TRL.submodule_search_locations[0]).glob("chat_templates/*.jinja")) if TRL else []
+HONEST = {"tool call", "content left out", "refused by the chat template", "answer not told from the rest"}
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
+def test_real_templates_give_all_that_is_said_or_the_row_is_refused(file):
+    """Those that come with TRL."""
+    template = file.read_text()
+    special = sorted(set(re.findall(r"<\|\w+\|?>|<\w+_of_\w+>|<｜[^｜]+｜>", template)))
+    end = next((token for token in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>") if token in special), "</s>")
+    tokenizer = make_tokenizer(template, bos_token="<s>", eos_token=end, additional_special_tokens=special)
+    for messages, tools in ((DIALOG[1:], None), (ASKED[1:], None), (ASKED[1:], TOOLS)):
+        try:
+            sample = sample_of(messages, tokenizer, tools)
+        except BrokenLine as broken:
+            assert broken.reason in (HONEST if messages[1:] != DIALOG[2:] else {"answer not told from the rest"}), broken
+            continue
+        text, learnt = tokenizer.decode(sample.input_ids), supervised_text(sample, tokenizer)
+        for message in messages:
+            words = ["weather", "city", "Ulm", "days", "2"] if "tool_calls" in message else [message["content"]]
+            assert all(word in text or json.dumps(word)[1:-1] in text for word in words), text
+            if message["role"] == "assistant":
+                assert all(word in learnt for word in words), learnt
+        assert "Rain?" not in learnt and "no\nrain" not in learnt
+        assert not tools or text.count("city") > 1, text  # of the tool's parameters, and of the call
