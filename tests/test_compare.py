@@ -38,7 +38,8 @@ def grid(folder, model_folder, data_folder):
         "variants": ["filter_then_weight", "random"], "seeds": [0, 1], "folder": str(folder / "runs"), "parallel": 2,
         "targets": {"sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}},
         "base": {
-            "model": {"name": model_folder, "lora_rank": 2}, "data": {"pool": [f"{data_folder}/pool.jsonl"], "max_tokens": 60},
+            "model": {"name": model_folder, "lora_rank": 2},
+            "data": {"pool": [f"{data_folder}/pool.jsonl"], "max_tokens": 60, "cache_folder": f"{data_folder}/tokens"},
             "selection": {"candidates_per_step": 8, "keep_per_step": 4, "target_per_step": 3, "warmup_steps": 2},
             "training": {"steps": 4, "learning_rate": 1e-2, "evaluate_every": 2, "evaluation_answers": 3},
         },

@@ -47,6 +47,7 @@ def arguments(
     settings = {
         "deepspeed": file, "model.name": model_folder, "model.lora_rank": 0,
         "data.pool": f"[{data_folder}/pool.jsonl]", "data.target": f"[{data_folder}/target.jsonl]", "data.max_tokens": 30,
+        "data.cache_folder": f"{data_folder}/tokens",
         "selection.candidates_per_step": 8, "selection.keep_per_step": 4, "selection.target_per_step": 3, "selection.warmup_steps": 1,
         "training.steps": 3, "training.micro_batch_size": 2, "training.learning_rate": 1e-3, "training.eps": 1e-5,
         "training.precision": precision, "run.folder": folder, "run.save_model": "false", "run.timeout_seconds": 60,
