@@ -148,7 +148,7 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
         return [name]  # follows from the code
     if Path(name).suffix not in DATA_SUFFIXES:
         fingerprint = sources.fingerprint(name, setting)
-        return fingerprint and [name, fingerprint]
+        return fingerprint and [name, fingerprint, version("datasets")]
     if not os.path.isfile(name):
         return None  # reading it will say so
     try:

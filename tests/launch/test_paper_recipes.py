@@ -60,7 +60,8 @@ def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         folders[name] = (model_folder, root / name)
     changes = {
         "data.pool": f"[{data_folder}/pool.jsonl]", "data.target": f"[{data_folder}/target.jsonl]",
-        "data.test": f"[{data_folder}/test.jsonl]", "data.cache_folder": f"{data_folder}/tokens", "selection.candidates_per_step": 40, "selection.keep_per_step": 2,
+        "data.test": f"[{data_folder}/test.jsonl]", "data.cache_folder": f"{data_folder}/tokens",
+        "selection.candidates_per_step": 40, "selection.keep_per_step": 2,
         "selection.target_per_step": 5, "selection.warmup_steps": 2, "training.steps": STEPS, "training.micro_batch_size": 2,
         "training.learning_rate_warmup_steps": 1, "run.timeout_seconds": 60,
     }  # fmt: skip
