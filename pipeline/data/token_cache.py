@@ -11,12 +11,13 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 from huggingface_hub import constants
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from pipeline.data.reading import Reading
 
 CHANGE_NO_TOKEN = ("pool", "pool_weights", "target", "test", "rotate_targets", "cache_folder")
 """Settings of ``data``: the names are in the key by what they hold. Others count, so that one that is new cannot be forgotten."""
+Result = TypeVar("Result")
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
 
 
@@ -148,14 +150,23 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
     if name.startswith("demo:"):
         return [name]  # follows from the code
     if Path(name).suffix not in DATA_SUFFIXES:
-        found = fingerprint(name, setting)
-        return [name, found] if found else None
+        found = _beating(lambda: fingerprint(name, setting), beat)
+        return [name, found, version("datasets")] if found else None
     if not os.path.isfile(name):
         return None  # reading it will say so
     try:
         return [Path(name).stem, Path(name).suffix, *token_file.hash_of(Path(name), beat)]
     except OSError as error:
         raise ValueError(f"{setting}: {name} cannot be read: {error}") from error
+
+
+def _beating(action: Callable[[], Result], beat: Callable[[], None]) -> Result:
+    """What ``action`` returns. For the download of a dataset, which shows no progress to us; the library ends it where it hangs."""
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(action)
+        while wait([found], timeout=0.5).not_done:
+            beat()
+        return found.result()
 
 
 def _tokenizer(tokenizer) -> dict:

@@ -124,7 +124,7 @@ def write(
             described.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             _sync(data)
             _sync(described)
-            os.replace(data, _data_file(path, manifest))
+            _put(data, _data_file(path, manifest), (manifest.num_bytes, manifest.sha256), beat)
             os.replace(described, path)
     _sync(path.parent)
 
@@ -169,6 +169,15 @@ def remove_stale(folder: Path) -> None:
                 left.unlink()
         except OSError:  # another process was faster, or it is another user's
             continue
+
+
+def _put(partial: Path, final: Path, described: tuple[int, str], beat: Callable[[], None]) -> None:
+    """Give a file its name, unless one of the same content has it: another node may have mapped that, and would lose it on NFS."""
+    try:
+        os.link(partial, final)
+    except OSError:  # the name is taken, or the file system knows no links
+        if not final.exists() or hash_of(final, beat) != described:
+            os.replace(partial, final)
 
 
 def _data_file(path: Path, manifest: Manifest) -> Path:

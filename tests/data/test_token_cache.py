@@ -2,6 +2,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -275,6 +276,14 @@ def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, enco
             assert found.notes == ([] if is_kept else [note])
             if found.is_temporary:
                 shutil.rmtree(found.manifest.parent)
+
+
+def test_a_download_counts_as_going_on_and_its_error_comes_through():
+    beats = []
+    assert token_cache._beating(lambda: time.sleep(1.3) or "fingerprint", lambda: beats.append(None)) == "fingerprint"
+    assert beats
+    with pytest.raises(KeyError, match="no such dataset"):
+        token_cache._beating(lambda: {}["no such dataset"], QUIET)
 
 
 def test_records_and_samples_come_one_at_a_time(data):

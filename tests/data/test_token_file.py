@@ -104,10 +104,13 @@ def test_what_fails_leaves_nothing_behind_and_the_former_file_as_it_was(tmp_path
 
 
 def test_a_file_that_is_written_again_stays_what_it_was_for_those_who_have_mapped_it(tmp_path):
-    before = kept(tmp_path / "a.json", numbered(3))
-    after = kept(tmp_path / "a.json", numbered(4))
-    again = kept(tmp_path / "a.json", numbered(4))
+    path = tmp_path / "a.json"
+    before = kept(path, numbered(3))
+    after = kept(path, numbered(4))
+    files = {file: file.stat().st_ino for file in tmp_path.glob("*.arrow")}
+    again = kept(path, numbered(4))
     assert list(before) == numbered(3) and list(after) == list(again) == numbered(4)
+    assert {file: file.stat().st_ino for file in tmp_path.glob("*.arrow")} == files, "a mapped file was replaced by its equal"
 
 
 def flip(path):
