@@ -71,15 +71,16 @@ def fidelity(result: dict) -> str:
     return _table(headings, rows)
 
 
-def features(result: dict) -> str:
+def features(*results: dict) -> str:
     """Of the features that scores of a file are written with."""
     rows = [
-        ["LoRA" if case == "lora" else "full", found["way"], f"{found['kept']:,}", f"{found['alignment']:.2f}", f"{found['cosines']:.2f}",
-         f"{found['error']:.3f}", f"{found['twins']:g}"]
+        [Path(result["settings"]["model"]).name + (", LoRA" if case == "lora" else ", full"), found["way"], f"{found['kept']:,}",
+         f"{found['alignment']:.2f}", f"{found['cosines']:.2f}", f"{found['error']:.3f}", f"{found['twins']:g}"]
+        for result in results
         for case in result["settings"]["cases"]
         for found in result[case]
     ]  # fmt: skip
-    headings = ["", "", "numbers", "Spearman of alignments", "Spearman of cosines", "error / norms", "rank of the nearest"]
+    headings = ["", "", "numbers", "Spearman of alignments", "Spearman of cosines", "error", "rank of the nearest"]
     return _table(headings, rows)
 
 
