@@ -118,7 +118,7 @@ def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
         if zero.get(key) and device.type != "cuda":
             raise ValueError(
                 f"deepspeed: {file} sets zero_optimization.{key}, whose kernels run on CUDA cards alone, and this run is on "
-                f"{device.type}: take ds_configs/zero3_hpz.json, which partitions in the same way and quantises nothing"
+                f"{device.type}: take deepspeed: zero3_hpz, which partitions in the same way and quantises nothing"
             )
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device") != "nvme":
@@ -168,7 +168,7 @@ def _check_swapped_gradients(engine) -> None:
     for name, offset, num_bytes in misplaced_swapped_gradients(engine):
         raise ValueError(
             f"under optimizer offload to NVMe DeepSpeed 0.19.8 would lose gradients of {name}: a rank's part lies {offset:,} bytes into "
-            f"its group, no multiple of {DISK_BLOCK}. Take ds_configs/zero3_offload.json, another number of ranks, or aio.block_size "
+            f"its group, no multiple of {DISK_BLOCK}. Take deepspeed: zero3_offload, another number of ranks, or aio.block_size "
             f"above {num_bytes:,} (gradients then stay in host memory)"
         )
 
@@ -255,7 +255,7 @@ def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
     if zero.get("mics_shard_size", -1) > 0:
         raise ValueError(
             f"deepspeed: {file} sets zero_optimization.mics_shard_size = {zero['mics_shard_size']}: MiCS keeps the Adam state once for "
-            "every shard group, which selection has no map of; take zero_hpz_partition_size (ds_configs/zero3_hpz.json)"
+            "every shard group, which selection has no map of; take zero_hpz_partition_size (deepspeed: zero3_hpz)"
         )
     if zero.get("zero_hpz_partition_size") == "auto":
         zero["zero_hpz_partition_size"] = ranks_per_node(world_size)

@@ -77,7 +77,7 @@ def test_an_optimizer_without_moments_is_taken_where_selection_needs_none(merge,
 
 
 @pytest.mark.parametrize("zero, words", [
-    ({"zero_quantized_weights": True}, ["zero_quantized_weights", "CUDA cards", "zero3_hpz.json"]),
+    ({"zero_quantized_weights": True}, ["zero_quantized_weights", "CUDA cards", "deepspeed: zero3_hpz"]),
     ({"offload_optimizer": {"device": "nvme", "nvme_path": "$NO_SUCH_PATH/x"}}, ["nvme_path = '$NO_SUCH_PATH/x'", "export it"]),
     ({"offload_param": {"device": "nvme", "nvme_path": "/no/such/folder"}}, ["'/no/such/folder'", "cannot write"]),
 ])  # fmt: skip
