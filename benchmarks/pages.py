@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,10 @@ from pipeline.comparison import outcome
 from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "planning.md", ROOT / "docs" / "security.md")
+PAGES = (
+    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs" / "installing.md", ROOT / "docs" / "planning.md",
+    ROOT / "docs" / "security.md",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 
@@ -104,7 +108,7 @@ def solve(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """Modelled seconds of a selection by number of ranks."""
-    ranks, rows = (1, 8, 64, 512), {}
+    ranks, rows = (1, 8, 64, 512), dict[str, dict[int, str]]()
     for point in result["modelled"]:
         rows.setdefault(f"{point['case']}, `{point['backend']}`", {})[point["world_size"]] = f"{point['selection_seconds']:.1f}"
     return _table(["ranks", *ranks], [[name, *(seconds[n] for n in ranks)] for name, seconds in rows.items()])
@@ -153,6 +157,18 @@ def fuzz_input(result: dict) -> str:
     rows = [[name, *(f"{kind[key]:,}" for key in names)] for name, kind in result["kinds"].items()]
     table = _table(["", *names], [*rows, ["all", *(f"{result[key]:,}" for key in names)]])
     return f"{table}\n\n{result['date']}, {', '.join(f'{k} {v}' for k, v in result['versions'].items())}."
+
+
+def versions(result: dict) -> str:
+    """What the tests ran with at both ends of the requirements, and how they ended."""
+    names = dict.fromkeys(name for found in result.values() for name in found["versions"])
+    rows = [["Python", *(found["python"] for found in result.values())]]
+    rows += [[name, *(found["versions"].get(name, "-") for found in result.values())] for name in names]
+    ended = (
+        "{passed} passed, {failed} failed, {skipped} skipped".format(**{**f, "failed": len(f["failed"])})
+        for f in result.values()
+    )
+    return _table(["", *result], [*rows, ["tests", *ended], ["on", *(found["date"] for found in result.values())]])
 
 
 def comparison(result: dict) -> str:
@@ -222,7 +238,8 @@ def _block(match: re.Match) -> str:
 
 
 def _row(values: dict) -> Row:
-    return Row(**{k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()}
+    return Row(**fields)
 
 
 def _with_error(value: Estimate) -> str:

@@ -128,7 +128,10 @@ def mean_of_samples(model, args):
     from transformers import Trainer
 
     class MeanOfSamples(Trainer):
-        loss_is_scaled_for_ga = False
+        loss_is_scaled_for_ga = False  # of transformers 5.19 and later; before, the count of items decides, which is then None
+
+        def get_batch_samples(self, *arguments):
+            return super().get_batch_samples(*arguments)[0], None
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs.pop("labels")

@@ -37,6 +37,20 @@ def kernels_of_a_scoring_pass(model, device) -> set[str]:
     return {event.name for event in profile.events()}
 
 
+def takes_grouped_queries() -> bool:
+    """Whether this torch's flash kernel for the CPU does, as in the test's model; in 2.8 it does not."""
+    query, key = torch.zeros(1, 4, 8, 8), torch.zeros(1, 2, 8, 8)
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(
+    not takes_grouped_queries(), reason=f"the CPU flash kernel of torch {torch.__version__} takes no grouped queries"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_flash_kernel_runs_forward_and_backward_in_a_scoring_pass(dtype):
     chosen = attention.choose("auto", CPU, dtype, llama_config())
