@@ -218,8 +218,8 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, comparison, by_target,
-    standings, machine,
+    step_cost, cost_curves, fidelity, packing, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input, versions, comparison,
+    by_target, standings, machine,
 )  # fmt: skip
 KINDS = {table.__name__: table for table in TABLES}
 
