@@ -60,12 +60,9 @@ def read(report: Path) -> dict:
 
 
 def required() -> list[str]:
-    """Names of the packages in the requirement files."""
-    lines = [
-        line
-        for file in sorted(ROOT.glob("requirements*.txt"), key=lambda f: len(f.name))
-        for line in file.read_text().splitlines()
-    ]
+    """Names of the packages that the program needs, and of TRL."""
+    files = (ROOT / "requirements.txt", ROOT / "requirements-trl.txt")
+    lines = [line for file in files for line in file.read_text().splitlines()]
     return [match[0] for line in lines if (match := re.match(r"[A-Za-z][\w.-]*", line))]
 
 
