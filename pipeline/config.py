@@ -91,8 +91,8 @@ class DataConfig:
     """false aims at the same selection.target_per_step target samples at every step, instead of going through all of them in turn."""
     cache_folder: str = "auto"
     """Where tokenised samples are kept, so that the next start with the same files, tokenizer and settings reads them instead of
-    tokenising: auto is filter_then_weight in Hugging Face's cache ($HF_HOME, or ~/.cache/huggingface). Each node writes its own, or all
-    share one. '' keeps nothing: every start tokenises, to a temporary file ($TMPDIR)."""
+    tokenising: auto is filter_then_weight in Hugging Face's cache (HF_HOME, or ~/.cache/huggingface). Each node writes its own, or all
+    share one. '' keeps nothing: every start tokenises, to a temporary file (in TMPDIR)."""
 
 
 @dataclass

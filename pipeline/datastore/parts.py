@@ -23,6 +23,7 @@ import pyarrow.parquet
 from pipeline.data.sample import Sample
 from pipeline.datastore.scorer import Scored, Target
 from pipeline.training import checkpoint_files as files
+from pipeline.training import universal
 from pipeline.training.checkpoint import differences
 from pipeline.training.run_folder import LOCK
 
@@ -73,7 +74,9 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
     """
     path = parts.folder / MANIFEST
     if not path.exists():
-        others = sorted({path.name for path in parts.folder.iterdir()} - {LOCK, f".{MANIFEST}{files.PARTIAL}"})
+        ours = (LOCK, f".{MANIFEST}{files.PARTIAL}")
+        found = (path.name for path in parts.folder.iterdir())  # a killed program may have left a checkpoint that it converted
+        others = sorted(name for name in found if name not in ours and not name.endswith(universal.SUFFIX))
         if others:
             raise ValueError(
                 f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name another folder"

@@ -5,30 +5,31 @@ the ranks have met: a counter rises there while any node works, and a key appear
 """
 
 import itertools
-import pickle
+import json
 import time
 from collections.abc import Callable
-from typing import Optional, TypeVar
+from typing import Any, Optional
 
 import torch.distributed as dist
 
 from pipeline.training import peers
 
-Result = TypeVar("Result")
 SECONDS_BETWEEN_BEATS, SECONDS_BETWEEN_LOOKS, SECONDS_TO_READ = 1.0, 0.5, 10.0
+KINDS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
 _calls = itertools.count()
 
 
-def once_per_node(action: Callable[[Callable[[], None]], Result], what: str, timeout_seconds: float) -> Result:
+def once_per_node(action: Callable[[Callable[[], None]], Any], what: str, timeout_seconds: float) -> Any:
     """What ``action`` returns on the first rank of this node, on all its ranks. Every rank calls it.
 
     Args:
-        action: is given a function that it calls again and again as it works.
+        action: is given a function that it calls again and again as it works. What it returns goes through JSON.
         what: the work, for messages.
         timeout_seconds: how long no node may have called that function until the waiting ranks give up.
 
     Raises:
-        what ``action`` raises on any node, on all ranks; RuntimeError, on all that wait, where nothing goes on any more.
+        ValueError, RuntimeError: what ``action`` raises on any node, on all ranks (another kind of error as RuntimeError, with its name);
+            on all that wait, where nothing goes on any more.
     """
     number, rank = next(_calls), dist.get_rank()
     if dist.get_world_size() == 1:
@@ -38,7 +39,7 @@ def once_per_node(action: Callable[[Callable[[], None]], Result], what: str, tim
     _wait(store, what, timeout_seconds)
     error = _error(store)
     if error is None:
-        return pickle.loads(bytes.fromhex(store.get(f"result/{peers.first_of_node(rank)}").decode()))
+        return json.loads(store.get(f"result/{peers.first_of_node(rank)}"))
     if store.add("has read", 1) and rank == 0:  # which keeps the store
         deadline = time.monotonic() + SECONDS_TO_READ
         while store.add("has read", 0) < dist.get_world_size() and time.monotonic() < deadline:
@@ -46,7 +47,7 @@ def once_per_node(action: Callable[[Callable[[], None]], Result], what: str, tim
     raise error from own_error
 
 
-def _act(action: Callable[[Callable[[], None]], Result], store: dist.Store) -> Optional[Exception]:
+def _act(action: Callable[[Callable[[], None]], Any], store: dist.Store) -> Optional[Exception]:
     """Do the work and leave its result, or the error, which is returned, in the store."""
     last = time.monotonic()
 
@@ -59,7 +60,7 @@ def _act(action: Callable[[Callable[[], None]], Result], store: dist.Store) -> O
                 raise error
 
     try:
-        store.set(f"result/{dist.get_rank()}", pickle.dumps(action(beat)).hex())
+        store.set(f"result/{dist.get_rank()}", json.dumps(action(beat)))
     except Exception as error:  # raised on all ranks
         _fail(store, error)
         return error
@@ -87,14 +88,14 @@ def _wait(store: dist.Store, what: str, timeout_seconds: float) -> None:
 
 def _fail(store: dist.Store, error: Exception) -> None:
     """The first error is everybody's."""
-    try:
-        content = pickle.dumps(error)
-        pickle.loads(content)
-    except Exception:  # an error with a constructor of its own
-        content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    store.compare_set("error", "", content.hex())
+    known = next((kind for kind in KINDS.values() if isinstance(error, kind)), None)
+    content = [known.__name__, str(error)] if known else ["RuntimeError", f"{type(error).__name__}: {error}"]
+    store.compare_set("error", "", json.dumps(content))
     store.set("ended", "")
 
 
 def _error(store: dist.Store) -> Optional[Exception]:
-    return pickle.loads(bytes.fromhex(store.get("error").decode())) if store.check(["error"]) else None
+    if not store.check(["error"]):
+        return None
+    kind, message = json.loads(store.get("error"))
+    return KINDS[kind](message)

@@ -1,13 +1,16 @@
 """The tokenised samples of a program of several ranks: made once, mapped by all."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from pipeline.config import Config
 from pipeline.data.sample import Sample
-from pipeline.data.token_cache import obtain
+from pipeline.data.token_cache import Kept, obtain
 from pipeline.data.token_file import TokenFile
 from pipeline.training.once import once_per_node
 from pipeline.training.progress import Narrator
@@ -18,10 +21,13 @@ def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample
     names, setting = getattr(config.data, name), f"data.{name}"
     if not names:
         return []
-    kept = once_per_node(
-        lambda beat: obtain(names, tokenizer, config.data, setting, beat, shows_progress=say.rank == 0),
-        f"tokenising {setting}", config.run.timeout_seconds,
-    )  # fmt: skip
+
+    def make(beat: Callable[[], None]) -> dict[str, Any]:
+        found = obtain(names, tokenizer, config.data, setting, beat, shows_progress=say.rank == 0)
+        return {**asdict(found), "manifest": str(found.manifest)}
+
+    found = once_per_node(make, f"tokenising {setting}", config.run.timeout_seconds)
+    kept = Kept(**{**found, "manifest": Path(found["manifest"])})
     samples = TokenFile(kept.manifest)
     if kept.is_temporary:
         dist.barrier()  # what is mapped stays readable
