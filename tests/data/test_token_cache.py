@@ -286,6 +286,17 @@ def test_a_download_counts_as_going_on_and_its_error_comes_through():
         token_cache._beating(lambda: {}["no such dataset"], QUIET)
 
 
+def test_columns_have_the_names_that_they_are_given(data, tmp_path):
+    """``data.columns`` reaches what a run reads, and other columns are another key."""
+    path = tmp_path / "rows.csv"
+    path.write_text("question,answer,short\n1+1,is 2,2\n")
+    named = replace(data, pool=[str(path)], columns={"question": "prompt", "answer": "completion"})
+    (sample,) = TokenFile(kept(named).manifest)
+    assert tokenizer().decode(sample.input_ids) == "1+1is 2<|im_end|>"
+    (other,) = TokenFile(kept(replace(named, columns={"question": "prompt", "short": "completion"})).manifest)
+    assert tokenizer().decode(other.input_ids) == "1+12<|im_end|>"
+
+
 def test_records_and_samples_come_one_at_a_time(data):
     """What is broken further on is not met before it is asked for."""
     path = Path(data.pool[0])
