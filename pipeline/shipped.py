@@ -5,6 +5,7 @@ They stand beside the package in a checkout and inside it once installed (packag
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 
@@ -32,8 +33,22 @@ class Shipped:
         """
         return str(self.folder / f"{name}{self.suffix}") if name in self.names() else name
 
+    def name_of(self, path: str) -> str:
+        """The name of the file that ``path`` leads to, with the same content; ``path`` itself where it is another, or a name."""
+        file, name = Path(path), Path(path).stem
+        is_shipped = file.suffix == self.suffix and name in self.names() and file.is_file()
+        return name if is_shipped and file.read_bytes() == Path(self.find(name)).read_bytes() else path
+
 
 PRESETS = Shipped("ds_configs", ".json")
 RECIPES = Shipped("launch/recipes", ".yaml")
 TEMPLATES = Shipped("launch/recipes", ".jinja")
 TASKS = Shipped("launch/lm_eval_tasks", ".yaml")
+NAMED_BY = {"deepspeed": PRESETS, "model.chat_template": TEMPLATES}
+"""Settings that name such a file."""
+
+
+def by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, with shipped files by their names: runs of earlier versions have saved paths (ds_configs/zero2.json)."""
+    files = {name: kind.name_of(settings[name]) for name, kind in NAMED_BY.items() if isinstance(settings.get(name), str)}
+    return {**settings, **files}

@@ -13,7 +13,7 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.reporting.html import flatten
 from pipeline.reporting.visible import is_secret
-from pipeline.shipped import RECIPES
+from pipeline.shipped import RECIPES, by_name
 from pipeline.yaml_text import load_yaml
 
 SECTIONS = tuple(f.name for f in fields(Config))
@@ -178,7 +178,7 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
 
 def changed(config: Config, saved: dict) -> list[str]:
     """'setting: before -> now' for each setting in which a saved configuration differs and that a result depends on."""
-    now, before = dict(flatten(configuration.plain(config))), dict(flatten(saved))
+    now, before = by_name(dict(flatten(configuration.plain(config)))), by_name(dict(flatten(saved)))
     names = [
         name for name in {**now, **before} if now.get(name) != before.get(name)
     ]  # None: a setting that came later, not set

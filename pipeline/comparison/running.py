@@ -45,6 +45,7 @@ def finished(cell: Cell) -> bool:
         return False
     differences = changed(cell.config, yaml.safe_load((cell.folder / "config.yaml").read_text()))
     before, now = json.loads((cell.folder / FINISHED).read_text())["contents"], contents(cell.config)
+    before = {PRESETS.name_of(name): found for name, found in before.items()}
     differences += [f"the content of {name}" for name in {**now, **before} if now.get(name) != before.get(name)]
     if differences:
         raise ValueError(
@@ -151,7 +152,7 @@ def contents(config: Config) -> dict[str, str]:
     files = sorted(file for file in model.iterdir() if file.is_file()) if model.is_dir() else []
     files += [Path(name) for name in (*config.data.pool, *config.data.target, *config.data.test)]
     found = {str(file): digest(file) for file in files if file.is_file()}
-    return {**found, config.deepspeed: digest(Path(PRESETS.find(config.deepspeed)))}
+    return {**found, PRESETS.name_of(config.deepspeed): digest(Path(PRESETS.find(config.deepspeed)))}
 
 
 @functools.cache

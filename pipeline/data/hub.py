@@ -12,10 +12,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Optional
 
 from pipeline.config import DATA_SUFFIXES
 from pipeline.data.tables import without_nulls
+from pipeline.data.token_file import hash_of
 
 STREAM = "stream:"
 COLON = re.compile(r":(?![^\[]*\])")  # none of a slice
@@ -30,11 +32,15 @@ def dataset_rows(name: str, setting: str) -> Iterator[dict]:
 
 
 def fingerprint(name: str, setting: str) -> Optional[str]:
-    """The hash that a dataset has of its content; None of a stream, which has not been read yet. Raises as ``dataset_rows``."""
+    """Follows from a dataset's content; None of a stream, which has not been read yet. Raises as ``dataset_rows``.
+
+    The library's own hash is of the functions that have made a dataset, and one that draws or reads a file makes others of the same hash.
+    """
     if name.startswith(STREAM):
         return None
     with _reasons(name, setting) as hint:
-        return _open(name, hint)._fingerprint
+        found = _open(name, hint)
+        return " ".join([found._fingerprint, *(hash_of(Path(file["filename"]), lambda: None)[1] for file in found.cache_files)])
 
 
 @contextmanager

@@ -31,6 +31,12 @@ def read_messages(row: dict, key: str, opens: bool = True, answered: bool = True
     messages = [_message(message, f"message {place} of '{key}'") for place, message in enumerate(messages, 1)]
     if opens and messages[0]["role"] == "assistant":
         raise BrokenLine("missing field", f"'{key}' starts with the assistant: expected a message to answer before it")
+    for place, message in enumerate(messages if answered else (), 1):
+        if message["role"] == "assistant" and (message.get("weight") == 0 or message.get("train") is False):
+            raise BrokenLine(
+                "not to be learnt", f"message {place} of '{key}' has weight 0 or train false, and every turn of the assistant here is "
+                "trained on: end the chat before it, or put it into a 'prompt' that is a list of messages"
+            )  # fmt: skip
     if answered and not any(message["role"] == "assistant" for message in messages):
         raise BrokenLine("empty answer", f"'{key}' has no message of the assistant")
     return messages
@@ -58,6 +64,8 @@ def _message(message: dict, what: str) -> dict:
     message = {field: value for field, value in message.items() if value is not None}
     if "from" in message and "value" in message and not message.keys() & {"role", "content"}:
         message = _of_speaker(message, what)
+    if message.get("role") == "function":  # OpenAI's form before the role tool
+        message["role"] = "tool"
     one_call = message.pop("function_call", None)  # OpenAI's form before tool_calls
     calls = from_text(message.pop("tool_calls", None) or None, f"'tool_calls' of {what}") or ([one_call] if one_call else [])
     if calls:

@@ -26,7 +26,16 @@ class Mixture:
 
 
 def mixture_of(names: Sequence[str], sizes: Sequence[int], weights: Sequence[float]) -> Mixture:
-    """Places in proportion to ``weights``, rounded by largest remainders. Raises ValueError for a weight that gives none."""
+    """Places in proportion to ``weights``, rounded by largest remainders.
+
+    Raises ValueError for a weight that gives none, and for a name that has no sample to fill its places with.
+    """
+    for name, size in zip(names, sizes):
+        if size == 0:
+            raise ValueError(
+                f"data.pool_weights gives {name} a share, and none of its samples is left after tokenising: raise data.max_tokens, look at "
+                "the data, or leave the name out of data.pool"
+            )
     num_places, total = sum(sizes), sum(map(Fraction, weights))
     shares = [num_places * Fraction(weight) / total for weight in weights]
     places = [int(share) for share in shares]
@@ -35,9 +44,10 @@ def mixture_of(names: Sequence[str], sizes: Sequence[int], weights: Sequence[flo
         places[s] += 1
     for name, weight, count in zip(names, weights, places):
         if count == 0:
+            percent = float(100 * Fraction(weight) / total)
             raise ValueError(
-                f"data.pool_weights gives {name} {weight:g} of {float(total):g}, less than one of the {num_places:,} places of an epoch: "
-                "raise it, or leave the name out of data.pool"
+                f"data.pool_weights gives {name}, {weight:g}, a share of {percent:.3g} %, less than one of the {num_places:,} places of an "
+                "epoch: raise it, or leave the name out of data.pool"
             )
     return Mixture(tuple(sizes), tuple(places))
 

@@ -78,7 +78,7 @@ def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Ca
                 return Kept(path, True, False, notes)
             notes.append(f"{setting} is tokenised again, as what was kept of it cannot be used: {problem}")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        token_file.remove_stale(folder)
+        token_file.remove_stale(folder, "[0-9a-f]" * len(key))
         make(path)
     return Kept(path, False, False, notes)
 

@@ -161,9 +161,9 @@ def hash_of(path: Path, beat: Callable[[], None]) -> tuple[int, str]:
     return size, found.hexdigest()
 
 
-def remove_stale(folder: Path) -> None:
-    """What processes that were killed long ago have left unfinished."""
-    for left in folder.glob(f"*{PARTIAL}"):
+def remove_stale(folder: Path, names: str) -> None:
+    """What processes that were killed long ago have left unfinished of manifests with a NAME like ``names``; the folder may hold more."""
+    for left in folder.glob(f"{names}.*{PARTIAL}"):
         try:
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()

@@ -28,6 +28,7 @@ from pipeline.hook import Scores, SelectionHook
 from pipeline.reporting import records
 from pipeline.reporting.html import flatten
 from pipeline.selection.contract import Selection, Signals
+from pipeline.shipped import by_name
 from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
@@ -91,6 +92,7 @@ def identity(
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     """'before -> now' by name. A setting of a later version that is not set (None) is none."""
+    before, now = by_name(before), by_name(now)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
 

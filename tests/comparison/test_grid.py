@@ -1,11 +1,18 @@
 """The grid's YAML is as strict as a recipe, and its cells are the runs it says."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import yaml
 
 from pipeline import config as configuration
 from pipeline.comparison import grid as grids
+from pipeline.comparison import running
 from pipeline.comparison.grid import changed
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -118,6 +125,24 @@ def test_only_settings_that_change_results_count_as_changes(valid, parse, tmp_pa
     saved["selection"]["ridge"] = 7
     del saved["training"]["eps"]
     assert changed(cell.config, saved) == ["selection.ridge: 7 -> 1.0", "training.eps: - -> 1e-08"]
+
+
+def test_a_cell_is_known_again_that_was_run_before_presets_had_names(valid, parse, tmp_path, monkeypatch):
+    """Its saved copy and its contents have the preset's path; of another preset it is another cell."""
+    monkeypatch.chdir(ROOT)
+    cell = parse({**valid, "folder": str(tmp_path / "grid")})[1][0]
+    cell.folder.mkdir(parents=True)
+    for path, is_known in (("ds_configs/zero2.json", True), ("ds_configs/zero3.json", False)):
+        before = replace(cell.config, deepspeed=path)
+        configuration.save(before, cell.folder / "config.yaml")
+        found = {**running.contents(cell.config), path: running.digest(Path(path))}
+        del found["zero2"]
+        (cell.folder / running.FINISHED).write_text(json.dumps({"contents": found}))
+        if is_known:
+            assert running.finished(cell)
+        else:
+            with pytest.raises(ValueError, match=r"other settings or data \(deepspeed: zero3 -> zero2; the content of zero2; "):
+                running.finished(cell)
 
 
 def test_a_cell_is_known_again_by_what_its_run_saves(valid, parse, tmp_path):

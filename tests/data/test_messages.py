@@ -95,6 +95,23 @@ def test_names_of_calls_and_content_beside_them_stay():
     ]
 
 
+def test_a_turn_that_is_not_to_be_learnt_is_refused():
+    """OpenAI's weight and others' train: trained on, it would be learnt without a word."""
+    assert read(messages=[{**ASK, "weight": 0}, {**ANSWER, "weight": 1, "train": True}]).messages[1]["content"] == "b"
+    for mark in ({"weight": 0}, {"weight": 0.0}, {"train": False}):
+        with pytest.raises(BrokenLine, match="not to be learnt: message 2 of 'messages' has weight 0 or train false"):
+            read(messages=[ASK, {**ANSWER, **mark}, ASK, ANSWER])
+        with pytest.raises(BrokenLine, match="not to be learnt: message 2 of 'conversations'"):
+            read(conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", **mark}])
+        assert read(prompt=[ASK, {**ANSWER, **mark}, ASK], completion=[ANSWER]).num_context == 3
+
+
+def test_openais_older_results_are_a_tools():
+    result = {"role": "function", "name": "weather", "content": "rain"}
+    found = read(messages=[ASK, {"role": "assistant", "function_call": FUNCTION}, result, ANSWER], functions=[TOOL])
+    assert found.messages[2] == {**result, "role": "tool"}
+
+
 @pytest.mark.parametrize("message, details", [
     ({"role": "user", "content": "a", "tool_calls": [CALL]}, "message 2 of 'messages' calls a tool, and its role is 'user'"),
     ({"role": "assistant", "tool_calls": [{}]}, "a tool call of message 2 of 'messages' must be an object with a name"),

@@ -34,7 +34,7 @@ def name_of(positions, sizes):
 ])  # fmt: skip
 def test_places_are_the_nearest_whole_shares(sizes, weights, places):
     if places is None:
-        with pytest.raises(ValueError, match=r"gives name 0 0\.01 of 1e\+300, less than one of the 200 places"):
+        with pytest.raises(ValueError, match=r"gives name 0, 0\.01, a share of 1e-300 %, less than one of the 200 places"):
             stream(sizes, weights)
         return
     mixture = mixture_of(sizes, sizes, weights)
@@ -68,6 +68,14 @@ def test_without_weights_or_with_the_sizes_the_order_is_a_shuffle_of_the_pool(we
     """As it has always been: another would change runs that are continued."""
     expected = [np.random.default_rng((3, epoch)).permutation(60) for epoch in range(3)]
     assert drawn(stream(SIZES, weights, seed=3), 3).tolist() == np.stack(expected).tolist()
+
+
+def test_what_has_no_share_or_nothing_to_fill_it_with_is_refused():
+    """Also where the weights' sum is no float any more."""
+    with pytest.raises(ValueError, match=r"gives c, 1e-300, a share of 0 %, less than one of the 15 places"):
+        mixture_of(["a", "b", "c"], [5, 5, 5], [1e308, 1e308, 1e-300])
+    with pytest.raises(ValueError, match="gives b a share, and none of its samples is left after tokenising"):
+        mixture_of(["a", "b"], [20, 0], [1, 1])
 
 
 def test_positions_are_a_pure_function_of_seed_and_step():

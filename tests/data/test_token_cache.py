@@ -278,6 +278,33 @@ def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, enco
                 shutil.rmtree(found.manifest.parent)
 
 
+def test_a_dataset_that_was_made_again_has_other_samples(data, tmp_path, monkeypatch):
+    """By the same function, of which alone the library makes its hash."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    datasets.disable_progress_bars()
+    answer, folder = tmp_path / "answer", str(tmp_path / "dataset")
+    rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+    for text in ("x", "y"):
+        answer.write_text(text)
+        rows.map(lambda row: {"completion": answer.read_text()}, load_from_cache_file=False).save_to_disk(folder)
+        named = replace(data, pool=[folder])
+        found = kept(named), kept(named)
+        assert [one.is_reused for one in found] == [False, True]
+        assert list(TokenFile(found[1].manifest)) == in_memory(named)[0]
+
+
+def test_what_others_have_in_the_folder_stays(data, tmp_path):
+    """A folder of one's own need not be empty."""
+    other, left = tmp_path / "thesis.tmp", tmp_path / f"{'0' * 32}.abc.tmp"
+    for path in (other, left):
+        path.touch()
+        os.utime(path, (0, 0))
+    kept(replace(data, cache_folder=str(tmp_path)))
+    assert other.exists() and not left.exists()
+
+
 def test_a_download_counts_as_going_on_and_its_error_comes_through():
     beats = []
     assert token_cache._beating(lambda: time.sleep(1.3) or "fingerprint", lambda: beats.append(None)) == "fingerprint"

@@ -149,9 +149,11 @@ def test_a_file_that_was_spoiled_is_found_out(tmp_path, name):
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
-    fresh, old, finished = (Path(tmp_path, name) for name in ("a.1.tmp", "a.2.tmp", "a.json"))
-    for path in (fresh, old, finished):
+    """And nothing else that lies in the folder."""
+    fresh, old, *others = (Path(tmp_path, name) for name in ("a.1.tmp", "a.2.tmp", "a.json", "notes.tmp", "notes.1.tmp"))
+    for path in (fresh, old, *others):
         path.touch()
-    os.utime(old, (0, 0)), os.utime(finished, (0, 0))
-    remove_stale(tmp_path)
-    assert sorted(tmp_path.iterdir()) == [fresh, finished]
+        if path is not fresh:
+            os.utime(path, (0, 0))
+    remove_stale(tmp_path, "[0-9a-f]")
+    assert sorted(tmp_path.iterdir()) == sorted([fresh, *others])

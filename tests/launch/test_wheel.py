@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shipped import PRESETS, RECIPES, TASKS, TEMPLATES
+from pipeline.shipped import PRESETS, RECIPES, TASKS, TEMPLATES, by_name
 
 pytest.importorskip(
     "setuptools", minversion="77", reason="builds the wheel without network: needs setuptools (requirements-test.txt)"
@@ -93,3 +93,18 @@ def test_a_shipped_name_means_the_same_wherever_one_stands(tmp_path, monkeypatch
     Path("zero2").write_text("{}")
     assert PRESETS.find("zero2") == str(ROOT / "ds_configs/zero2.json")
     assert PRESETS.find("./zero2") == "./zero2" and PRESETS.find("mine.json") == "mine.json"
+
+
+def test_a_path_to_a_shipped_file_is_its_name(tmp_path, monkeypatch):
+    """As long as it is that file: settings that were saved before there were names hold paths."""
+    monkeypatch.chdir(ROOT)
+    before = {"deepspeed": "ds_configs/zero2.json", "model.chat_template": "launch/recipes/tulu.jinja", "run.seed": 1}
+    assert by_name(before) == {"deepspeed": "zero2", "model.chat_template": "tulu", "run.seed": 1}
+    assert by_name(by_name(before)) == by_name(before) and by_name({"model.chat_template": None}) == {
+        "model.chat_template": None
+    }
+    monkeypatch.chdir(tmp_path)
+    assert by_name(before) == before, "it is not there"
+    own = tmp_path / "zero2.json"
+    own.write_text("{}")
+    assert PRESETS.name_of(str(own)) == str(own), "it says something else"
