@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Optional, TypeVar
@@ -177,7 +176,6 @@ def _tokenizer(tokenizer) -> dict:
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "backend": backend,
         "template": tokenizer.chat_template,
-        "day": date.today().isoformat() if "strftime_now" in str(tokenizer.chat_template) else None,  # the template writes it
         "special": [tokenizer.special_tokens_map, tokenizer.all_special_tokens, tokenizer.eos_token_id, tokenizer.bos_token_id],
     }
 

@@ -267,6 +267,24 @@ def test_content_that_a_template_leaves_out_is_found():
     assert supervised_text(sample_of(quoted, llama3()), llama3()) == KINDS["llama3"][2]
 
 
+@pytest.mark.parametrize("marks", ["", "{% generation %}"])
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day(marks):
+    """As Llama 3's, which sets its own date where there is no clock; nothing else of the template changes."""
+    answer = f"{marks}{{{{ message.content }}}}</s>{marks.replace('generation', 'endgeneration')}"
+    turns = (
+        "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }}{% else %}"
+        + answer
+        + "{% endif %}{% endfor %}"
+    )
+    llamas = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '26 Jul 2024' %}{% endif %}"
+    messages = [say("user", "a?"), say("assistant", "b")]
+    for form, written in (("{{ day }}", "26 Jul 2024"), ("{{ strftime_now('%Y-%m-%d %A %H:%M') }}", "2024-07-26 Friday 00:00")):
+        dated = make_tokenizer(f"\n Today: {llamas}{form}\n" + turns, eos_token="</s>")
+        fixed = make_tokenizer(f"\n Today: {written}\n" + turns, eos_token="</s>")
+        assert sample_of(messages, dated) == sample_of(messages, fixed)
+        assert dated.decode(sample_of(messages, dated).input_ids).startswith(f"\n Today: {written}\na?")
+
+
 def test_a_template_for_tools_is_taken_where_there_are_tools():
     tokenizer = make_tokenizer(
         {"default": marked().chat_template.replace("tools", "nothing"), "tool_use": marked().chat_template}

@@ -163,21 +163,6 @@ def test_another_tokenizer_or_template_makes_samples_anew(data, name):
     assert list(TokenFile(found.manifest)) == in_memory(data, changed)[0]
 
 
-def test_a_template_that_writes_the_date_holds_for_a_day(data, monkeypatch):
-    dated = tokenizer()
-    dated.chat_template = CHATML + "{# strftime_now #}"
-
-    class Tomorrow(token_cache.date):
-        @classmethod
-        def today(cls):
-            return cls.fromordinal(super().today().toordinal() + 1)
-
-    assert [kept(data, dated).is_reused for _ in range(2)] == [False, True]
-    kept(data)
-    monkeypatch.setattr(token_cache, "date", Tomorrow)
-    assert not kept(data, dated).is_reused and kept(data).is_reused
-
-
 def test_a_change_in_the_code_that_makes_samples_makes_them_anew(data, tmp_path, monkeypatch):
     kept(data)
     copy = Path(shutil.copytree(Path(token_cache.__file__).parent, tmp_path / "code"))
