@@ -75,6 +75,12 @@ def test_every_page_is_reached_from_the_readme():
     assert not [named(page) for page in PAGES[1:] if page not in linked]
 
 
+def test_the_page_on_installing_has_every_command():
+    declared = re.findall(r"^(ftw-\w+) = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\| `(ftw-\w+)` \|", (ROOT / "docs" / "installing.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(declared)
+
+
 def test_links_that_lead_nowhere_are_found(tmp_path):
     """The checks above can fail."""
     (tmp_path / "a.md").write_text("# One, two\n## One two\n## `x.y`: [z](b.md)\n```\n# no heading\n```\n")
