@@ -249,6 +249,9 @@ def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_fol
         if number % 2:
             scores.loc[number - 1, ["id", "source"]] = f"pool:{number}", "others"
             del row["id"]
+        else:
+            row["id"] = number  # the parts hold it as text
+            scores.loc[number - 1, "id"] = str(number)
     Path("scores/parts").mkdir(parents=True)
     scores.to_parquet("scores/parts/part-00000.parquet")
     Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
