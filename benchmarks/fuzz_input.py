@@ -576,7 +576,9 @@ def run(kind: Kind, num_inputs: int, number: int, folder: Path) -> dict:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=20_000, help="of all kinds together (default: %(default)s)")
+    parser.add_argument(
+        "--inputs", type=int, default=20_000, help="each kind gets a share of it, 1.2 in all (default: %(default)s)"
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--tokenizer", metavar="FOLDER", help="a model's folder: chats are tried in its tokenizer too")
     parser.add_argument("--seed", type=int, default=0)

@@ -21,7 +21,7 @@ from pipeline.comparison.statistics import Estimate, Row
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("installing", "planning", "scoring", "security", "tutorial")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("installing", "planning", "security", "tutorial")),
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}

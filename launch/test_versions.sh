@@ -9,7 +9,7 @@
 #
 # uv resolves and installs, into .cache/versions/oldest or newest: .venv is left alone. torch's wheel for Linux brings CUDA, 3 GB of
 # downloads; UV_TORCH_BACKEND=cpu takes the small one from PyTorch's own index. The tests run on the CPU, for some minutes. What ran is in
-# benchmarks/results/versions_cpu.json afterwards, if all passed.
+# benchmarks/results/versions_cpu.json afterwards, with the tests that failed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

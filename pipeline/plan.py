@@ -1,6 +1,6 @@
 """Predict what selection will cost, before any weights are loaded: time, memory and traffic of a step, for each Gram backend.
 
-python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 64 --tokens 2048 --hardware h100 [--section.key value ...]
+python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 8 --tokens 2048 --hardware h100 [--section.key value ...]
 """
 
 import json

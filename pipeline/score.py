@@ -5,6 +5,7 @@ python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume CHECKPOI
 One batch:  samples -> factors -> moments -> Gram column of the target -> all-reduce -> Parquet part (rank 0)
 """
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,9 @@ def score_parser() -> ArgumentParser:
 def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespace]:
     """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2 and one sentence."""
     parser = score_parser()
-    config, options = parse_with(parser, arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # A run's config.yaml may hold run.overwrite, which --resume contradicts; nothing is written to run.folder here.
+    config, options = parse_with(parser, [*given, "--run.overwrite", "false"])
     options.batch = options.batch or config.selection.candidates_per_step
     try:
         for name, smallest in (("batch", 1), ("part", 1), ("features", 0)):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline import score
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, from_settings, save
 from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
 from pipeline.datastore.parts import Parts
@@ -249,6 +249,9 @@ def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_fol
         if number % 2:
             scores.loc[number - 1, ["id", "source"]] = f"pool:{number}", "others"
             del row["id"]
+        else:
+            row["id"] = number  # the parts hold it as text
+            scores.loc[number - 1, "id"] = str(number)
     Path("scores/parts").mkdir(parents=True)
     scores.to_parquet("scores/parts/part-00000.parquet")
     Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -282,3 +285,14 @@ def test_without_a_checkpoint_samples_are_measured_by_plain_gradients(build, tmp
     assert config.selection.geometry == "update_to_gradient"
     config, _ = score.parse_score(build(tmp_path, "--selection.method", "random", resume=True))
     assert config.selection.geometry == "update"
+
+
+def test_a_run_that_emptied_its_folder_can_be_scored_by_its_own_configuration(tmp_path):
+    """``--config RUN/config.yaml --resume RUN``, as the page has it, where the run was started with run.overwrite."""
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
+    names = [str(tmp_path / "data.jsonl")]
+    settings = {"data.pool": names, "data.target": names, "run.overwrite": True, "run.folder": str(tmp_path)}
+    save(from_settings(settings), tmp_path / "config.yaml")
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--resume", str(tmp_path), "--output", str(tmp_path / "scores")]
+    config, _ = score.parse_score(arguments)
+    assert config.resume == str(tmp_path) and not config.run.overwrite

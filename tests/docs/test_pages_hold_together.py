@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config, build_parser, parse_with
+from pipeline.plan import plan_parser, plan_run
+from pipeline.planning import hardware
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,6 +75,12 @@ def test_every_page_is_reached_from_the_readme():
     assert not [named(page) for page in PAGES[1:] if page not in linked]
 
 
+def test_the_page_on_installing_has_every_command():
+    declared = re.findall(r"^(ftw-\w+) = ", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\| `(ftw-\w+)` \|", (ROOT / "docs" / "installing.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(declared)
+
+
 def test_links_that_lead_nowhere_are_found(tmp_path):
     """The checks above can fail."""
     (tmp_path / "a.md").write_text("# One, two\n## One two\n## `x.y`: [z](b.md)\n```\n# no heading\n```\n")
@@ -83,9 +91,11 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     ]  # fmt: skip
 
 
-def commands() -> list[tuple[str, str]]:
+TRAIN = ("bash launch/train.sh --config launch/recipes/", "sbatch launch/slurm/train.sbatch --config launch/recipes/")
+
+
+def commands(*starts: str) -> list[tuple[str, str]]:
     """Those of pages that name a recipe of this repository; the tutorial's are run by a test of their own."""
-    starts = ("bash launch/train.sh --config launch/recipes/", "sbatch launch/slurm/train.sbatch --config launch/recipes/")
     return [
         (named(page), line) for page in PAGES if page.name != "tutorial.md"
         for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
@@ -93,8 +103,17 @@ def commands() -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("page, command", commands())
+@pytest.mark.parametrize("page, command", commands(*TRAIN))
 def test_a_command_with_a_recipe_has_settings_that_fit_together(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
     parse_with(build_parser(""), words[words.index("--config") :], needs_data=False)
+
+
+@pytest.mark.parametrize("page, command", [
+    *commands("python -m pipeline.plan "), ("pipeline/plan.py", (ROOT / "pipeline/plan.py").read_text().split("\n")[2].partition(" [")[0]),
+])  # fmt: skip
+def test_a_plan_that_is_shown_is_one_of_a_run_that_divides(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, options = parse_with(plan_parser(), shlex.split(command)[3:], needs_data=False)
+    plan_run(config, options, hardware.find(options.hardware))
