@@ -275,6 +275,16 @@ def test_contradictions_are_refused_with_the_way_out(build, capsys, tmp_path, ch
     assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "changes", [["--run.overwrite", "true"], ["--data.test", "[gone.jsonl]"], ["--training.evaluation_answers", "3"]]
+)
+def test_settings_that_only_a_run_has_a_use_for_refuse_nothing(build, tmp_path, changes):
+    """They stand in the run's config.yaml, from which it is scored."""
+    (tmp_path / "run").mkdir()
+    config, _ = score.parse_score(build(tmp_path, "--data.test", "[]", *changes, "--resume", str(tmp_path / "run")))
+    assert config.data.test == [] and not config.run.overwrite
+
+
 def test_without_a_checkpoint_samples_are_measured_by_plain_gradients(build, tmp_path):
     config, _ = score.parse_score(build(tmp_path, "--selection.method", "less"))
     assert (config.selection.geometry, config.selection.method) == ("identity", "filter_then_weight")
