@@ -17,8 +17,10 @@ from pipeline import score
 from pipeline.config import DataConfig
 from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
+from pipeline.datastore import parts
 from pipeline.datastore.parts import Parts
 from pipeline.datastore.sketch import CountSketch
+from pipeline.training.run_folder import LOCK
 from tests import reference
 from tests.ranks import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
@@ -238,6 +240,18 @@ def test_a_part_with_other_rows_is_named(outputs, tmp_path):
     (tmp_path / "parts/part-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"part-00001.parquet cannot be read"):
         Parts(tmp_path, NUM_POOL, PART).missing()
+
+
+def test_what_a_failed_conversion_of_a_checkpoint_has_left_is_no_obstacle(tmp_path):
+    """``begin`` comes after it, and a start with as many ranks as the checkpoint's converts nothing."""
+    (tmp_path / "checkpoint-3.universal").mkdir()
+    for name in ("checkpoint-3.log", "latest_universal", LOCK):
+        (tmp_path / name).write_text("")
+    assert parts.begin(Parts(tmp_path, NUM_POOL, PART), {}, ()) == []
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train.log").write_text("")
+    with pytest.raises(ValueError, match=r"is not empty and holds no manifest.json \(train.log\)"):
+        parts.begin(Parts(tmp_path, NUM_POOL, PART), {}, ())
 
 
 def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_folder, tmp_path, monkeypatch):
