@@ -4,7 +4,7 @@
 # Needs Python 3.10 or newer with pip. About 2 GB on a machine without GPU, 8 GB with; a few minutes.
 #
 #   bash launch/setup.sh                          # what training needs
-#   bash launch/setup.sh requirements-test.txt    # and what the tests need
+#   bash launch/setup.sh requirements-test.txt requirements-trl.txt    # and what the tests need
 #   PYTHON=python3.12 bash launch/setup.sh        # with another Python
 #   VENV=/path/to/environment bash launch/setup.sh    # into an environment of yours instead of .venv
 #

@@ -37,6 +37,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
     return 1 if failures else 0
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """``main`` as a program."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cells' processes are ended too
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

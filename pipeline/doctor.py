@@ -340,7 +340,12 @@ def report(lines: list[Line], as_json: bool) -> None:
             print(f"       {'':{width}}  remedy: {line.remedy}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """``main`` as a program."""
     code = main()
     sys.stdout.flush()
     os._exit(code)  # as training/ending.py: through the interpreter gloo aborts now and then
+
+
+if __name__ == "__main__":
+    run()

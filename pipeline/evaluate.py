@@ -199,6 +199,11 @@ def settings(options: argparse.Namespace) -> dict:
     return {name: getattr(options, name) for name in names}
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """``main`` as a program."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -40,6 +40,9 @@ from pipeline.training.small_model import located
 from pipeline.training.stopping import REQUEUE, StopRequests
 from pipeline.training.tokenised import read
 
+UNUSED = ("--data.test", "[]", "--training.evaluation_answers", "0", "--run.overwrite", "false")
+"""Settings of a run, in whose config.yaml they may stand: nothing here reads them, and a check of them would refuse the file."""
+
 
 def main(arguments: Optional[list[str]] = None) -> None:
     config, options = parse_score(arguments)
@@ -86,16 +89,22 @@ def main(arguments: Optional[list[str]] = None) -> None:
     if len(missing) < len(store):
         say(f"{len(store) - len(missing)} of {len(store)} parts are there already")
 
+    def warn() -> None:
+        for warning in hook.scores.warnings:
+            say(warning)
+
     scorer = FileScorer(hook, options.features, options.batch, pad_token_id, config.run.seed)
     begin, num_lost = time.perf_counter(), 0
     if missing:
         target = scorer.target()
+        warn()
         together(lambda: parts.write_target(folder, target, len(targets)))
         say(f"target: loss {target.loss:.4f}, |phi| {target.squared_norm**0.5:.4g}, {time.perf_counter() - begin:.1f} s")
     num_samples = sum(len(store.positions(number)) for number in missing)
     progress = tqdm(total=num_samples, desc="score", unit="sample", disable=rank != 0, mininterval=1.0)
 
     def after_batch(num_scored: int) -> None:
+        warn()
         progress.update(num_scored)
         requested = stop.agreed(hook.collectives)
         if requested:
@@ -134,9 +143,7 @@ def score_parser() -> ArgumentParser:
 def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespace]:
     """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2 and one sentence."""
     parser = score_parser()
-    given = sys.argv[1:] if arguments is None else arguments
-    # A run's config.yaml may hold run.overwrite, which --resume contradicts; nothing is written to run.folder here.
-    config, options = parse_with(parser, [*given, "--run.overwrite", "false"])
+    config, options = parse_with(parser, [*(sys.argv[1:] if arguments is None else arguments), *UNUSED])
     options.batch = options.batch or config.selection.candidates_per_step
     try:
         for name, smallest in (("batch", 1), ("part", 1), ("features", 0)):

@@ -17,8 +17,10 @@ from pipeline import score
 from pipeline.config import DataConfig, from_settings, save
 from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
+from pipeline.datastore import parts
 from pipeline.datastore.parts import Parts
 from pipeline.datastore.sketch import CountSketch
+from pipeline.training.run_folder import LOCK
 from tests import reference
 from tests.ranks import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
@@ -240,6 +242,18 @@ def test_a_part_with_other_rows_is_named(outputs, tmp_path):
         Parts(tmp_path, NUM_POOL, PART).missing()
 
 
+def test_what_a_failed_conversion_of_a_checkpoint_has_left_is_no_obstacle(tmp_path):
+    """``begin`` comes after it, and a start with as many ranks as the checkpoint's converts nothing."""
+    (tmp_path / "checkpoint-3.universal").mkdir()
+    for name in ("checkpoint-3.log", "latest_universal", LOCK):
+        (tmp_path / name).write_text("")
+    assert parts.begin(Parts(tmp_path, NUM_POOL, PART), {}, ()) == []
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "train.log").write_text("")
+    with pytest.raises(ValueError, match=r"is not empty and holds no manifest.json \(train.log\)"):
+        parts.begin(Parts(tmp_path, NUM_POOL, PART), {}, ())
+
+
 def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_folder, tmp_path, monkeypatch):
     """Of two sources, one of which has no ids: 5 % of 24 samples is one."""
     monkeypatch.chdir(tmp_path)
@@ -276,6 +290,16 @@ def test_contradictions_are_refused_with_the_way_out(build, capsys, tmp_path, ch
     with pytest.raises(SystemExit) as ended:
         score.parse_score(build(tmp_path, *changes))
     assert ended.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "changes", [["--run.overwrite", "true"], ["--data.test", "[gone.jsonl]"], ["--training.evaluation_answers", "3"]]
+)
+def test_settings_that_only_a_run_has_a_use_for_refuse_nothing(build, tmp_path, changes):
+    """They stand in the run's config.yaml, from which it is scored."""
+    (tmp_path / "run").mkdir()
+    config, _ = score.parse_score(build(tmp_path, "--data.test", "[]", *changes, "--resume", str(tmp_path / "run")))
+    assert config.data.test == [] and not config.run.overwrite
 
 
 def test_without_a_checkpoint_samples_are_measured_by_plain_gradients(build, tmp_path):

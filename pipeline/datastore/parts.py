@@ -76,7 +76,7 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
     if not path.exists():
         ours = (LOCK, f".{MANIFEST}{files.PARTIAL}")
         found = (path.name for path in parts.folder.iterdir())  # a killed program may have left a checkpoint that it converted
-        others = sorted(name for name in found if name not in ours and not name.endswith(universal.SUFFIX))
+        others = sorted(name for name in found if name not in ours and not universal.is_left(name))
         if others:
             raise ValueError(
                 f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name another folder"

@@ -13,7 +13,7 @@ import torch
 from pipeline.training import checkpoint_files as files
 from pipeline.training.ending import together
 
-SUFFIX = ".universal"
+SUFFIX, LATEST = ".universal", f"{files.LATEST}_universal"
 
 
 def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], None]) -> Path:
@@ -46,10 +46,16 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
     return target
 
 
+def is_left(name: str) -> bool:
+    """Is it the name of something that a conversion leaves in its folder where it fails or is killed?"""
+    log = Path(name)
+    return name.endswith(SUFFIX) or name == LATEST or (log.suffix == ".log" and files.step_of(log.with_suffix("")) >= 0)
+
+
 def remove(target: Path) -> None:
     """It is as large as the checkpoint, and of no use once all ranks have read it."""
     shutil.rmtree(target, ignore_errors=True)
-    for left in (target.with_suffix(".log"), target.parent / f"{files.LATEST}_universal"):
+    for left in (target.with_suffix(".log"), target.parent / LATEST):
         left.unlink(missing_ok=True)
 
 

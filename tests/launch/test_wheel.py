@@ -57,6 +57,9 @@ def test_every_program_is_a_command(installed):
         assert module == f"pipeline.{command.removeprefix('ftw-')}"
         tree = ast.parse((installed / f"{module.replace('.', '/')}.py").read_text())
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, place
+        # What `python -m` does besides calling it, as with signals, the command would not.
+        (last,) = (node.body for node in tree.body if isinstance(node, ast.If))
+        assert ast.unparse(last) in (f"{function}()", f"sys.exit({function}())"), place
 
 
 def test_extras_are_the_requirement_files(installed):
