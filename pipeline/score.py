@@ -103,19 +103,23 @@ def main(arguments: Optional[list[str]] = None) -> None:
     num_samples = sum(len(store.positions(number)) for number in missing)
     progress = tqdm(total=num_samples, desc="score", unit="sample", disable=rank != 0, mininterval=1.0)
 
-    def after_batch(num_scored: int) -> None:
-        warn()
-        progress.update(num_scored)
-        requested = stop.agreed(hook.collectives)
-        if requested:
+    def leave_if_asked() -> None:
+        if requested := stop.agreed(hook.collectives):
             say(f"{requested}: stopped; the same command goes on after the last complete part")
             raise SystemExit(REQUEUE)
+
+    def after_batch(num_scored: int, is_last: bool) -> None:
+        warn()
+        progress.update(num_scored)
+        if not is_last:  # of a part, which is worth writing first
+            leave_if_asked()
 
     for number in missing:
         positions = store.positions(number)
         samples = [pool[i] for i in positions]
         scored = scorer.part(samples, after_batch)
         num_lost += together(lambda: parts.write(store.path(number), positions, samples, scored, target))  # noqa: B023
+        leave_if_asked()
     progress.close()
     if num_lost:
         say(f"WARNING: {num_lost} of {num_samples} samples have a loss or gradient that is not finite: their scores are null")

@@ -73,6 +73,8 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
     if tools:
         raise BrokenLine("tool call", "'tools' would be lost with a prompt that is no chat: take 'messages'")
     if "prompt" in row and "completion" in row:
+        for key in ("prompt", "completion"):
+            _refuse_chat_in_text(row[key], key)
         return Record(**about, prompt=string(row, "prompt", "prompt"), completion=string(row, "completion", "answer"))
     if "text" in row:
         return Record(**about, text=string(row, "text", "text"))
@@ -80,6 +82,19 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
         "missing field",
         f"expected {FORMATS}, got the fields {shown(sorted(row, key=str))}; data.columns gives them other names",
     )
+
+
+def _refuse_chat_in_text(text: Any, key: str) -> None:
+    """Cells of a CSV file are text: of a list of messages its JSON would be trained on, brackets and all."""
+    try:
+        found = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, list) and found and all(isinstance(message, dict) and "role" in message for message in found):
+        raise BrokenLine(
+            "wrong type", f"'{key}' is the JSON text of messages: put the whole chat into 'messages', where text is decoded, or make "
+            f"'{key}' a list"
+        )  # fmt: skip
 
 
 def _alpaca(row: dict) -> list[dict]:

@@ -79,8 +79,10 @@ def records_of(
 
 
 def _renamed(row: dict, columns: Mapping[str, str], origin: str) -> dict:
-    renamed = {}
+    renamed: dict = {}
     for key, value in row.items():
+        if value is None:  # a field that is not there
+            continue
         name = columns.get(key, key)
         if name in renamed:
             raise ValueError(f"{origin}: data.columns gives a second column the name {name!r}: leave it out, or name both")

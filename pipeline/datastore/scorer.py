@@ -76,8 +76,9 @@ class FileScorer:
         assert loss is not None  # a method that needs a Gram has measured it
         return Target(loss, signals.target_norm_squared, features_D)
 
-    def part(self, samples: list[Sample], after_batch: Callable[[int], None]) -> Scored:
-        """Of ``samples``; ``after_batch`` is told how many have been scored since, and may end it by raising on all ranks."""
+    def part(self, samples: list[Sample], after_batch: Callable[[int, bool], None]) -> Scored:
+        """Of ``samples``; ``after_batch`` is told how many have been scored since and whether they were the last, and may end it by raising
+        on all ranks."""
         order_N = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
         loss_N, squared_norm_N, alignment_N = (np.empty(len(samples)) for _ in range(3))
         features_ND = np.empty((len(samples), self.num_features), np.float32) if self.num_features else None
@@ -87,7 +88,7 @@ class FileScorer:
             loss_N[at_n], squared_norm_N[at_n], alignment_N[at_n] = found.loss_N, found.squared_norm_N, found.alignment_N
             if features_ND is not None:
                 features_ND[at_n] = found.features_ND
-            after_batch(len(at_n))
+            after_batch(len(at_n), first + self.batch >= len(samples))
         return Scored(loss_N, squared_norm_N, alignment_N, features_ND)
 
     def _score(self, samples: list[Sample]) -> Scored:

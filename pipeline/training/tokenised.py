@@ -29,8 +29,8 @@ def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample
     found = once_per_node(make, f"tokenising {setting}", config.run.timeout_seconds)
     kept = Kept(**{**found, "manifest": Path(found["manifest"])})
     samples = TokenFile(kept.manifest)
-    if kept.is_temporary:
-        dist.barrier()  # what is mapped stays readable
+    dist.barrier()  # on all ranks: nodes may differ in whether they can keep it
+    if kept.is_temporary:  # what is mapped stays readable
         shutil.rmtree(kept.manifest.parent, ignore_errors=True)
     for note in kept.notes:
         say(note)

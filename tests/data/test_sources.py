@@ -173,6 +173,12 @@ def test_columns_may_have_other_names(write):
     assert read([write([GOOD])], "error", columns=swapped)[0][0].prompt == GOOD["completion"]
 
 
+def test_a_field_that_is_null_does_not_stand_in_the_way_of_a_column(write):
+    row = {"question": "a", "prompt": None, "completion": "b"}
+    (record,) = read([write([row])], "error", columns={"question": "prompt"})[0]
+    assert (record.prompt, record.completion) == ("a", "b")
+
+
 def test_columns_that_fit_no_row_or_two_columns_are_errors(write):
     path = write([{"question": "q", "completion": "a", "text": "t"}])
     for on_broken in ("error", "skip"):

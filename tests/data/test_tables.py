@@ -42,6 +42,18 @@ def test_messages_conversations_and_tools_are_json_in_a_cell(write):
         read([write("messages\n\"[{'role': 'user'}]\"\n")], "error")  # as str() writes a list
 
 
+def test_a_chat_in_a_cell_of_prompt_or_completion_is_refused(write):
+    """Its brackets would be trained on."""
+    chat = '[{""role"": ""assistant"", ""content"": ""b""}]'
+    for row, key in ((f'a,"{chat}"', "completion"), (f'"{chat}",a', "prompt")):
+        with pytest.raises(
+            ValueError, match=rf"pool.csv:2: wrong type: '{key}' is the JSON text of messages: put the whole chat"
+        ):
+            read([write(f"prompt,completion\n{row}\n")], "error")
+    (record,) = read([write('prompt,completion\n"[1, 2]","[{""a"": 1}]"\n')], "error")[0]
+    assert (record.prompt, record.completion) == ("[1, 2]", '[{"a": 1}]'), "other JSON is text"
+
+
 BROKEN = {
     "too few": (b"x", "wrong number of cells: 1, and the header names 2 columns: ['prompt', 'completion']"),
     "too many": (b"x,y,z", "wrong number of cells: 3"),
