@@ -1,23 +1,33 @@
 """YAML as users write it: plain values, of bounded size, no key twice."""
 
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import yaml
 from jsonargparse import get_loader
 
+MAX_DEPTH = 100  # of nesting: PyYAML recurses, and older releases overrun the stack of the process
 MAX_NODES = 10_000  # of a YAML text with its aliases written out: a few lines of them can stand for billions
 _plain_load = get_loader("yaml")
 
 
 def load_yaml(text: str) -> Any:
     """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands twice."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _check_nodes(yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        _check_depth(yaml.parse(text, Loader=loader))
+        _check_nodes(yaml.compose(text, Loader=loader))
         return _plain_load(text)
-    except RecursionError as error:
-        raise yaml.YAMLError("nested too deeply") from error
     except ValueError as error:  # Python's limit on the digits of a number, a date that there is not
         raise yaml.YAMLError(str(error)) from error
+
+
+def _check_depth(events: Iterator[yaml.Event]) -> None:
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested more than {MAX_DEPTH} levels deep")
 
 
 def _check_nodes(root: Optional[yaml.Node]) -> None:

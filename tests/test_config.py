@@ -102,7 +102,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 REFUSED_FILES = {
     "aliases that grow": (BOMB, "with its aliases written out it holds more than 10000 values"),
     "a value within itself": ("data: &a {pool: *a}", "more than 10000 values"),
-    "deep nesting": ("data: " + "[" * 2000, "nest"),
+    "deep nesting": ("data: " + "[" * 100_000 + "]" * 100_000, "nest"),  # libyaml has a bound of its own in newer releases
+    "deep nesting that ends nowhere": ("data: " + "[" * 2000, "nest"),
+    "nested blocks": ("data:\n" + "".join(" " * i + "-\n" for i in range(1, 200)), "is nested more than 100 levels deep"),
     "a key twice": (
         "training: {steps: 5}\nrun: {seed: 1}\ntraining: {steps: 6}",
         "the key 'training' stands twice, the second time in line 3",
