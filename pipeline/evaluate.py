@@ -109,7 +109,9 @@ def find_tasks(folders: list[Path]):
     try:
         from lm_eval.tasks import TaskManager  # optional
     except ImportError as error:
-        raise ValueError(f"lm-eval cannot be imported ({error}): pip install -r requirements-eval.txt") from error
+        raise ValueError(
+            f"lm-eval cannot be imported ({error}): pip install -r requirements-eval.txt, or the extra eval"
+        ) from error
     if missing := [str(folder) for folder in folders if not folder.is_dir()]:
         raise ValueError(f"--include_path: there is no folder {', '.join(missing)}")
     return TaskManager(include_path=folders)

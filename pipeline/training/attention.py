@@ -62,7 +62,7 @@ def packs(setting: str | bool, attention: Attention, device: torch.device) -> bo
     if setting and attention.implementation == "sdpa" and device.type != "cpu":
         raise ValueError(
             "model.packing = true cannot run with PyTorch's SDPA on a GPU: a packed row needs a mask, which its flash kernel does not "
-            "take. Install a flash-attn package (requirements-gpu.txt), or leave model.packing at auto"
+            "take. Install a flash-attn package (requirements-gpu.txt, the extra gpu), or leave model.packing at auto"
         )
     return bool(setting)
 
@@ -71,7 +71,7 @@ def _refusal(name, is_installed, fits, device, dtype) -> str:
     if device.type != "cuda":
         return "it needs a CUDA card"
     if not is_installed():
-        return "its package is not installed (requirements-gpu.txt)"
+        return "its package is not installed (requirements-gpu.txt, the extra gpu)"
     if not fits(torch.cuda.get_device_capability(device)[0]):
         return f"it has no kernels for {torch.cuda.get_device_name(device)}"
     return "" if dtype in (torch.bfloat16, torch.float16) else f"it runs in bf16 or fp16, not in {dtype}"
