@@ -176,7 +176,10 @@ def _candidates(resume: str, own: Path) -> list[Path]:
 def _of_run(folder: Path) -> list[Path]:
     found = files.checkpoints(folder / files.FOLDER) or files.checkpoints(folder)
     if not found:
-        raise ValueError(f"resume: there is no checkpoint in {folder}, nor in {folder / files.FOLDER}")
+        raise ValueError(
+            f"resume: there is no checkpoint in {folder}, nor in {folder / files.FOLDER}: a run writes one every "
+            "training.save_every steps, and when it is asked to stop"
+        )
     return found
 
 
