@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     target_set = TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
 
     identity = checkpoint.identity(config, merged, pool, targets, tests)
+    tests = list(tests)  # read once: every evaluation goes through all of them
     if together(lambda: run_folder.is_finished(config, identity)):
         say(f"the run in {config.run.folder} is finished; there is nothing to resume")
         return

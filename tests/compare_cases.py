@@ -2,27 +2,13 @@
 
 import os
 
-from tests.ranks import _server
+from tests.ranks import ForkedProgram
 
 
-class Forked:
-    """As much of subprocess.Popen as the grid uses."""
-
+class Forked(ForkedProgram):
     def __init__(self, command: list[str], log, environment: dict[str, str]):
         self.arguments = command[command.index("pipeline.train") + 1 :]
-        self.process = _server().Process(target=train, args=(self.arguments, str(log)))
-        self.process.start()
-
-    def poll(self):
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-    def wait(self):
-        self.process.join()
-
-    def terminate(self):
-        self.process.terminate()
+        super().__init__(train, self.arguments, str(log))
 
 
 def train(arguments: list[str], log: str) -> None:

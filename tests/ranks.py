@@ -95,6 +95,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class ForkedProgram:
+    """``target(*arguments)`` in a process forked from the server: as much of subprocess.Popen as a grid uses."""
+
+    def __init__(self, target, *arguments):
+        self.process = _server().Process(target=target, args=arguments)
+        self.process.start()
+
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def wait(self):
+        self.process.join()
+
+    def terminate(self):
+        self.process.terminate()
+
+
 def _server():
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")

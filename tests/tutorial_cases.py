@@ -1,31 +1,18 @@
 """The programs of docs/tutorial.md in processes of their own, forked from a server that has imported what takes long."""
 
-import multiprocessing
 import os
 import runpy
 import sys
 from pathlib import Path
 
-from tests.ranks import _server
+from tests.ranks import ForkedProgram
 
 
-class Program:
-    """``python -m MODULE ARGUMENTS`` in a folder, as much of subprocess.Popen as a grid uses."""
+class Program(ForkedProgram):
+    """``python -m MODULE ARGUMENTS`` in a folder."""
 
     def __init__(self, command: list[str], log: Path, folder: Path):
-        self.process: multiprocessing.Process = _server().Process(target=_run, args=(command, str(log), str(folder)))
-        self.process.start()
-
-    def poll(self):
-        return self.process.exitcode
-
-    returncode = property(poll)
-
-    def wait(self):
-        self.process.join()
-
-    def terminate(self):
-        self.process.terminate()
+        super().__init__(_run, command, str(log), str(folder))
 
 
 def _run(command: list[str], log: str, folder: str) -> None:
