@@ -20,22 +20,33 @@ Made from the docstrings by `python -m benchmarks.api`; a test holds this page a
 of a batch, T tokens, V vocabulary, C candidates of all ranks, R of this one, K kept. The other way in is the command line:
 `python -m pipeline.train --help`.
 """
-PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # heading -> object: members to show, () for those with a docstring
+# heading -> object: members to show, () for those with a docstring
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "In a loop of one's own": {
         "hook.SelectionHook": ("attach", "select", "micro_batches", "weighted_loss", "agree"),
-        "hook.Scores": (), "kept.micro_batches.MicroBatch": (), "training.weighted_step.weighted_step": (),
-        "training.weighted_step.StepResult": (), "training.self_check.run": (), "training.self_check.Line": (),
+        "hook.Scores": (),
+        "step.micro_batches.MicroBatch": (),
+        "step.weighted_step.weighted_step": (),
+        "step.weighted_step.StepResult": (),
+        "training.self_check.run": (),
+        "ranks.narrator.Line": (),
         "scoring.engines.TorchEngine": ("global_steps",),
     },
     "In Hugging Face's Trainer": {
-        "integrations.trainer.SelectionTrainer": (), "integrations.trainer.SelectionMixin": ("chosen",),
+        "integrations.trainer.SelectionTrainer": (),
+        "integrations.trainer.SelectionMixin": ("chosen",),
     },
     "Samples": {
-        "data.sample.Sample": (), "data.batch.Candidates": (), "data.batch.samples_of": (),
-        "data.targets.TargetSet": ("batch", "shard"), "data.stream.CandidateStream": ("positions", "epoch", "shard"),
+        "data.sample.Sample": (),
+        "data.batch.Candidates": (),
+        "data.batch.samples_of": (),
+        "data.targets.TargetSet": ("batch", "shard"),
+        "data.stream.CandidateStream": ("positions", "epoch", "shard"),
     },
     "Losses": {
-        "scoring.loss.per_sample_loss": (), "scoring.loss.causal_logits": (), "training.attention.packs": (),
+        "scoring.loss.per_sample_loss": (),
+        "scoring.loss.causal_logits": (),
+        "training.attention.packs": (),
     },
     "A selection method": {
         f"selection.contract.{name}": () for name in ("Selection", "Signals", "Settings", "Method")
@@ -44,20 +55,31 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # heading -> object: members t
         f"config.{name}": ()
         for name in ("Config", "ModelConfig", "DataConfig", "SelectionConfig", "TrainingConfig", "RunConfig")
     },
-}  # fmt: skip
+}
 FORM = {
-    "docstring_style": "google", "heading_level": 3, "members_order": "source", "summary": False, "show_root_full_path": True,
-    "show_root_members_full_path": False, "show_object_full_path": False, "show_if_no_docstring": True, "filters": ["!^_"],
-    "inherited_members": False, "show_docstring_attributes": False,
-}  # fmt: skip
+    "docstring_style": "google",
+    "heading_level": 3,
+    "members_order": "source",
+    "summary": False,
+    "show_root_full_path": True,
+    "show_root_members_full_path": False,
+    "show_object_full_path": False,
+    "show_if_no_docstring": True,
+    "filters": ["!^_"],
+    "inherited_members": False,
+    "show_docstring_attributes": False,
+}
 
 
 def render() -> str:
     """The page. Raises KeyError for an object that is not there."""
     package = griffe.load(
-        "pipeline", search_paths=[str(ROOT)], allow_inspection=False, docstring_parser="google",
+        "pipeline",
+        search_paths=[str(ROOT)],
+        allow_inspection=False,
+        docstring_parser="google",
         docstring_options={"returns_multiple_items": False, "returns_named_value": False},
-    )  # fmt: skip
+    )
     pages = [INTRODUCTION]
     for heading, objects in PARTS.items():
         pages.append(f"## {heading}\n")

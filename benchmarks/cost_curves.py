@@ -3,8 +3,8 @@
 
     python -m benchmarks.cost_curves [--backends exact factored] [--cases full lora]
 
-Each point is a run of ``benchmarks.step_cost`` in a process of its own: scoring + Gram + solve over a plain forward and backward of the
-same candidates, and the bare seconds.  Writes a JSON file and a figure.
+Each point is a run of ``benchmarks.step_cost`` in a process of its own: scoring + Gram + solve over a plain
+forward and backward of the same candidates, and the bare seconds.  Writes a JSON file and a figure.
 """
 
 import argparse
@@ -19,38 +19,87 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)")
-    parser.add_argument("--backends", nargs="+", default=["exact", "factored"], choices=["exact", "projected", "factored"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", default=["exact", "factored"], choices=["exact", "projected", "factored"]
+    )
     parser.add_argument("--cases", nargs="+", default=["full"], choices=["full", "lora"])
     parser.add_argument(
-        "--candidates", nargs="+", type=int, default=[8, 16, 32, 64], help="C of the first curve, at --short tokens"
+        "--candidates",
+        nargs="+",
+        type=int,
+        default=[8, 16, 32, 64],
+        help="C of the first curve, at --short tokens",
     )
     parser.add_argument("--short", type=int, default=64, help="T of the first curve")
     parser.add_argument(
-        "--tokens", nargs="+", type=int, default=[128, 512, 2048], help="T of the second curve, for --few candidates"
+        "--tokens",
+        nargs="+",
+        type=int,
+        default=[128, 512, 2048],
+        help="T of the second curve, for --few candidates",
     )
     parser.add_argument("--few", type=int, default=2, help="C of the second curve")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of measurements of a point")
     parser.add_argument(
-        "--output", type=Path, default=RESULTS / "cost_curves.json", help="result file; the figure stands beside it"
+        "--output",
+        type=Path,
+        default=RESULTS / "cost_curves.json",
+        help="result file; the figure stands beside it",
     )
     arguments = parser.parse_args()
 
-    shapes = [(c, arguments.short) for c in arguments.candidates] + [(arguments.few, t) for t in arguments.tokens]
+    shapes = [(c, arguments.short) for c in arguments.candidates] + [
+        (arguments.few, t) for t in arguments.tokens
+    ]
     points = []
     for case in arguments.cases:
         for backend in arguments.backends:
             for num_candidates, num_tokens in shapes:
-                result = in_process([
-                    "--model", arguments.model, "--cases", case, "--backend", backend, "--candidates", num_candidates,
-                    "--tokens", num_tokens, "--targets", 1, "--rounds", arguments.rounds,
-                ])  # fmt: skip
-                point = {"case": case, "backend": backend, "candidates": num_candidates, "tokens": num_tokens, **result[case]}
+                result = in_process(
+                    [
+                        "--model",
+                        arguments.model,
+                        "--cases",
+                        case,
+                        "--backend",
+                        backend,
+                        "--candidates",
+                        num_candidates,
+                        "--tokens",
+                        num_tokens,
+                        "--targets",
+                        1,
+                        "--rounds",
+                        arguments.rounds,
+                    ]
+                )
+                point = {
+                    "case": case,
+                    "backend": backend,
+                    "candidates": num_candidates,
+                    "tokens": num_tokens,
+                    **result[case],
+                }
                 points.append(point)
                 print(
                     json.dumps(
-                        {key: point[key] for key in ("case", "backend", "candidates", "tokens", "time_ratio", "memory_ratio")}
+                        {
+                            key: point[key]
+                            for key in (
+                                "case",
+                                "backend",
+                                "candidates",
+                                "tokens",
+                                "time_ratio",
+                                "memory_ratio",
+                            )
+                        }
                     )
                 )
     settings = {k: v for k, v in vars(arguments).items() if k != "output"}
@@ -79,7 +128,9 @@ def draw(points: list[dict], arguments) -> Figure:
                         for p in points
                         if (p["case"], p["backend"], p[fixed]) == (case, backend, constant)
                     }
-                    axis.plot(values, [own[value] for value in values], marker="o", label=f"{case}, {backend}")
+                    axis.plot(
+                        values, [own[value] for value in values], marker="o", label=f"{case}, {backend}"
+                    )
             axis.margins(y=0.1)
             axis.axhline(1, color="#999999", linewidth=1, linestyle="--")
             axis.set(

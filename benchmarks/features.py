@@ -3,8 +3,9 @@
 
     python -m benchmarks.features [--model .cache/smollm2-135m] [--quick]
 
-A model is fine-tuned for some steps on random samples, so that Adam's state is a real one; then candidates and a target are scored under
-that state by ``exact``, and by the backends that leave features, as they are (D = k) and sketched to D numbers.  Against ``exact``:
+A model is fine-tuned for some steps on random samples, so that Adam's state is a real one; then candidates
+and a target are scored under that state by ``exact``, and by the backends that leave features, as they are (D
+= k) and sketched to D numbers.  Against ``exact``:
 
     alignment   rank correlation of <f_i, f_T> with <phi_i, phi_T>
     cosines     rank correlation of the cosines of all pairs of candidates
@@ -36,16 +37,20 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.datastore.sketch import CountSketch
 from pipeline.hook import SelectionHook, WholeTarget
+from pipeline.step.weighted_step import weighted_step
 from pipeline.training.engine import start_process_group
-from pipeline.training.weighted_step import weighted_step
 
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("alignment", "cosines", "error", "twins")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)"
+    )
     parser.add_argument("--data", type=Path, help="as for benchmarks.fidelity (default: the demo's)")
     parser.add_argument("--target", default="gsm8k", help="name of the target set in --data")
     parser.add_argument("--cases", nargs="+", default=["lora", "full"], choices=["lora", "full"])
@@ -54,7 +59,9 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3, help="updates before the comparison")
     parser.add_argument("--draws", type=int, default=2, help="seeds of projections and sketches")
-    parser.add_argument("--size", type=int, default=Config().selection.projection_size, help="selection.projection_size")
+    parser.add_argument(
+        "--size", type=int, default=Config().selection.projection_size, help="selection.projection_size"
+    )
     parser.add_argument("--features", nargs="+", type=int, default=[256, 1024, 4096], help="D")
     parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument("--stage", type=int, default=2, help="ZeRO stage")
@@ -62,11 +69,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="LoRA, C = 8, one draw; writes nothing")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.cases, arguments.candidates, arguments.targets, arguments.steps, arguments.draws = ["lora"], 8, 4, 2, 1
+        arguments.cases, arguments.candidates, arguments.targets, arguments.steps, arguments.draws = (
+            ["lora"],
+            8,
+            4,
+            2,
+            1,
+        )
         arguments.max_tokens = 48
 
     _, _, device = start_process_group(600)
-    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("output", "cases")}
+    settings = {
+        k: v.name if isinstance(v, Path) else v
+        for k, v in vars(arguments).items()
+        if k not in ("output", "cases")
+    }
     result: dict[str, Any] = {"settings": {"cases": [], **settings}, "machine": describe()}
     for case in arguments.cases:
         result[case] = compare(case, arguments, device)
@@ -74,7 +91,8 @@ def main() -> None:
         print(f"\n{case}: {arguments.candidates} candidates")
         for row in result[case]:
             print(
-                f"  {row['way']:28} k {row['width']:7}  " + "  ".join(f"{name} {row[name]:6.3f}" for name in MEASURES),
+                f"  {row['way']:28} k {row['width']:7}  "
+                + "  ".join(f"{name} {row[name]:6.3f}" for name in MEASURES),
                 flush=True,
             )
         if not arguments.quick:
@@ -90,34 +108,50 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
     pool, targets, pad_token_id = data(arguments)
     engine, _ = build(case, arguments, 1, device)
     stream = CandidateStream(pool, arguments.candidates, seed=0)
-    settings = replace(Config().selection, candidates_per_step=arguments.candidates, keep_per_step=4, warmup_steps=0)
+    settings = replace(
+        Config().selection, candidates_per_step=arguments.candidates, keep_per_step=4, warmup_steps=0
+    )
     draws_at_random = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id)
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
-        weighted_step(engine, stream.shard(step, 0, 1), draws_at_random.select(stream.shard(step, 0, 1)), pad_token_id)
+        weighted_step(
+            engine, stream.shard(step, 0, 1), draws_at_random.select(stream.shard(step, 0, 1)), pad_token_id
+        )
 
     target_set = TargetSet(targets, arguments.targets, seed=0, rotate=False)
-    settings = replace(settings, geometry="update", projection_size=arguments.size, scoring_micro_batch_size=8)
+    settings = replace(
+        settings, geometry="update", projection_size=arguments.size, scoring_micro_batch_size=8
+    )
     candidates = stream.shard(arguments.steps, 0, 1)
     exact = SelectionHook.attach(engine, target_set, settings, pad_token_id).score(candidates, WholeTarget())
-    gram = np.block([[exact.gram_CC, exact.alignment_C[:, None]], [exact.alignment_C, exact.target_norm_squared]])
+    gram = np.block(
+        [[exact.gram_CC, exact.alignment_C[:, None]], [exact.alignment_C, exact.target_norm_squared]]
+    )
     found: dict[str, list[dict]] = {}
     for backend in ("projected", "factored"):
         for seed in tqdm(range(arguments.draws), desc=f"{case}: {backend}", unit="draw"):
             whole = WholeTarget()
-            SelectionHook.attach(engine, target_set, replace(settings, backend=backend), pad_token_id, seed).score(
-                candidates, whole
-            )
+            SelectionHook.attach(
+                engine, target_set, replace(settings, backend=backend), pad_token_id, seed
+            ).score(candidates, whole)
             rows = whole.features_Rk
             assert rows is not None
             width = rows.shape[1]
             for size in [width, *(size for size in arguments.features if size < width)]:
-                sketched = rows if size == width else CountSketch(width, size, f"{seed} features", device)(rows)
+                sketched = (
+                    rows if size == width else CountSketch(width, size, f"{seed} features", device)(rows)
+                )
                 way = f"{backend}, size {arguments.size}" + ("" if size == width else f", D = {size}")
                 measured = {**measures(gram, sketched.double().cpu().numpy()), "width": width, "kept": size}
                 found.setdefault(way, []).append(measured)
     engine.destroy()
     return [
-        {"way": way, **{name: round(statistics.mean(row[name] for row in rows), 4) for name in (*MEASURES, "width", "kept")}}
+        {
+            "way": way,
+            **{
+                name: round(statistics.mean(row[name] for row in rows), 4)
+                for name in (*MEASURES, "width", "kept")
+            },
+        }
         for way, rows in found.items()
     ]
 

@@ -1,17 +1,20 @@
 # C candidates, K kept
-"""How close the cheap ways to the Gram matrix come to the exact one: projected, factored, and the last blocks alone.
+"""How close the cheap ways to the Gram matrix come to the exact one: projected, factored, and the last blocks
+alone.
 
     python -m benchmarks.fidelity [--data FOLDER --target gsm8k] [--quick]
 
-A model is fine-tuned for some steps on random samples, so that Adam's state is a real one; then the same candidates and targets are
-scored in every way under that state, several times with other candidates.  Against ``exact`` over all blocks:
+A model is fine-tuned for some steps on random samples, so that Adam's state is a real one; then the same
+candidates and targets are scored in every way under that state, several times with other candidates.  Against
+``exact`` over all blocks:
 
     spearman   rank correlation of the alignments b
     overlap    share of the kept samples that ``exact`` keeps too
     cosine     of the combined update sum_i w_i phi_i to that of ``exact``, both under the exact metric
     reached    cosine of the combined update to the target's, as a share of what ``exact`` reaches (random: what chance reaches)
 
-FOLDER holds ``noisy_pool.jsonl`` and ``targets/<name>/dev.jsonl``; without it the demo's data are used.  The last line printed is JSON.
+FOLDER holds ``noisy_pool.jsonl`` and ``targets/<name>/dev.jsonl``; without it the demo's data are used.  The
+last line printed is JSON.
 """
 
 import argparse
@@ -37,17 +40,21 @@ from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.selection import registry
 from pipeline.selection.contract import Settings, Signals
+from pipeline.step.weighted_step import weighted_step
 from pipeline.training.engine import start_process_group
 from pipeline.training.model import load_tokenizer
-from pipeline.training.weighted_step import weighted_step
 
 RESULTS = Path(__file__).parent / "results"
 MEASURES = ("spearman", "overlap", "cosine", "reached")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)"
+    )
     parser.add_argument("--data", type=Path, help="folder with real data (default: the demo's)")
     parser.add_argument("--target", default="gsm8k", help="name of the target set in --data")
     parser.add_argument("--cases", nargs="+", default=["lora", "full"], choices=["lora", "full"])
@@ -62,28 +69,46 @@ def main() -> None:
     parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument("--stage", type=int, default=2, help="ZeRO stage")
     parser.add_argument(
-        "--output", type=Path, help="result file (default: benchmarks/results/fidelity_<device>.json; none with --quick)"
+        "--output",
+        type=Path,
+        help="result file (default: benchmarks/results/fidelity_<device>.json; none with --quick)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="full fine-tuning, C = 8, one comparison, default size of projection"
+        "--quick",
+        action="store_true",
+        help="full fine-tuning, C = 8, one comparison, default size of projection",
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.cases, arguments.sizes, arguments.depths = ["full"], [Config().selection.projection_size], []
-        arguments.candidates, arguments.keep, arguments.targets, arguments.steps, arguments.looks = 8, 3, 4, 2, 1
+        arguments.cases, arguments.sizes, arguments.depths = (
+            ["full"],
+            [Config().selection.projection_size],
+            [],
+        )
+        arguments.candidates, arguments.keep, arguments.targets, arguments.steps, arguments.looks = (
+            8,
+            3,
+            4,
+            2,
+            1,
+        )
         arguments.max_tokens = 48
 
     _, world_size, device = start_process_group(600)
     if world_size > 1:
         raise SystemExit("fidelity: one rank is enough; the ranks' agreement is what the tests are for")
     result: dict[str, Any] = {
-        "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"}
+        "settings": {
+            k: v.name if isinstance(v, Path) else v for k, v in vars(arguments).items() if k != "output"
+        }
     }
     for case in arguments.cases:
         result[case] = compare(case, arguments, world_size, device)
         print(f"\n{case}: {arguments.looks} x {arguments.candidates} candidates, {arguments.keep} kept")
         for row in result[case]:
-            numbers = "  ".join(f"{name} {row[name]:6.3f} (worst {row['worst_' + name]:6.3f})" for name in MEASURES)
+            numbers = "  ".join(
+                f"{name} {row[name]:6.3f} (worst {row['worst_' + name]:6.3f})" for name in MEASURES
+            )
             print(f"  {row['way']:22} {numbers}")
     result["machine"] = describe()
     if not arguments.quick:
@@ -93,7 +118,10 @@ def main() -> None:
     default = Config().selection.projection_size
     size = default if default in arguments.sizes else max(arguments.sizes)
     rows = {row["way"]: {name: row[name] for name in MEASURES} for row in result[arguments.cases[-1]]}
-    print(json.dumps({backend: rows[f"{backend}, size {size}"] for backend in ("projected", "factored")}), flush=True)
+    print(
+        json.dumps({backend: rows[f"{backend}, size {size}"] for backend in ("projected", "factored")}),
+        flush=True,
+    )
     sys.stdout.flush()
     os._exit(0)  # leaving through the interpreter with gloo threads alive aborts now and then
 
@@ -105,15 +133,21 @@ def compare(case: str, arguments, world_size: int, device) -> list[dict]:
     stream = CandidateStream(pool, arguments.candidates, seed=0)
     target_set = TargetSet(targets, arguments.targets, seed=0)
     config = Config()
-    settings = replace(config.selection, candidates_per_step=arguments.candidates, keep_per_step=arguments.keep, warmup_steps=0)
+    settings = replace(
+        config.selection,
+        candidates_per_step=arguments.candidates,
+        keep_per_step=arguments.keep,
+        warmup_steps=0,
+    )
     ways = {
         "exact": settings,
         **{
             f"{backend}, size {size}": replace(settings, backend=backend, projection_size=size)
-            for backend in ("projected", "factored") for size in arguments.sizes
+            for backend in ("projected", "factored")
+            for size in arguments.sizes
         },
         **{f"exact, last {n} blocks": replace(settings, last_blocks=n) for n in arguments.depths},
-    }  # fmt: skip
+    }
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
         chosen = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id).select(
             stream.shard(step, 0, 1)
@@ -121,7 +155,9 @@ def compare(case: str, arguments, world_size: int, device) -> list[dict]:
         weighted_step(engine, stream.shard(step, 0, 1), chosen, pad_token_id)
 
     found: dict[str, list[dict[str, float]]] = {way: [] for way in [*list(ways)[1:], "random"]}
-    for step in tqdm(range(arguments.steps, arguments.steps + arguments.looks), desc=f"{case}: comparisons", unit="look"):
+    for step in tqdm(
+        range(arguments.steps, arguments.steps + arguments.looks), desc=f"{case}: comparisons", unit="look"
+    ):
         signals, weights = dict[str, Signals | None](), dict[str, np.ndarray]()
         for way, changed in ways.items():
             hook = SelectionHook.attach(engine, target_set, changed, pad_token_id)
@@ -146,10 +182,14 @@ def compare(case: str, arguments, world_size: int, device) -> list[dict]:
     ]
 
 
-def measures(exact: Signals, exact_C: np.ndarray, other: Signals | None, other_C: np.ndarray) -> dict[str, float]:
+def measures(
+    exact: Signals, exact_C: np.ndarray, other: Signals | None, other_C: np.ndarray
+) -> dict[str, float]:
     """Of dense weights (C,); ``other`` is None where nothing was scored."""
     norm = lambda weights_C: np.sqrt(weights_C @ exact.gram_CC @ weights_C)
-    cosine_to_target = lambda weights_C: weights_C @ exact.alignment_C / (norm(weights_C) * np.sqrt(exact.target_norm_squared))
+    cosine_to_target = lambda weights_C: (
+        weights_C @ exact.alignment_C / (norm(weights_C) * np.sqrt(exact.target_norm_squared))
+    )
     both = (exact_C > 0) & (other_C > 0)
     return {
         "spearman": float(spearmanr(exact.alignment_C, other.alignment_C).statistic) if other else 0.0,
@@ -171,12 +211,17 @@ def data(arguments) -> tuple[list, list, int]:
     config.model.name, config.data.max_tokens = arguments.model, arguments.max_tokens
     tokenizer = load_tokenizer(config.model)
     if arguments.data:
-        files = [arguments.data / "noisy_pool.jsonl", arguments.data / "targets" / arguments.target / "dev.jsonl"]
+        files = [
+            arguments.data / "noisy_pool.jsonl",
+            arguments.data / "targets" / arguments.target / "dev.jsonl",
+        ]
     else:
         folder = Path(".cache/demo")
         demo.main(["--folder", str(folder)])
         files = [folder / "pool.jsonl", folder / "target.jsonl"]
-    read = lambda file: tokenize_all(sources.read([str(file)], "error", str(file))[0], tokenizer, config.data, str(file))[0]
+    read = lambda file: tokenize_all(
+        sources.read([str(file)], "error", str(file))[0], tokenizer, config.data, str(file)
+    )[0]
     return read(files[0]), read(files[1]), tokenizer.pad_token_id
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.fuzz_input --inputs 20000
 
-An input is accepted, or refused with a sentence that names the file (and the line, where there are lines) or the setting; anything
-else is a crash. The tests run the same generators and checks on fewer inputs (tests/data/test_fuzz.py).
+An input is accepted, or refused with a sentence that names the file (and the line, where there are lines) or
+the setting; anything else is a crash. The tests run the same generators and checks on fewer inputs
+(tests/data/test_fuzz.py).
 """
 
 import argparse
@@ -40,7 +41,7 @@ from pipeline.data.chat import tokenize_all
 from pipeline.data.checks import BrokenLine
 from pipeline.data.record import Record, parse
 from pipeline.data.sources import read
-from pipeline.reporting.html import flatten
+from pipeline.settings import flatten
 
 RESULT = Path(__file__).parent / "results" / "fuzz_input.json"
 TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -48,7 +49,10 @@ ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 CHATML = "{% for message in messages %}" + TURN + "{% endfor %}" + ASK
 MARKED = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}" + TURN + "{% endif %}{% endfor %}" + ASK
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    + TURN
+    + "{% endif %}{% endfor %}"
+    + ASK
 )
 CALLING = (
     "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
@@ -65,27 +69,46 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "</s>", "<unk>")
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     """The ways in which tokenizers treat text, as small as they come."""
     return {
-        "bytes": _byte_level(CHATML), "generation tags": _byte_level(MARKED), "tools": _byte_level(CALLING),
+        "bytes": _byte_level(CHATML),
+        "generation tags": _byte_level(MARKED),
+        "tools": _byte_level(CALLING),
         "plain turn markers": _byte_level(CHATML, start_is_special=False),
-        "strips spaces": _byte_level(CHATML, rstrip=True), "metaspace": _metaspace(), "lower case": _lower_case(),
-    }  # fmt: skip
+        "strips spaces": _byte_level(CHATML, rstrip=True),
+        "metaspace": _metaspace(),
+        "lower case": _lower_case(),
+    }
 
 
-def _byte_level(template: str, start_is_special: bool = True, rstrip: bool = False) -> PreTrainedTokenizerFast:
+def _byte_level(
+    template: str, start_is_special: bool = True, rstrip: bool = False
+) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*alphabet, "ĊĊ", "<|", "im"])}
     backend = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("<", "|"), ("i", "m")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens(
-        [AddedToken("<|im_start|>", special=start_is_special, normalized=False, rstrip=rstrip), "<think>", "<call>", "</call>"]
+        [
+            AddedToken("<|im_start|>", special=start_is_special, normalized=False, rstrip=rstrip),
+            "<think>",
+            "<call>",
+            "</call>",
+        ]
     )
     return _wrapped(backend, template, eos_token="<|im_end|>", pad_token="<|pad|>")
 
 
 def _metaspace() -> PreTrainedTokenizerFast:
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((chr(c), -3.0) for c in range(33, 127))]
-    backend = Tokenizer(models.Unigram([*pieces, *((f"<0x{b:02X}>", -9.0) for b in range(256))], 0, byte_fallback=True))
+    pieces = [
+        ("<unk>", 0.0),
+        ("<s>", 0.0),
+        ("</s>", 0.0),
+        ("▁", -2.0),
+        *((chr(c), -3.0) for c in range(33, 127)),
+    ]
+    backend = Tokenizer(
+        models.Unigram([*pieces, *((f"<0x{b:02X}>", -9.0) for b in range(256))], 0, byte_fallback=True)
+    )
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     template = (
@@ -98,11 +121,15 @@ def _metaspace() -> PreTrainedTokenizerFast:
 def _lower_case() -> PreTrainedTokenizerFast:
     words = {
         token: i
-        for i, token in enumerate(["<unk>", *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127))])
+        for i, token in enumerate(
+            ["<unk>", *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127))]
+        )
     }
     backend = Tokenizer(models.WordPiece(words, unk_token="<unk>"))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
-    return _wrapped(backend, CHATML, eos_token="<|im_end|>", unk_token="<unk>", additional_special_tokens=["<|im_start|>"])
+    return _wrapped(
+        backend, CHATML, eos_token="<|im_end|>", unk_token="<unk>", additional_special_tokens=["<|im_start|>"]
+    )
 
 
 def _wrapped(backend: Tokenizer, template: str, **tokens) -> PreTrainedTokenizerFast:
@@ -114,21 +141,75 @@ def _wrapped(backend: Tokenizer, template: str, **tokens) -> PreTrainedTokenizer
 # ---------------------------------------------------------------- generators
 
 PIECES = (
-    *CONTROL, "<call>", "</call>",
-    "<think>", "<|im_", "end|>", "<|IM_END|>", "\n", "\r\n", "\0", "\ufeff", "\u2028", "\U000f0000", "\U00108001",
-    "\U00109000" * 12, "{{ 7 * 7 }}", "{% endfor %}", "e\u0301", "\u202e", "\U0001f600", "'", '"', "\\",
-)  # fmt: skip
-TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6), st.just(" a b ")), max_size=6).map("".join)
-WITH_SURROGATES = st.one_of(TEXTS, st.text(st.characters(), max_size=6), st.sampled_from(["\ud800", "a\udfff"]))
+    *CONTROL,
+    "<call>",
+    "</call>",
+    "<think>",
+    "<|im_",
+    "end|>",
+    "<|IM_END|>",
+    "\n",
+    "\r\n",
+    "\0",
+    "\ufeff",
+    "\u2028",
+    "\U000f0000",
+    "\U00108001",
+    "\U00109000" * 12,
+    "{{ 7 * 7 }}",
+    "{% endfor %}",
+    "e\u0301",
+    "\u202e",
+    "\U0001f600",
+    "'",
+    '"',
+    "\\",
+)
+TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6), st.just(" a b ")), max_size=6).map(
+    "".join
+)
+WITH_SURROGATES = st.one_of(
+    TEXTS, st.text(st.characters(), max_size=6), st.sampled_from(["\ud800", "a\udfff"])
+)
 ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WITH_SURROGATES)
-KEYS = st.one_of(st.sampled_from([
-    "messages", "prompt", "completion", "instruction", "output", "input", "text", "id", "source", "damage",
-        "corruption", "role", "content",
-    "name", "tool_calls", "tools", "conversations", "from", "value", "chosen", "rejected", "label", "history", "system",
-]), WITH_SURROGATES)  # fmt: skip
-JSON = st.recursive(SCALARS, lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(KEYS, v, max_size=4)), max_leaves=8)
-CHATS = st.lists(st.fixed_dictionaries({"role": ROLES, "content": TEXTS}, optional={"name": TEXTS}), min_size=1, max_size=5)
+KEYS = st.one_of(
+    st.sampled_from(
+        [
+            "messages",
+            "prompt",
+            "completion",
+            "instruction",
+            "output",
+            "input",
+            "text",
+            "id",
+            "source",
+            "damage",
+            "corruption",
+            "role",
+            "content",
+            "name",
+            "tool_calls",
+            "tools",
+            "conversations",
+            "from",
+            "value",
+            "chosen",
+            "rejected",
+            "label",
+            "history",
+            "system",
+        ]
+    ),
+    WITH_SURROGATES,
+)
+JSON = st.recursive(
+    SCALARS, lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(KEYS, v, max_size=4)), max_leaves=8
+)
+CHATS = st.lists(
+    st.fixed_dictionaries({"role": ROLES, "content": TEXTS}, optional={"name": TEXTS}), min_size=1, max_size=5
+)
 GOOD_CHATS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=3).map(
     lambda turns: [{"role": r, "content": c} for pair in turns for r, c in zip(("user", "assistant"), pair)]
 )
@@ -139,40 +220,88 @@ TOOL_CALLS = st.fixed_dictionaries({"role": st.just("assistant"), "content": TEX
 GOOD_ROWS = st.one_of(
     st.fixed_dictionaries({"messages": GOOD_CHATS}, optional={"id": st.integers(), "source": TEXTS}),
     st.fixed_dictionaries({"prompt": TEXTS.filter(str.strip), "completion": TEXTS.filter(str.strip)}),
-    st.fixed_dictionaries({"instruction": TEXTS.filter(str.strip), "output": TEXTS.filter(str.strip), "input": TEXTS}),
+    st.fixed_dictionaries(
+        {"instruction": TEXTS.filter(str.strip), "output": TEXTS.filter(str.strip), "input": TEXTS}
+    ),
     st.fixed_dictionaries({"text": TEXTS.filter(str.strip)}),
     st.fixed_dictionaries({"conversations": SHAREGPT}, optional={"system": TEXTS}),
 )
-ARGUMENTS = st.dictionaries(TEXTS, st.recursive(
-    st.one_of(TEXTS, st.integers(), st.booleans(), st.none()),
-    lambda v: st.one_of(st.lists(v, max_size=2), st.dictionaries(TEXTS, v, max_size=2)), max_leaves=4,
-), max_size=3)  # fmt: skip
-CALLS = st.lists(st.fixed_dictionaries({
-    "name": TEXTS.filter(str.strip), "arguments": st.one_of(ARGUMENTS, ARGUMENTS.map(json.dumps)),
-}), min_size=1, max_size=2)  # fmt: skip
-TOOL_CHATS = st.fixed_dictionaries({
-    "messages": st.lists(st.tuples(TEXTS, st.one_of(st.none(), TEXTS), CALLS, TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=2).map(
-        lambda turns: [message for question, said, calls, result, answer in turns for message in (
-            {"role": "user", "content": question}, {"role": "assistant", "content": said, "tool_calls": calls},
-            {"role": "tool", "content": result}, {"role": "assistant", "content": answer},
-        )]),
-    "tools": st.lists(st.fixed_dictionaries({"name": TEXTS.filter(str.strip)}, optional={"parameters": ARGUMENTS}), max_size=2),
-})  # fmt: skip
+ARGUMENTS = st.dictionaries(
+    TEXTS,
+    st.recursive(
+        st.one_of(TEXTS, st.integers(), st.booleans(), st.none()),
+        lambda v: st.one_of(st.lists(v, max_size=2), st.dictionaries(TEXTS, v, max_size=2)),
+        max_leaves=4,
+    ),
+    max_size=3,
+)
+CALLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": TEXTS.filter(str.strip),
+            "arguments": st.one_of(ARGUMENTS, ARGUMENTS.map(json.dumps)),
+        }
+    ),
+    min_size=1,
+    max_size=2,
+)
+TOOL_CHATS = st.fixed_dictionaries(
+    {
+        "messages": st.lists(
+            st.tuples(TEXTS, st.one_of(st.none(), TEXTS), CALLS, TEXTS, TEXTS.filter(str.strip)),
+            min_size=1,
+            max_size=2,
+        ).map(
+            lambda turns: [
+                message
+                for question, said, calls, result, answer in turns
+                for message in (
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": said, "tool_calls": calls},
+                    {"role": "tool", "content": result},
+                    {"role": "assistant", "content": answer},
+                )
+            ]
+        ),
+        "tools": st.lists(
+            st.fixed_dictionaries({"name": TEXTS.filter(str.strip)}, optional={"parameters": ARGUMENTS}),
+            max_size=2,
+        ),
+    }
+)
 ROWS = st.one_of(
-    GOOD_ROWS, GOOD_ROWS, JSON, st.dictionaries(KEYS, JSON, max_size=5),
-    st.fixed_dictionaries({"messages": st.lists(st.one_of(CHATS.map(lambda c: c[0]), TOOL_CALLS, JSON), max_size=4)}),
-)  # fmt: skip
+    GOOD_ROWS,
+    GOOD_ROWS,
+    JSON,
+    st.dictionaries(KEYS, JSON, max_size=5),
+    st.fixed_dictionaries(
+        {"messages": st.lists(st.one_of(CHATS.map(lambda c: c[0]), TOOL_CALLS, JSON), max_size=4)}
+    ),
+)
 ODD_LINES = (
-    b"[" * 5000, b'{"a":' * 3000, b"[" * 900 + b"]" * 900, b'{"text": ' + b"[" * 950 + b"]" * 950 + b"}", b"9" * 5000,
-        b'{"text": NaN}',
-    b'{"id": Infinity, "text": "a"}', b'{"text": "a", "text": "b"}', b'{"text": "\\ud800"}', b'{"text": "\\u0000"}',
-        b"\xef\xbb\xbf",
-    b"\0\0", b'{"text": "\xff"}', '{"text": "a"}'.encode("utf-16"), b'{"text": "' + b"x" * 200_000 + b'"}',
-        b'{"text": "a"} {"text": "b"}',
+    b"[" * 5000,
+    b'{"a":' * 3000,
+    b"[" * 900 + b"]" * 900,
+    b'{"text": ' + b"[" * 950 + b"]" * 950 + b"}",
+    b"9" * 5000,
+    b'{"text": NaN}',
+    b'{"id": Infinity, "text": "a"}',
+    b'{"text": "a", "text": "b"}',
+    b'{"text": "\\ud800"}',
+    b'{"text": "\\u0000"}',
+    b"\xef\xbb\xbf",
+    b"\0\0",
+    b'{"text": "\xff"}',
+    '{"text": "a"}'.encode("utf-16"),
+    b'{"text": "' + b"x" * 200_000 + b'"}',
+    b'{"text": "a"} {"text": "b"}',
     b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
     b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]}',
-    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "x": ' + b"[" * 60 + b"]" * 60 + b"}]}",
-)  # fmt: skip
+    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "x": '
+    + b"[" * 60
+    + b"]" * 60
+    + b"}]}",
+)
 
 
 def _damaged(content: bytes, places: list[tuple[int, int]]) -> bytes:
@@ -194,15 +323,28 @@ def _half(one: st.SearchStrategy, other: st.SearchStrategy) -> st.SearchStrategy
 DAMAGE = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=3)
 GOOD_LINES = ROWS.map(lambda row: json.dumps(row).encode())
 LINES = st.one_of(
-    GOOD_LINES, GOOD_LINES, st.builds(_damaged, GOOD_LINES, DAMAGE), st.binary(max_size=30), st.sampled_from(ODD_LINES),
+    GOOD_LINES,
+    GOOD_LINES,
+    st.builds(_damaged, GOOD_LINES, DAMAGE),
+    st.binary(max_size=30),
+    st.sampled_from(ODD_LINES),
     GOOD_ROWS.map(lambda row: json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")),
-)  # fmt: skip
-JSONL = st.builds(lambda lines, end, bom: bom + end.join(lines), st.lists(LINES, min_size=1, max_size=4),
-                  st.sampled_from([b"\n", b"\r\n", b"\n\n"]), st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))  # fmt: skip
+)
+JSONL = st.builds(
+    lambda lines, end, bom: bom + end.join(lines),
+    st.lists(LINES, min_size=1, max_size=4),
+    st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+    st.sampled_from([b"", b"", b"\xef\xbb\xbf"]),
+)
 GOOD_JSON = st.lists(GOOD_ROWS, min_size=1, max_size=3).map(lambda rows: json.dumps(rows, indent=1).encode())
-JSON_FILES = _half(GOOD_JSON, st.one_of(
-    st.lists(ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()), LINES, st.builds(_damaged, GOOD_JSON, DAMAGE)
-))  # fmt: skip
+JSON_FILES = _half(
+    GOOD_JSON,
+    st.one_of(
+        st.lists(ROWS, max_size=3).map(lambda rows: json.dumps(rows).encode()),
+        LINES,
+        st.builds(_damaged, GOOD_JSON, DAMAGE),
+    ),
+)
 
 
 def _csv(rows: list[list[str]]) -> bytes:
@@ -214,53 +356,129 @@ def _csv(rows: list[list[str]]) -> bytes:
 GOOD_CSV = st.lists(st.tuples(TEXTS.filter(str.strip), TEXTS.filter(str.strip)), min_size=1, max_size=4).map(
     lambda rows: _csv([["prompt", "completion"], *map(list, rows)])
 )
-CSV = _half(GOOD_CSV, st.one_of(
-    st.lists(st.lists(st.one_of(KEYS, TEXTS, JSON.map(json.dumps)), max_size=3), max_size=4).map(_csv),
-    GOOD_CHATS.map(lambda chat: _csv([["messages"], [json.dumps(chat)]])), st.builds(_damaged, GOOD_CSV, DAMAGE), st.binary(max_size=30),
-    st.sampled_from([b"", b"text", b'text\n"', b"text\n\xff", b"text,text\na,b", b"text\n" + b"x" * 200_000, b'a"b\n"a"b', b"text\n\0"]),
-))  # fmt: skip
+CSV = _half(
+    GOOD_CSV,
+    st.one_of(
+        st.lists(st.lists(st.one_of(KEYS, TEXTS, JSON.map(json.dumps)), max_size=3), max_size=4).map(_csv),
+        GOOD_CHATS.map(lambda chat: _csv([["messages"], [json.dumps(chat)]])),
+        st.builds(_damaged, GOOD_CSV, DAMAGE),
+        st.binary(max_size=30),
+        st.sampled_from(
+            [
+                b"",
+                b"text",
+                b'text\n"',
+                b"text\n\xff",
+                b"text,text\na,b",
+                b"text\n" + b"x" * 200_000,
+                b'a"b\n"a"b',
+                b"text\n\0",
+            ]
+        ),
+    ),
+)
 COLUMN_TYPES = (
-    pyarrow.string(), pyarrow.binary(), pyarrow.int64(), pyarrow.float64(), pyarrow.bool_(), pyarrow.null(),
-        pyarrow.timestamp("us"),
-    pyarrow.list_(pyarrow.string()), pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]),
-    pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])), pyarrow.date32(), "no UTF-8",
-)  # fmt: skip
+    pyarrow.string(),
+    pyarrow.binary(),
+    pyarrow.int64(),
+    pyarrow.float64(),
+    pyarrow.bool_(),
+    pyarrow.null(),
+    pyarrow.timestamp("us"),
+    pyarrow.list_(pyarrow.string()),
+    pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]),
+    pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])),
+    pyarrow.date32(),
+    "no UTF-8",
+)
 PARQUET = st.tuples(
     st.one_of(
         st.lists(st.tuples(KEYS, st.sampled_from(COLUMN_TYPES)), min_size=1, max_size=4),
-        st.tuples(st.tuples(st.sampled_from(["text", "messages"]), st.sampled_from(COLUMN_TYPES)),
-                  st.tuples(KEYS, st.sampled_from(COLUMN_TYPES))),
+        st.tuples(
+            st.tuples(st.sampled_from(["text", "messages"]), st.sampled_from(COLUMN_TYPES)),
+            st.tuples(KEYS, st.sampled_from(COLUMN_TYPES)),
+        ),
         st.just([("text", pyarrow.string())]),
-    ), st.integers(1, 4), st.integers(0, 2**32),
+    ),
+    st.integers(1, 4),
+    st.integers(0, 2**32),
     st.one_of(st.just([]), st.just([]), DAMAGE),
-)  # fmt: skip
-JINJA_PARTS = st.lists(st.sampled_from([
-    "{% for message in messages %}", "{% endfor %}", "{{ message['content'] }}", "{{ message.content + 1 }}",
-        "{{ 1 // 0 }}", "{{", "%}",
-    "{% generation %}", "{% endgeneration %}", "{{ messages.__class__.__mro__ }}", "{% include '/etc/passwd' %}",
-    "{{ raise_exception('no') }}",
-    "{{ cycler.__init__.__globals__.os.popen('id') }}", "{% import 'os' as os %}", "{{ undefined.field }}",
-        "{{ messages[99].content }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}", "{{ f() }}", "{{ messages | tojson }}", "<|im_start|>", "<|im_end|>",
-    "{{ messages.append(1) }}",
-    "{{ range(999999999) }}", "{{ ''.format.__self__ }}", "{{ eos_token }}", "{# ", "\0",
-        "{{ messages | map(attribute='__class__') | list }}",
-]), min_size=1, max_size=6).map("".join)  # fmt: skip
+)
+JINJA_PARTS = st.lists(
+    st.sampled_from(
+        [
+            "{% for message in messages %}",
+            "{% endfor %}",
+            "{{ message['content'] }}",
+            "{{ message.content + 1 }}",
+            "{{ 1 // 0 }}",
+            "{{",
+            "%}",
+            "{% generation %}",
+            "{% endgeneration %}",
+            "{{ messages.__class__.__mro__ }}",
+            "{% include '/etc/passwd' %}",
+            "{{ raise_exception('no') }}",
+            "{{ cycler.__init__.__globals__.os.popen('id') }}",
+            "{% import 'os' as os %}",
+            "{{ undefined.field }}",
+            "{{ messages[99].content }}",
+            "{% macro f() %}{{ f() }}{% endmacro %}",
+            "{{ f() }}",
+            "{{ messages | tojson }}",
+            "<|im_start|>",
+            "<|im_end|>",
+            "{{ messages.append(1) }}",
+            "{{ range(999999999) }}",
+            "{{ ''.format.__self__ }}",
+            "{{ eos_token }}",
+            "{# ",
+            "\0",
+            "{{ messages | map(attribute='__class__') | list }}",
+        ]
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)
 HARMLESS = st.lists(
     st.sampled_from(["{{ eos_token }}", "{{ messages | tojson }}", "<|im_end|>", "{# a #}", "x"]), max_size=3
 ).map("".join)
-JINJA = _half(JINJA_PARTS, st.builds(lambda before, after: before + CHATML + after, HARMLESS, _half(HARMLESS, JINJA_PARTS)))
+JINJA = _half(
+    JINJA_PARTS,
+    st.builds(lambda before, after: before + CHATML + after, HARMLESS, _half(HARMLESS, JINJA_PARTS)),
+)
 SETTINGS = tuple(dict(flatten(configuration.plain(Config()))).items())
 SETTING_VALUES = st.one_of(
-    JSON, st.sampled_from([0, -1, 10**400, float("nan"), float("inf"), True, "", "auto", [], {}, "a\0b", "x" * 5000])
+    JSON,
+    st.sampled_from(
+        [0, -1, 10**400, float("nan"), float("inf"), True, "", "auto", [], {}, "a\0b", "x" * 5000]
+    ),
 )
 YAML_PARTS = (
-    "&a [*a]", "!!python/object/apply:os.system ['true']", "!!binary aGVsbG8=", "*nowhere", "[" * 1200, "{a: 1, a: 2}",
-        "\t- x", "'", "2001-99-99",
-    "9" * 5000, "{class_path: antigravity.Bomb}", "antigravity.Bomb", "<<: 5", "? [1, 2] : 3", "!!set {a}", "1:30",
-        "\x07", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
-    "[&x " + str([1] * 9) + ", " + ", ".join(f"&{b} {[f'*{a}'] * 9}".replace("'", "") for a, b in ("xy", "yz", "zw", "wv", "vu")) + "]",
-)  # fmt: skip
+    "&a [*a]",
+    "!!python/object/apply:os.system ['true']",
+    "!!binary aGVsbG8=",
+    "*nowhere",
+    "[" * 1200,
+    "{a: 1, a: 2}",
+    "\t- x",
+    "'",
+    "2001-99-99",
+    "9" * 5000,
+    "{class_path: antigravity.Bomb}",
+    "antigravity.Bomb",
+    "<<: 5",
+    "? [1, 2] : 3",
+    "!!set {a}",
+    "1:30",
+    "\x07",
+    "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"),
+    "[&x "
+    + str([1] * 9)
+    + ", "
+    + ", ".join(f"&{b} {[f'*{a}'] * 9}".replace("'", "") for a, b in ("xy", "yz", "zw", "wv", "vu"))
+    + "]",
+)
 
 
 def _yaml(value: Any) -> str:
@@ -280,41 +498,88 @@ def _nested(changes: list[tuple[str, Any]]) -> dict:
 
 
 CHANGES = st.lists(
-    st.tuples(st.sampled_from([*(n for n, _ in SETTINGS), "model", "data", "training.nothing", "x.y"]), SETTING_VALUES),
+    st.tuples(
+        st.sampled_from([*(n for n, _ in SETTINGS), "model", "data", "training.nothing", "x.y"]),
+        SETTING_VALUES,
+    ),
     max_size=3,
 )
-GOOD_CHANGES = st.lists(st.sampled_from([pair for pair in SETTINGS if pair[0] not in ("resume", "deepspeed")]), max_size=4)
+GOOD_CHANGES = st.lists(
+    st.sampled_from([pair for pair in SETTINGS if pair[0] not in ("resume", "deepspeed")]), max_size=4
+)
 GOOD_RECIPES = GOOD_CHANGES.map(
     lambda pairs: _yaml(_nested([p for p in pairs if "." in p[0] and p[0][:5] != "data."])).encode()
 )
-RECIPES = _half(GOOD_RECIPES, st.one_of(
-    CHANGES.map(lambda c: _yaml(_nested([x for x in c if "." in x[0]])).encode()),
-    st.builds(lambda name, part: f"{name}: {part}\n".encode(), st.sampled_from([n for n, _ in SETTINGS] + ["model",
-        "data"]), st.sampled_from(YAML_PARTS)),
-    st.builds(lambda s, part: f"{s}:\n  x: {part}\n".encode(), st.sampled_from(["model", "run"]), st.sampled_from(YAML_PARTS)),
-    st.builds(_damaged, CHANGES.map(lambda c: _yaml(dict(c)).encode()), DAMAGE), st.binary(max_size=30),
-))  # fmt: skip
-GRID: dict[str, Any] = {
-        "variants": ["random"], "seeds": [0], "folder": "runs/x", "targets": {"a": {"target": ["demo:target"], "test": ["demo:test"]}},
-        "base": {"data": {"pool": ["demo:pool"]}}}  # fmt: skip
-GOOD_GRIDS = GOOD_CHANGES.map(
-    lambda pairs: _yaml({**GRID, "base": {**GRID["base"], "training": _nested(pairs).get("training", {})}}).encode()
+RECIPES = _half(
+    GOOD_RECIPES,
+    st.one_of(
+        CHANGES.map(lambda c: _yaml(_nested([x for x in c if "." in x[0]])).encode()),
+        st.builds(
+            lambda name, part: f"{name}: {part}\n".encode(),
+            st.sampled_from([n for n, _ in SETTINGS] + ["model", "data"]),
+            st.sampled_from(YAML_PARTS),
+        ),
+        st.builds(
+            lambda s, part: f"{s}:\n  x: {part}\n".encode(),
+            st.sampled_from(["model", "run"]),
+            st.sampled_from(YAML_PARTS),
+        ),
+        st.builds(_damaged, CHANGES.map(lambda c: _yaml(dict(c)).encode()), DAMAGE),
+        st.binary(max_size=30),
+    ),
 )
-GRIDS = _half(GOOD_GRIDS, st.one_of(
-    st.fixed_dictionaries({
-        "variants": st.one_of(st.just(["random"]), JSON), "seeds": st.one_of(st.just([0]), JSON),
-        "folder": st.one_of(st.just("runs/x"), TEXTS),
-        "targets": st.one_of(st.just({"a": {"target": ["demo:target"], "test": ["demo:test"]}}), JSON),
-        "base": st.one_of(st.just({"data": {"pool": ["demo:pool"]}}), JSON, CHANGES.map(dict)),
-    }).map(lambda value: _yaml(value).encode()),
-    st.sampled_from(YAML_PARTS).map(lambda part: f"variants: {part}\nseeds: [0]\n".encode()),
-))  # fmt: skip
+GRID: dict[str, Any] = {
+    "variants": ["random"],
+    "seeds": [0],
+    "folder": "runs/x",
+    "targets": {"a": {"target": ["demo:target"], "test": ["demo:test"]}},
+    "base": {"data": {"pool": ["demo:pool"]}},
+}
+GOOD_GRIDS = GOOD_CHANGES.map(
+    lambda pairs: _yaml(
+        {**GRID, "base": {**GRID["base"], "training": _nested(pairs).get("training", {})}}
+    ).encode()
+)
+GRIDS = _half(
+    GOOD_GRIDS,
+    st.one_of(
+        st.fixed_dictionaries(
+            {
+                "variants": st.one_of(st.just(["random"]), JSON),
+                "seeds": st.one_of(st.just([0]), JSON),
+                "folder": st.one_of(st.just("runs/x"), TEXTS),
+                "targets": st.one_of(
+                    st.just({"a": {"target": ["demo:target"], "test": ["demo:test"]}}), JSON
+                ),
+                "base": st.one_of(st.just({"data": {"pool": ["demo:pool"]}}), JSON, CHANGES.map(dict)),
+            }
+        ).map(lambda value: _yaml(value).encode()),
+        st.sampled_from(YAML_PARTS).map(lambda part: f"variants: {part}\nseeds: [0]\n".encode()),
+    ),
+)
 PATHS = st.one_of(
-    st.sampled_from(["link.jsonl", "loop.jsonl", "gone.jsonl", "folder.jsonl", "pipe.jsonl", "../x.jsonl",
-        "/etc/passwd", "a\0.jsonl", "x" * 400 + ".jsonl",
-                     "\udce9.jsonl", "demo:x", "", ".jsonl", "good.jsonl/x.jsonl", "file://good.jsonl", "caf\u00e9.jsonl"]),
+    st.sampled_from(
+        [
+            "link.jsonl",
+            "loop.jsonl",
+            "gone.jsonl",
+            "folder.jsonl",
+            "pipe.jsonl",
+            "../x.jsonl",
+            "/etc/passwd",
+            "a\0.jsonl",
+            "x" * 400 + ".jsonl",
+            "\udce9.jsonl",
+            "demo:x",
+            "",
+            ".jsonl",
+            "good.jsonl/x.jsonl",
+            "file://good.jsonl",
+            "caf\u00e9.jsonl",
+        ]
+    ),
     TEXTS.map(lambda text: text.replace("/", "") + ".jsonl"),
-)  # fmt: skip
+)
 
 
 # ---------------------------------------------------------------- checks
@@ -343,7 +608,11 @@ def _check_tokens(records: list[Record], tokenizer) -> None:
 
 def _control_ids(ids: list[int], tokenizer) -> list[int]:
     """Unknown characters become the unknown token in any text."""
-    control = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special or token.content in CONTROL}
+    control = {
+        place
+        for place, token in tokenizer.added_tokens_decoder.items()
+        if token.special or token.content in CONTROL
+    }
     return [i for i in ids if i in control and i != tokenizer.unk_token_id]
 
 
@@ -383,7 +652,9 @@ def try_file(content: bytes, suffix: str, folder: Path) -> Counter:
     if rest:
         records, counts = rest
         skipped = sum(counts.values()) - len(records)
-        if suffix == ".jsonl" and sum(counts.values()) != sum(1 for line in content.split(b"\n") if line.strip()):
+        if suffix == ".jsonl" and sum(counts.values()) != sum(
+            1 for line in content.split(b"\n") if line.strip()
+        ):
             raise Crash(f"{counts} do not add up to the lines")
         _check_tokens(records, tokenizers()["bytes"])
     return Counter({"accepted" if accepted else "refused": 1, "lines skipped": skipped})
@@ -400,19 +671,29 @@ def try_parquet(made: tuple, folder: Path) -> Counter:
 
 def _column(kind, num_rows: int, rng: random.Random) -> pyarrow.Array:
     if kind == "no UTF-8":
-        return pyarrow.array([rng.choice([b"\xff", b"fine"]) for _ in range(num_rows)], pyarrow.binary()).view(pyarrow.string())
+        return pyarrow.array(
+            [rng.choice([b"\xff", b"fine"]) for _ in range(num_rows)], pyarrow.binary()
+        ).view(pyarrow.string())
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": rng.choice(["b", "", None])}]
     by_type = {
-        "string": "text <|im_end|>", "binary": b"\xff", "int64": 5, "double": float("nan"), "bool": True, "null": None,
+        "string": "text <|im_end|>",
+        "binary": b"\xff",
+        "int64": 5,
+        "double": float("nan"),
+        "bool": True,
+        "null": None,
         "list<item: string>": ["a"],
-        "timestamp[us]": rng.choice([0, -(2**62)]), "date32[day]": 2**31 - 1, "struct<role: string, content: string>": chat[0],
-    }  # fmt: skip
+        "timestamp[us]": rng.choice([0, -(2**62)]),
+        "date32[day]": 2**31 - 1,
+        "struct<role: string, content: string>": chat[0],
+    }
     made = by_type.get(str(kind), chat)
     return pyarrow.array([rng.choice([made, made, None]) for _ in range(num_rows)], kind)
 
 
 def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
-    """Ids of control tokens are the template's, whatever is said; the assistant's words are what is supervised."""
+    """Ids of control tokens are the template's, whatever is said; the assistant's words are what is
+    supervised."""
     name, messages = made
     tokenizer, origin = tokenizers()[name], "chat.jsonl:1"
     try:
@@ -420,18 +701,24 @@ def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
     except BrokenLine:
         return Counter(refused=1)
     _check_tokens([record], tokenizer)
-    result = _outcome(lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none")
+    result = _outcome(
+        lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none"
+    )
     if result is None:
         return Counter(refused=1)
-    # Not of those whose tokens do not read back as they were, nor of texts with bytes that a real vocabulary lacks.
-    if name not in ("strips spaces", "metaspace", "lower case") and all(_reads_back(m["content"], tokenizer) for m in messages):
+    # Not of those whose tokens do not read back as they were, nor of texts with bytes that a real vocabulary
+    # lacks.
+    if name not in ("strips spaces", "metaspace", "lower case") and all(
+        _reads_back(m["content"], tokenizer) for m in messages
+    ):
         sample = result[0][0]
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
         said = "".join(m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant")
         learnt = tokenizer.decode([label for label in sample.labels if label >= 0])
         if tokenizer.decode(sample.input_ids) != whole:
             raise Crash(f"{messages}: the tokens read {tokenizer.decode(sample.input_ids)!r}")
-        if learnt.replace("\n", "") != said.replace("\n", ""):  # a line break before the answer may share its token
+        # a line break before the answer may share its token
+        if learnt.replace("\n", "") != said.replace("\n", ""):
             raise Crash(f"{messages}: supervised is {learnt!r}")
     return Counter(accepted=1)
 
@@ -444,11 +731,15 @@ def try_tool_chat(row: dict, folder: Path) -> Counter:
     except BrokenLine:
         return Counter(refused=1)
     _check_tokens([record], tokenizer)
-    result = _outcome(lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none")
+    result = _outcome(
+        lambda: tokenize_all([record], tokenizer, DataConfig(max_tokens=10**6)), origin, "data.pool: none"
+    )
     if result is None:
         return Counter(refused=1)
     sample = result[0][0]
-    if tokenizer.decode(sample.input_ids) != tokenizer.apply_chat_template(record.messages, tools=record.tools, tokenize=False):
+    if tokenizer.decode(sample.input_ids) != tokenizer.apply_chat_template(
+        record.messages, tools=record.tools, tokenize=False
+    ):
         raise Crash(f"{row}: the tokens read {tokenizer.decode(sample.input_ids)!r}")
     dump = lambda call: f"<call>{json.dumps(call['function'], ensure_ascii=False)}</call>"
     said = "".join(
@@ -463,15 +754,23 @@ def try_tool_chat(row: dict, folder: Path) -> Counter:
 
 
 def _reads_back(text: str, tokenizer) -> bool:
-    return tokenizer.decode(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]) == text
+    return (
+        tokenizer.decode(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        == text
+    )
 
 
 def try_template(template: str, folder: Path) -> Counter:
     tokenizer = _byte_level(template)
     record = parse(
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "chat", 1, "chat.jsonl:1"
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        "chat",
+        1,
+        "chat.jsonl:1",
     )
-    tokenised = _outcome(lambda: tokenize_all([record], tokenizer, DataConfig()), "chat.jsonl:1: ", "data.pool: none")
+    tokenised = _outcome(
+        lambda: tokenize_all([record], tokenizer, DataConfig()), "chat.jsonl:1: ", "data.pool: none"
+    )
     if tokenised and "root:" in tokenizer.decode(tokenised[0][0].input_ids):
         raise Crash(f"{template!r} reads files")
     return Counter({"accepted" if tokenised else "refused": 1})
@@ -492,7 +791,13 @@ def try_recipe(content: bytes, folder: Path) -> Counter:
 
 def try_grid(content: bytes, folder: Path) -> Counter:
     (folder / "grid.yaml").write_bytes(content)
-    return Counter({"accepted" if _parsed(lambda: grid.parse("", ["--config", str(folder / "grid.yaml")])) else "refused": 1})
+    return Counter(
+        {
+            "accepted"
+            if _parsed(lambda: grid.parse("", ["--config", str(folder / "grid.yaml")]))
+            else "refused": 1
+        }
+    )
 
 
 def _parsed(attempt: Callable[[], Any]) -> Any:
@@ -520,7 +825,9 @@ def try_path(name: str, folder: Path) -> Counter:
         os.mkfifo(folder / "pipe.jsonl")
     name = name if name.startswith(("/", "demo", "file:")) or not name else f"{folder}/{name}"
     found = _outcome(
-        lambda: read([name], "error") if name.endswith(".jsonl") or name.startswith("demo:") else None, f"{name}:", "data.pool"
+        lambda: read([name], "error") if name.endswith(".jsonl") or name.startswith("demo:") else None,
+        f"{name}:",
+        "data.pool",
     )
     return Counter({"accepted" if found else "refused": 1})
 
@@ -538,7 +845,9 @@ KINDS = {
     "csv files": Kind(CSV, lambda made, folder: try_file(made, ".csv", folder), 0.1),
     "json files": Kind(JSON_FILES, lambda made, folder: try_file(made, ".json", folder), 0.1),
     "parquet files": Kind(PARQUET, try_parquet, 0.1),
-    "chats": Kind(st.tuples(st.sampled_from(sorted(tokenizers())), st.one_of(GOOD_CHATS, CHATS)), try_chat, 0.3),
+    "chats": Kind(
+        st.tuples(st.sampled_from(sorted(tokenizers())), st.one_of(GOOD_CHATS, CHATS)), try_chat, 0.3
+    ),
     "chats with tools": Kind(TOOL_CHATS, try_tool_chat, 0.1),
     "chat templates": Kind(JINJA, try_template, 0.07),
     "recipes": Kind(RECIPES, try_recipe, 0.03),
@@ -559,7 +868,11 @@ def run(kind: Kind, num_inputs: int, number: int, folder: Path) -> dict:
 
     @seed(number)
     @settings(
-        max_examples=num_inputs, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        max_examples=num_inputs,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(kind.strategy)
     def every(made):
@@ -575,12 +888,19 @@ def run(kind: Kind, num_inputs: int, number: int, folder: Path) -> dict:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--inputs", type=int, default=20_000, help="each kind gets a share of it, 1.2 in all (default: %(default)s)"
+        "--inputs",
+        type=int,
+        default=20_000,
+        help="each kind gets a share of it, 1.2 in all (default: %(default)s)",
     )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="a model's folder: chats are tried in its tokenizer too")
+    parser.add_argument(
+        "--tokenizer", metavar="FOLDER", help="a model's folder: chats are tried in its tokenizer too"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args(arguments)
@@ -596,9 +916,18 @@ def main(arguments=None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = run(kind, max(1, round(options.inputs * kind.share)), options.seed, Path(folder))
         print(f"{name}: {found[name]}", flush=True)
-        total = {key: sum(kind[key] for kind in found.values()) for key in ("inputs", "accepted", "refused", "crashed")}
-        result = {"date": date.today().isoformat(), "seed": options.seed, "seconds": round(time.time() - begin), **total, "kinds": found,
-                  "versions": {package: version(package) for package in packages}}  # fmt: skip
+        total = {
+            key: sum(kind[key] for kind in found.values())
+            for key in ("inputs", "accepted", "refused", "crashed")
+        }
+        result = {
+            "date": date.today().isoformat(),
+            "seed": options.seed,
+            "seconds": round(time.time() - begin),
+            **total,
+            "kinds": found,
+            "versions": {package: version(package) for package in packages},
+        }
         options.output.write_text(json.dumps(result, indent=1) + "\n")
     return 1 if total["crashed"] else 0
 

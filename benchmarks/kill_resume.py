@@ -1,13 +1,15 @@
-"""Kill runs with SIGKILL at random moments, continue them, and compare the outcome bit by bit with runs that nobody disturbed.
+"""Kill runs with SIGKILL at random moments, continue them, and compare the outcome bit by bit with runs that
+nobody disturbed.
 
     python -m benchmarks.kill_resume --kills 36                  # each at ZeRO 0, 1, 2 and 3 in turn
     python -m benchmarks.kill_resume --kills 3 --quick           # minutes: one kill a run
 
-Two ranks on CPU train a tiny random model on the demo data, with a checkpoint every other step.  Every second kill waits for a phase
-(scoring, a collective, the optimizer step, a file of a checkpoint, ...), the others for a random time.  A kill takes all ranks, or one
-of them, and then the others must end by themselves.  Without ``--quick`` the continued run is killed once more.  Compared are parameters
-and Adam state (all tensors of the last checkpoint), step records but for their seconds, kept samples with weights, evaluations, and
-the final model.  The last line printed is JSON; ``moments`` are the phases that the kills hit.
+Two ranks on CPU train a tiny random model on the demo data, with a checkpoint every other step.  Every second
+kill waits for a phase (scoring, a collective, the optimizer step, a file of a checkpoint, ...), the others
+for a random time.  A kill takes all ranks, or one of them, and then the others must end by themselves.
+Without ``--quick`` the continued run is killed once more.  Compared are parameters and Adam state (all
+tensors of the last checkpoint), step records but for their seconds, kept samples with weights, evaluations,
+and the final model.  The last line printed is JSON; ``moments`` are the phases that the kills hit.
 """
 
 import argparse
@@ -35,11 +37,25 @@ from pipeline.data import demo
 
 RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
 RANKS, STEPS, SAVE_EVERY = 2, 8, 2
-TIMEOUT, PATIENCE = 30, 150  # seconds: run.timeout_seconds, and how long the others may take to notice a kill on a busy machine
+# seconds: run.timeout_seconds, and how long the others may take to notice a kill on a busy machine
+TIMEOUT, PATIENCE = 30, 150
 PHASES = (
-    "start", "loading", "resuming", "evaluation", "scoring", "collective", "backward", "optimizer step", "records",
-    "checkpoint: states", "checkpoint: file", "checkpoint: commit", "checkpoint: prune", "between", "final model",
-)  # fmt: skip
+    "start",
+    "loading",
+    "resuming",
+    "evaluation",
+    "scoring",
+    "collective",
+    "backward",
+    "optimizer step",
+    "records",
+    "checkpoint: states",
+    "checkpoint: file",
+    "checkpoint: commit",
+    "checkpoint: prune",
+    "between",
+    "final model",
+)
 AIMED_AT = (
     "checkpoint: file",
     "scoring",
@@ -52,7 +68,8 @@ AIMED_AT = (
 )
 VARIANTS = (
     {"deepspeed": "zero1", "model.lora_rank": 4},
-    {"deepspeed": "zero2", "model.lora_rank": 0, "selection.score_every": 3},  # checkpoints fall between scoring passes
+    # checkpoints fall between scoring passes
+    {"deepspeed": "zero2", "model.lora_rank": 0, "selection.score_every": 3},
     {"deepspeed": "zero3", "model.lora_rank": 4},
     {"deepspeed": "zero0", "model.lora_rank": 0},
     {"deepspeed": "zero3", "model.lora_rank": 0, "training.precision": "bf16"},
@@ -64,22 +81,35 @@ PRELOADED = [
     "deepspeed.ops.op_builder.all_ops",
     "transformers.models.llama.modeling_llama",
 ]
-SLOT = struct.Struct("iiq")  # a rank's phase and step, and how often it has entered the phase that the kill waits for
+# a rank's phase and step, and how often it has entered the phase that the kill waits for
+SLOT = struct.Struct("iiq")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=36)
-    parser.add_argument("--quick", action="store_true", help="one kill a run, and no result file unless --output is given")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the moments, and which settings come first (default: %(default)s)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, help="result file (default: benchmarks/results/kill_resume_cpu.json)")
+    parser.add_argument("--kills", type=int, default=36)
+    parser.add_argument(
+        "--quick", action="store_true", help="one kill a run, and no result file unless --output is given"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the moments, and which settings come first (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="result file (default: benchmarks/results/kill_resume_cpu.json)"
+    )
     arguments = parser.parse_args()
     os.environ |= {
-        "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
+    }
     begin, rng = time.perf_counter(), random.Random(arguments.seed)
     output = arguments.output or (None if arguments.quick else RESULTS / "kill_resume_cpu.json")
     with tempfile.TemporaryDirectory() as name:
@@ -102,24 +132,52 @@ def main() -> None:
             found = done["problems"] or compare(undisturbed[label], folder / f"run_{index}")
             shutil.rmtree(folder / f"run_{index}")
             for kill in done["kills"]:
-                kills.append({"run": index, "settings": label, **kill, "bitwise_equal": not found, "differences": found[:5]})
-                print(f"{len(kills):3d}  {label:45s}  {kill['moment']:20s} step {kill['step']:2d}  {kill['killed']:9s}"
-                      f"  {found[0] if found else 'equal'}", flush=True)  # fmt: skip
+                kills.append(
+                    {
+                        "run": index,
+                        "settings": label,
+                        **kill,
+                        "bitwise_equal": not found,
+                        "differences": found[:5],
+                    }
+                )
+                print(
+                    f"{len(kills):3d}  {label:45s}  {kill['moment']:20s} step {kill['step']:2d}  "
+                    f"{kill['killed']:9s}  {found[0] if found else 'equal'}",
+                    flush=True,
+                )
             outcome = {
-                "kills": len(kills), "bitwise_equal": sum(kill["bitwise_equal"] for kill in kills),
+                "kills": len(kills),
+                "bitwise_equal": sum(kill["bitwise_equal"] for kill in kills),
                 "moments": [kill["moment"] for kill in kills],
-            }  # fmt: skip
+            }
             if output:  # after every run, so that a long series is not lost either
-                output.write_text(json.dumps({
-                    **outcome, "by_moment": Counter(outcome["moments"]), "ranks": RANKS, "steps": STEPS, "save_every": SAVE_EVERY,
-                    "seed": arguments.seed, "seconds": round(time.perf_counter() - begin, 1), "each": kills, "machine": describe(),
-                }, indent=1) + "\n")  # fmt: skip
+                output.write_text(
+                    json.dumps(
+                        {
+                            **outcome,
+                            "by_moment": Counter(outcome["moments"]),
+                            "ranks": RANKS,
+                            "steps": STEPS,
+                            "save_every": SAVE_EVERY,
+                            "seed": arguments.seed,
+                            "seconds": round(time.perf_counter() - begin, 1),
+                            "each": kills,
+                            "machine": describe(),
+                        },
+                        indent=1,
+                    )
+                    + "\n"
+                )
     print(json.dumps(outcome))
     sys.exit(outcome["bitwise_equal"] < outcome["kills"])
 
 
-def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random) -> dict:
-    """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong besides."""
+def killed_run(
+    folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random
+) -> dict:
+    """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong
+    besides."""
     kills: list[dict] = []
     while len(kills) < wanted:
         # From the first step, or from the start of a continued run.
@@ -128,40 +186,76 @@ def killed_run(folder: Path, run_folder: Path, variant: dict, wanted: int, numbe
             at = AIMED_AT[(number + len(kills)) // 2 % len(AIMED_AT)]
             if at == "resuming" and not kills:
                 at = "checkpoint: states"
-            entries = {"collective": 60, "records": 8, "backward": STEPS, "scoring": 4, "optimizer step": STEPS}.get(at, 2)
+            entries = {
+                "collective": 60,
+                "records": 8,
+                "backward": STEPS,
+                "scoring": 4,
+                "optimizer step": STEPS,
+            }.get(at, 2)
             aim = {"phase": at, "entry": rng.randint(1, entries), "seconds": rng.uniform(0, 0.01)}
         aim["victims"] = "all ranks" if rng.random() < 0.5 else f"rank {rng.randrange(RANKS)}"
         ended = run(folder, arguments_of(folder, run_folder, variant), aim)
         if ended["moment"] is None:
             if ended["codes"] != [0] * RANKS:
-                return {"kills": kills, "problems": [f"the run failed before the kill: {ended['codes']} {ended['output']}"]}
+                return {
+                    "kills": kills,
+                    "problems": [f"the run failed before the kill: {ended['codes']} {ended['output']}"],
+                }
             if not kills:  # it was over before the moment came: once more, from the beginning
                 shutil.rmtree(run_folder)
                 continue
             break
         kills.append(
-            {"moment": ended["moment"], "step": ended["step"], "killed": aim["victims"], "others_ended": ended["others_ended"]}
+            {
+                "moment": ended["moment"],
+                "step": ended["step"],
+                "killed": aim["victims"],
+                "others_ended": ended["others_ended"],
+            }
         )
         if not ended["others_ended"]:
-            return {"kills": kills, "problems": [f"a rank went on for more than {PATIENCE} s after the other was killed"]}
+            return {
+                "kills": kills,
+                "problems": [f"a rank went on for more than {PATIENCE} s after the other was killed"],
+            }
     ended = run(folder, arguments_of(folder, run_folder, variant))
-    problems = [] if ended["codes"] == [0] * RANKS else [f"the continued run failed: {ended['codes']} {ended['output']}"]
+    problems = (
+        []
+        if ended["codes"] == [0] * RANKS
+        else [f"the continued run failed: {ended['codes']} {ended['output']}"]
+    )
     return {"kills": kills, "problems": problems}
 
 
 def arguments_of(folder: Path, run_folder: Path, variant: dict) -> list[str]:
     settings = {
-        "model.name": folder / "model", "data.pool": "[demo:pool]", "data.target": "[demo:target]", "data.test": f"[{folder}/test.jsonl]",
-        "data.max_tokens": 32, "selection.candidates_per_step": 12, "selection.keep_per_step": 4, "selection.target_per_step": 4,
-        "selection.warmup_steps": 2, "training.steps": STEPS, "training.micro_batch_size": 2, "training.learning_rate": 1e-2,
-        "training.evaluate_every": 3, "training.save_every": SAVE_EVERY, "run.folder": run_folder, "run.timeout_seconds": TIMEOUT,
-        "resume": "auto", **variant, "deepspeed": ROOT / f"ds_configs/{variant['deepspeed']}.json",
-    }  # fmt: skip
+        "model.name": folder / "model",
+        "data.pool": "[demo:pool]",
+        "data.target": "[demo:target]",
+        "data.test": f"[{folder}/test.jsonl]",
+        "data.max_tokens": 32,
+        "selection.candidates_per_step": 12,
+        "selection.keep_per_step": 4,
+        "selection.target_per_step": 4,
+        "selection.warmup_steps": 2,
+        "training.steps": STEPS,
+        "training.micro_batch_size": 2,
+        "training.learning_rate": 1e-2,
+        "training.evaluate_every": 3,
+        "training.save_every": SAVE_EVERY,
+        "run.folder": run_folder,
+        "run.timeout_seconds": TIMEOUT,
+        "resume": "auto",
+        **variant,
+        "deepspeed": ROOT / f"ds_configs/{variant['deepspeed']}.json",
+    }
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
 def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
-    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the end of the output.
+    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the
+    end of the output.
 
     ``folder`` takes the ranks' output and what they show of themselves.
     """
@@ -173,7 +267,8 @@ def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
     log.write_bytes(b"")
     aimed_at = PHASES.index(aim["phase"]) if aim and aim["phase"] else -1
     processes = [
-        context.Process(target=rank_process, args=(rank, port, board, log, aimed_at, arguments)) for rank in range(RANKS)
+        context.Process(target=rank_process, args=(rank, port, board, log, aimed_at, arguments))
+        for rank in range(RANKS)
     ]
     for process in processes:
         process.start()
@@ -182,7 +277,11 @@ def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
         outcome |= kill(processes, board, aim)
     for process in processes:
         process.join()
-    return {**outcome, "codes": [process.exitcode for process in processes], "output": log.read_text(errors="replace")[-3000:]}
+    return {
+        **outcome,
+        "codes": [process.exitcode for process in processes],
+        "output": log.read_text(errors="replace")[-3000:],
+    }
 
 
 def kill(processes: list, board: Path, aim: dict) -> dict:
@@ -229,8 +328,12 @@ def rank_process(rank: int, port: int, board: Path, log: Path, aimed_at: int, ar
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(RANKS),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     from pipeline import train
 
@@ -249,7 +352,9 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     from pipeline.training import checkpoint, checkpoint_files, run_folder
 
     state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
-    show = lambda: SLOT.pack_into(memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"])
+    show = lambda: SLOT.pack_into(
+        memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"]
+    )
 
     @contextmanager
     def within(phase: int):
@@ -330,14 +435,18 @@ def compare(undisturbed: Path, other: Path) -> list[str]:
     ]
     found += differences(states(undisturbed), states(other))
     for path in sorted((undisturbed / "final").glob("*.safetensors")):
-        found += [] if path.read_bytes() == (other / "final" / path.name).read_bytes() else [f"final/{path.name}"]
+        found += (
+            [] if path.read_bytes() == (other / "final" / path.name).read_bytes() else [f"final/{path.name}"]
+        )
     return found
 
 
 def records(run_folder: Path, name: str) -> list[dict]:
     """The lines of a record but for their seconds and memory."""
     lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines
+    ]
 
 
 def states(run_folder: Path) -> dict:
@@ -350,12 +459,19 @@ def differences(one, other, where: str = "") -> list[str]:
     """Names of what differs in two nests of tensors and values."""
     if isinstance(one, dict) and isinstance(other, dict):
         alone = sorted({str(name) for name in one} ^ {str(name) for name in other})
-        inner = [text for name in one if name in other for text in differences(one[name], other[name], f"{where}.{name}")]
+        inner = [
+            text
+            for name in one
+            if name in other
+            for text in differences(one[name], other[name], f"{where}.{name}")
+        ]
         return [f"{where}: only in one of them: {alone}"] * bool(alone) + inner
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         if len(one) != len(other):
             return [f"{where}: {len(one)} and {len(other)} items"]
-        return [text for i, pair in enumerate(zip(one, other)) for text in differences(*pair, f"{where}[{i}]")]
+        return [
+            text for i, pair in enumerate(zip(one, other)) for text in differences(*pair, f"{where}[{i}]")
+        ]
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         if one.dtype == other.dtype and torch.equal(one, other):
             return []

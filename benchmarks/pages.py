@@ -2,8 +2,8 @@
 
     python -m benchmarks.pages
 
-In these pages a table stands between ``<!-- KIND FILE ... -->`` and ``<!-- end -->``, KIND being a function below and FILE a result
-file, relative to the repository. What stands between them is never edited by hand.
+In these pages a table stands between ``<!-- KIND FILE ... -->`` and ``<!-- end -->``, KIND being a function
+below and FILE a result file, relative to the repository. What stands between them is never edited by hand.
 """
 
 import json
@@ -20,15 +20,17 @@ from pipeline.comparison.statistics import Estimate, Row
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
-    ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md",
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "RESULTS.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("installing", "planning", "security", "tutorial")),
-)  # fmt: skip
+)
 BLOCK = re.compile(r"(<!-- (\w+) ([^>]*?) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 PEERS = {"loop": "batch-of-one loop", "vmap": "`vmap(grad)`", "opacus": "opacus", "bergson": "bergson"}
 
 
 def render(page: str) -> str:
-    """The page with all its tables made from the files they name. Raises ValueError for an unknown kind or a missing file."""
+    """The page with all its tables made from the files they name. Raises ValueError for an unknown kind or a
+    missing file."""
     return BLOCK.sub(_block, page)
 
 
@@ -41,22 +43,39 @@ def step_cost(*results: dict) -> str:
         ranks = f", {result['world_size']} ranks" if result["world_size"] > 1 else ""
         for case in settings["cases"]:
             found = result[case]
-            rows.append([
-                f"{'LoRA' if case == 'lora' else 'full'}, `{settings['backend']}`{depth}{ranks}",
-                f"{settings['candidates']} x {settings['tokens']}",
-                _ranged(found["time_ratio"], found["time_ratio_range"]), f"{found['time_ratio_with_target']:.2f}",
-                f"{found['memory_ratio']:.2f}", str(settings["rounds"]),
-            ])  # fmt: skip
-    headings = ["", "candidates x tokens", "time ratio (range)", "with the target's pass", "peak memory ratio", "rounds"]
+            rows.append(
+                [
+                    f"{'LoRA' if case == 'lora' else 'full'}, `{settings['backend']}`{depth}{ranks}",
+                    f"{settings['candidates']} x {settings['tokens']}",
+                    _ranged(found["time_ratio"], found["time_ratio_range"]),
+                    f"{found['time_ratio_with_target']:.2f}",
+                    f"{found['memory_ratio']:.2f}",
+                    str(settings["rounds"]),
+                ]
+            )
+    headings = [
+        "",
+        "candidates x tokens",
+        "time ratio (range)",
+        "with the target's pass",
+        "peak memory ratio",
+        "rounds",
+    ]
     return _table(headings, rows)
 
 
 def cost_curves(result: dict) -> str:
     rows = [
-        [f"{point['case']}, `{point['backend']}`", point["candidates"], point["tokens"], f"{point['time_ratio']:.2f}",
-         f"{point['memory_ratio']:.2f}", *(f"{point['seconds'][name][0]:.1f}" for name in ("plain", "scoring"))]
+        [
+            f"{point['case']}, `{point['backend']}`",
+            point["candidates"],
+            point["tokens"],
+            f"{point['time_ratio']:.2f}",
+            f"{point['memory_ratio']:.2f}",
+            *(f"{point['seconds'][name][0]:.1f}" for name in ("plain", "scoring")),
+        ]
         for point in result["points"]
-    ]  # fmt: skip
+    ]
     return _table(["", "C", "T", "time ratio", "peak memory ratio", "plain pass, s", "scoring, s"], rows)
 
 
@@ -74,40 +93,74 @@ def fidelity(result: dict) -> str:
 def features(*results: dict) -> str:
     """Of the features that scores of a file are written with."""
     rows = [
-        [Path(result["settings"]["model"]).name + (", LoRA" if case == "lora" else ", full"), found["way"], f"{found['kept']:,}",
-         f"{found['alignment']:.2f}", f"{found['cosines']:.2f}", f"{found['error']:.3f}", f"{found['twins']:g}"]
+        [
+            Path(result["settings"]["model"]).name + (", LoRA" if case == "lora" else ", full"),
+            found["way"],
+            f"{found['kept']:,}",
+            f"{found['alignment']:.2f}",
+            f"{found['cosines']:.2f}",
+            f"{found['error']:.3f}",
+            f"{found['twins']:g}",
+        ]
         for result in results
         for case in result["settings"]["cases"]
         for found in result[case]
-    ]  # fmt: skip
-    headings = ["", "", "numbers", "Spearman of alignments", "Spearman of cosines", "error", "rank of the nearest"]
+    ]
+    headings = [
+        "",
+        "",
+        "numbers",
+        "Spearman of alignments",
+        "Spearman of cosines",
+        "error",
+        "rank of the nearest",
+    ]
     return _table(headings, rows)
 
 
 def packing(*results: dict) -> str:
-    """Real tokens per second, packed over padded; by CPU time where there is no GPU, as the cores may be shared."""
+    """Real tokens per second, packed over padded; by CPU time where there is no GPU, as the cores may be
+    shared."""
     rows = []
     for result in results:
         settings, clock = result["settings"], "cpu" if result["device_type"] == "cpu" else "wall"
         for size, found in result["found"].items():
-            for what, label in (("scoring", f"scoring of {settings['candidates']}"), ("step", f"step on {settings['keep']}")):
+            for what, label in (
+                ("scoring", f"scoring of {settings['candidates']}"),
+                ("step", f"step on {settings['keep']}"),
+            ):
                 timed, tokens = found[what][clock], found[what]["tokens"]
                 rate = timed["tokens_per_second"]
-                rows.append([
-                    f"{label}, {size}", f"{1 - sum(tokens) / sum(found[what]['padded_tokens']):.0%}", f"{rate['padded']:,.0f}",
-                    f"{rate['packed']:,.0f}", _ranged(timed["ratio"], timed["ratio_range"]),
-                ])  # fmt: skip
-    return _table(["", "pads when padded", "padded, tokens/s", "packed, tokens/s", "packed / padded (range)"], rows)
+                rows.append(
+                    [
+                        f"{label}, {size}",
+                        f"{1 - sum(tokens) / sum(found[what]['padded_tokens']):.0%}",
+                        f"{rate['padded']:,.0f}",
+                        f"{rate['packed']:,.0f}",
+                        _ranged(timed["ratio"], timed["ratio_range"]),
+                    ]
+                )
+    return _table(
+        ["", "pads when padded", "padded, tokens/s", "packed, tokens/s", "packed / padded (range)"], rows
+    )
 
 
 def token_cache(result: dict) -> str:
     """Seconds until samples are there, and what they take above the libraries."""
     rows = [
-        [f"{int(num_samples):,}", case, f"{found['seconds']['wall']:.1f}", f"{found['seconds']['cpu']:.1f}", f"{found['peak_mib']:,.0f}",
-         f"{found['peak_private_mib']:,.0f}", f"{found['file_mib']:,.0f}", f"{found['step_milliseconds']:.2f}"]
+        [
+            f"{int(num_samples):,}",
+            case,
+            f"{found['seconds']['wall']:.1f}",
+            f"{found['seconds']['cpu']:.1f}",
+            f"{found['peak_mib']:,.0f}",
+            f"{found['peak_private_mib']:,.0f}",
+            f"{found['file_mib']:,.0f}",
+            f"{found['step_milliseconds']:.2f}",
+        ]
         for num_samples, cases in result["samples"].items()
         for case, found in cases.items()
-    ]  # fmt: skip
+    ]
     headings = [
         "samples",
         "",
@@ -126,7 +179,9 @@ def peers(result: dict) -> str:
     rows = []
     for case in result["settings"]["cases"]:
         found = result[case]["peers"]
-        ranged = [_ranged(found[name]["time_ratio_to_ours"], found[name]["time_ratio_range"]) for name in PEERS]
+        ranged = [
+            _ranged(found[name]["time_ratio_to_ours"], found[name]["time_ratio_range"]) for name in PEERS
+        ]
         memory = [f"{found[name]['memory_ratio_to_ours']:.2f}" for name in PEERS]
         label = "LoRA" if case == "lora" else "full fine-tuning"
         rows += [[f"{label}, time", *ranged], [f"{label}, memory", *memory]]
@@ -136,7 +191,8 @@ def peers(result: dict) -> str:
 def solve(result: dict) -> str:
     sizes = {int(size): found["median_seconds"] for size, found in result["sizes"].items()}
     return _table(
-        ["candidates", *map(str, sizes)], [["rank 0's solve", *(f"{1000 * seconds:,.1f} ms" for seconds in sizes.values())]]
+        ["candidates", *map(str, sizes)],
+        [["rank 0's solve", *(f"{1000 * seconds:,.1f} ms" for seconds in sizes.values())]],
     )
 
 
@@ -144,7 +200,9 @@ def scaling(result: dict) -> str:
     """Modelled seconds of a selection by number of ranks."""
     ranks, rows = (1, 8, 64, 512), dict[str, dict[int, str]]()
     for point in result["modelled"]:
-        rows.setdefault(f"{point['case']}, `{point['backend']}`", {})[point["world_size"]] = f"{point['selection_seconds']:.1f}"
+        rows.setdefault(f"{point['case']}, `{point['backend']}`", {})[point["world_size"]] = (
+            f"{point['selection_seconds']:.1f}"
+        )
     return _table(["ranks", *ranks], [[name, *(seconds[n] for n in ranks)] for name, seconds in rows.items()])
 
 
@@ -172,12 +230,27 @@ def soak(result: dict) -> str:
 def quickstart(results: list) -> str:
     """Its summary, in few columns."""
     rows = [
-        [run["label"], f"{run['loss_before']:.3f}", f"{run['loss_after']:.3f}", f"{run['damaged_kept']:.1%}", f"{run['target_kept']:.1%}",
-         f"{run['step_seconds']:.2f}", f"{run['selection_share']:.0%}"]
+        [
+            run["label"],
+            f"{run['loss_before']:.3f}",
+            f"{run['loss_after']:.3f}",
+            f"{run['damaged_kept']:.1%}",
+            f"{run['target_kept']:.1%}",
+            f"{run['step_seconds']:.2f}",
+            f"{run['selection_share']:.0%}",
+        ]
         for run in results
-    ]  # fmt: skip
+    ]
     pool = f"Pool: {results[0]['damaged_pool']:.1%} damaged, {results[0]['target_pool']:.1%} of the target's kind."
-    headings = ["run", "loss before", "loss after", "damaged kept", "target kept", "seconds per step", "spent on selection"]
+    headings = [
+        "run",
+        "loss before",
+        "loss after",
+        "damaged kept",
+        "target kept",
+        "seconds per step",
+        "spent on selection",
+    ]
     return f"{_table(headings, rows)}\n\n{pool}"
 
 
@@ -202,7 +275,9 @@ def versions(result: dict) -> str:
         "{passed} passed, {failed} failed, {skipped} skipped".format(**{**f, "failed": len(f["failed"])})
         for f in result.values()
     )
-    return _table(["", *result], [*rows, ["tests", *ended], ["on", *(found["date"] for found in result.values())]])
+    return _table(
+        ["", *result], [*rows, ["tests", *ended], ["on", *(found["date"] for found in result.values())]]
+    )
 
 
 def comparison(result: dict) -> str:
@@ -211,14 +286,16 @@ def comparison(result: dict) -> str:
     names, cells = [row.variant for row in rows], pd.DataFrame(result["cells"])
     num_seeds, num_cells = cells["seed"].nunique(), len(cells)
     of_machine = result["environment"]
-    return "\n\n".join([
-        f"{num_cells} runs: {len(names)} variants, {len(result['targets'])} target(s), {num_seeds} seeds.",
-        _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
-        *([by_target(result)] if len(result["targets"]) > 1 else []),
-        _columns(names, outcome.time_and_kept(rows, cells)),
-        "\n".join(f"- {note}" for note in result["notes"]),
-        f"Versions: {', '.join(f'{k} {v}' for k, v in of_machine.get('versions', {}).items())}.",
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            f"{num_cells} runs: {len(names)} variants, {len(result['targets'])} target(s), {num_seeds} seeds.",
+            _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
+            *([by_target(result)] if len(result["targets"]) > 1 else []),
+            _columns(names, outcome.time_and_kept(rows, cells)),
+            "\n".join(f"- {note}" for note in result["notes"]),
+            f"Versions: {', '.join(f'{k} {v}' for k, v in of_machine.get('versions', {}).items())}.",
+        ]
+    )
 
 
 def by_target(result: dict) -> str:
@@ -235,9 +312,20 @@ def standings(result: dict) -> str:
     """A comparison in few columns."""
     rows = [_row(row) for row in result["variants"].values()]
     shown = dict(
-        [*outcome.equal_samples(rows, result["best_baseline"]), *outcome.time_and_kept(rows, pd.DataFrame(result["cells"]))]
+        [
+            *outcome.equal_samples(rows, result["best_baseline"]),
+            *outcome.time_and_kept(rows, pd.DataFrame(result["cells"])),
+        ]
     )
-    names = ("auc", "final", "auc minus\nrandom's", "s per\nstep", "in random's\ntime", "damaged\nkept", "target\nkept")
+    names = (
+        "auc",
+        "final",
+        "auc minus\nrandom's",
+        "s per\nstep",
+        "in random's\ntime",
+        "damaged\nkept",
+        "target\nkept",
+    )
     return _columns([row.variant for row in rows], [(name, shown[name]) for name in names if name in shown])
 
 
@@ -257,9 +345,26 @@ def machine(*results: dict) -> str:
 
 
 TABLES = (
-    step_cost, cost_curves, fidelity, features, packing, token_cache, peers, solve, quickstart, scaling, soak, plan_table, fuzz_input,
-    versions, comparison, by_target, standings, verdict, machine,
-)  # fmt: skip
+    step_cost,
+    cost_curves,
+    fidelity,
+    features,
+    packing,
+    token_cache,
+    peers,
+    solve,
+    quickstart,
+    scaling,
+    soak,
+    plan_table,
+    fuzz_input,
+    versions,
+    comparison,
+    by_target,
+    standings,
+    verdict,
+    machine,
+)
 KINDS = {table.__name__: table for table in TABLES}
 
 
@@ -282,7 +387,11 @@ def _row(values: dict) -> Row:
 
 
 def _with_error(value: Estimate) -> str:
-    return "-" if value.mean is None else f"{value.mean:.3f}" + (f" ±{value.error:.3f}" if value.error is not None else "")
+    return (
+        "-"
+        if value.mean is None
+        else f"{value.mean:.3f}" + (f" ±{value.error:.3f}" if value.error is not None else "")
+    )
 
 
 def _columns(names: list[str], columns: outcome.Columns) -> str:

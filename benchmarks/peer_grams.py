@@ -1,9 +1,11 @@
 # C candidates, T tokens, V vocabulary, O out_features, I in_features, n elements of a weight
-"""One Gram matrix, got in several ways: K_ij = <D g_i, D g_j> over the trained linear weights, with Adam's D = 1 / (sqrt(v) + eps).
+"""One Gram matrix, got in several ways: K_ij = <D g_i, D g_j> over the trained linear weights, with Adam's D
+= 1 / (sqrt(v) + eps).
 
-Each way is a context manager that takes a ``Problem``, prepares the model (that is not timed) and yields a function without
-arguments that returns K, float64 (C, C).  Ways that only deliver per-sample gradients share what follows, ``add_rows``: layer by
-layer, in float32, in the pieces that ``ExactGram`` takes, each layer freed after its turn where the peer lets go of it.
+Each way is a context manager that takes a ``Problem``, prepares the model (that is not timed) and yields a
+function without arguments that returns K, float64 (C, C).  Ways that only deliver per-sample gradients share
+what follows, ``add_rows``: layer by layer, in float32, in the pieces that ``ExactGram`` takes, each layer
+freed after its turn where the peer lets go of it.
 
     loop       batch-of-one backward passes of plain autograd; C gradients of the whole model are held
     vmap       torch.func: vmap(grad(loss)) over functional_call; all gradients are held
@@ -26,7 +28,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from pipeline.config import SelectionConfig
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.exact import CACHE_BYTES, ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import scored_layers, scoring_pass
@@ -43,7 +45,8 @@ EXCHANGE_BYTES = SelectionConfig().exchange_mib << 20
 
 @dataclass
 class Problem:
-    """A model in eval mode of which nothing but ``layers``' weights is trained, candidates, and the state of Adam."""
+    """A model in eval mode of which nothing but ``layers``' weights is trained, candidates, and the state of
+    Adam."""
 
     model: LanguageModel
     layers: dict[str, nn.Linear]
@@ -57,15 +60,19 @@ class Problem:
         return self.input_ids_CT.device
 
     def loss(self) -> torch.Tensor:
-        """Sum of the candidates' losses: its gradient at a sample's tokens is that of the sample's own loss."""
-        return per_sample_loss(self.model(input_ids=self.input_ids_CT, use_cache=False).logits, self.input_ids_CT).sum()
+        """Sum of the candidates' losses: its gradient at a sample's tokens is that of the sample's own
+        loss."""
+        return per_sample_loss(
+            self.model(input_ids=self.input_ids_CT, use_cache=False).logits, self.input_ids_CT
+        ).sum()
 
 
 Run = Callable[[], torch.Tensor]
 
 
 def pose(model: nn.Module, input_ids_CT: torch.Tensor, other_ids_NT: torch.Tensor) -> Problem:
-    """The problem of ``input_ids_CT``; exp_avg_sq is the mean squared per-sample gradient of other samples, taken in float32."""
+    """The problem of ``input_ids_CT``; exp_avg_sq is the mean squared per-sample gradient of other samples,
+    taken in float32."""
     layers = scored_layers(model.eval())
     for parameter in model.requires_grad_(False).parameters():
         parameter.grad = None
@@ -79,7 +86,8 @@ def pose(model: nn.Module, input_ids_CT: torch.Tensor, other_ids_NT: torch.Tenso
 
 
 def per_sample_loss(logits_CTV: torch.Tensor, input_ids_CT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each sample, (C,), at least float32. Without boolean indexing, which vmap cannot follow."""
+    """Mean cross-entropy of each sample, (C,), at least float32. Without boolean indexing, which vmap cannot
+    follow."""
     logits_CVT = logits_CTV[:, :-1].to(torch.promote_types(logits_CTV.dtype, torch.float32)).transpose(1, 2)
     return F.cross_entropy(logits_CVT, input_ids_CT[:, 1:], reduction="none").mean(1)
 
@@ -90,14 +98,16 @@ def _gradient(model: nn.Module, layers: dict[str, nn.Linear], ids_T: torch.Tenso
     return dict(zip(layers, torch.autograd.grad(loss, [layer.weight for layer in layers.values()])))
 
 
-# -- the truth -------------------------------------------------------------------------------------------------------------
+# -- the truth --
 
 
 def reference(problem: Problem) -> torch.Tensor:
-    """K in float64 throughout, one sample at a time; holds 8 bytes for each candidate and scored parameter."""
+    """K in float64 throughout, one sample at a time; holds 8 bytes for each candidate and scored
+    parameter."""
     model = copy.deepcopy(problem.model).double()
     for norm in model.modules():
-        if type(norm).__name__.endswith("RMSNorm"):  # transformers computes it in float32 whatever the model's dtype
+        # transformers computes it in float32 whatever the model's dtype
+        if type(norm).__name__.endswith("RMSNorm"):
             norm.forward = partial(
                 F.rms_norm, normalized_shape=norm.weight.shape, weight=norm.weight, eps=norm.variance_epsilon
             )
@@ -117,7 +127,7 @@ def relative_error(found_CC: torch.Tensor, expected_CC: torch.Tensor) -> float:
     return ((found_CC - expected_CC).abs() / torch.outer(norm_C, norm_C)).max().item()
 
 
-# -- what all peers share --------------------------------------------------------------------------------------------------
+# -- what all peers share --
 
 
 def _empty_gram(problem: Problem) -> torch.Tensor:
@@ -141,7 +151,7 @@ def _pieces(rows_Cn: torch.Tensor) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-# -- the peers -------------------------------------------------------------------------------------------------------------
+# -- the peers --
 
 
 @contextmanager
@@ -180,12 +190,15 @@ def opacus(problem: Problem) -> Iterator[Run]:
     from opacus import GradSampleModule  # optional, as bergson is
 
     for layer in problem.layers.values():
-        layer.train()  # opacus looks at layers in training mode only; to a linear layer it makes no difference
+        # opacus looks at layers in training mode only; to a linear layer it makes no difference
+        layer.train()
     wrapped = GradSampleModule(problem.model, loss_reduction="sum")
 
     def run():
         gram_CC = _empty_gram(problem)
-        per_sample_loss(wrapped(input_ids=problem.input_ids_CT, use_cache=False).logits, problem.input_ids_CT).sum().backward()
+        per_sample_loss(
+            wrapped(input_ids=problem.input_ids_CT, use_cache=False).logits, problem.input_ids_CT
+        ).sum().backward()
         for name, exp_avg_sq in problem.exp_avg_sq.items():
             weight: Any = problem.layers[name].weight  # opacus adds grad_sample
             add_rows(gram_CC, weight.grad_sample.flatten(1), exp_avg_sq)
@@ -205,7 +218,8 @@ def bergson(problem: Problem) -> Iterator[Run]:
     from bergson.gradients import AdamNormalizer, GradientProcessor
 
     class Collector(HookCollectorBase):
-        """Multiplies a layer's rows when they come, where bergson's own collectors would keep or write them."""
+        """Multiplies a layer's rows when they come, where bergson's own collectors would keep or write
+        them."""
 
         def setup(self):
             self.gram_CC = _empty_gram(problem)
@@ -258,7 +272,9 @@ class _Alone(Collectives):
 @contextmanager
 def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
     collectives = _Alone(problem.device)
-    shapes = {f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in problem.layers.items()}
+    shapes = {
+        f"{name}.weight": (layer.out_features, layer.in_features) for name, layer in problem.layers.items()
+    }
     own = [
         Fragment(f"{name}.weight", 0, v.numel(), None, v.flatten(), 1, 0.9, 0.999, EPS, bias_correction=False)
         for name, v in problem.exp_avg_sq.items()
@@ -269,9 +285,16 @@ def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
 
     def run():
         gram = backend(
-            owners, own, collectives, Stopwatch(problem.device), "update", "cancel", num_rows, EXCHANGE_BYTES,
+            owners,
+            own,
+            collectives,
+            Stopwatch(problem.device),
+            "update",
+            "cancel",
+            num_rows,
+            EXCHANGE_BYTES,
             **({} if backend is not ExactGram else {"num_tokens": num_tokens, "element_size": element_size}),
-        )  # fmt: skip
+        )
         gram.finish_target()
         with scoring_pass(problem.model, problem.layers, gram.add):
             problem.loss().backward()

@@ -1,16 +1,19 @@
 # C candidates, T tokens
-"""Ours beside what one would use instead: seconds, peak memory and error of the Gram matrix of Adam-scaled per-sample gradients.
+"""Ours beside what one would use instead: seconds, peak memory and error of the Gram matrix of Adam-scaled
+per-sample gradients.
 
     pip install --no-deps -r benchmarks/requirements.txt    # the peers
     python -m benchmarks.peers [--quick]
 
-All in one process, in turns, on the same model, candidates, loss (mean cross-entropy of each sample) and Adam state; peer_grams.py
-says what each does.  The model is in eval mode, in fp32 on CPU and bf16 on CUDA, without gradient checkpointing, and trains the
-weights of its linear layers alone.  Peak memory is that of the process (resident) or of the card, model and moments included;
-``idle_gib`` is what is there before.  The error is the largest |K_ij - K'_ij| / (|phi_i| |phi_j|) against K' in float64.
+All in one process, in turns, on the same model, candidates, loss (mean cross-entropy of each sample) and Adam
+state; peer_grams.py says what each does.  The model is in eval mode, in fp32 on CPU and bf16 on CUDA, without
+gradient checkpointing, and trains the weights of its linear layers alone.  Peak memory is that of the process
+(resident) or of the card, model and moments included; ``idle_gib`` is what is there before.  The error is the
+largest |K_ij - K'_ij| / (|phi_i| |phi_j|) against K' in float64.
 
-``vmap`` has no batching rule for PyTorch's flash attention on CPU and runs that one operation sample by sample.  Peers that cannot be
-asked for this matrix are named in LEFT_OUT, with the reason.  The last line printed is JSON.
+``vmap`` has no batching rule for PyTorch's flash attention on CPU and runs that one operation sample by
+sample.  Peers that cannot be asked for this matrix are named in LEFT_OUT, with the reason.  The last line
+printed is JSON.
 """
 
 import argparse
@@ -36,7 +39,8 @@ INSTALL = "pip install --no-deps -r benchmarks/requirements.txt"
 NUM_OTHERS = 8  # samples whose squared gradients are the Adam state; 2 with --quick
 LEFT_OUT = {
     "kronfluence 1.0.1": "its diagonal strategy weighs gradients by 1 / (lambda + damping) with a lambda that it fits itself and "
-    "keeps in files of its own; exp_avg_sq is not an input. Scores are query by training sample, with a backward pass for each side",
+    "keeps in files of its own; exp_avg_sq is not an input. Scores are query by training sample, with a "
+    "backward pass for each side",
     "dattri 0.3.0": "TracInAttributor always projects gradients to 512 numbers and knows no Adam metric; its gradients come from "
     "vmap(grad), which is measured here",
     "traker 0.3.2": "its metric is the inverse covariance of projected gradients; its gradients come from vmap(grad) over all "
@@ -45,20 +49,31 @@ LEFT_OUT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)"
+    )
     parser.add_argument("--candidates", type=int, default=8, help="C")
     parser.add_argument("--tokens", type=int, default=256, help="T of every sample")
     parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="measurements of each peer, in turns, after a first run for memory"
+        "--rounds",
+        type=int,
+        default=3,
+        help="measurements of each peer, in turns, after a first run for memory",
     )
     parser.add_argument("--cases", nargs="+", default=["lora", "full"], choices=["lora", "full"])
     parser.add_argument(
-        "--output", type=Path, help="result file (default: benchmarks/results/peers_<device>.json; none with --quick)"
+        "--output",
+        type=Path,
+        help="result file (default: benchmarks/results/peers_<device>.json; none with --quick)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="full case, C = 2, T = 32, 1 round: a check of the order of magnitude"
+        "--quick",
+        action="store_true",
+        help="full case, C = 2, T = 32, 1 round: a check of the order of magnitude",
     )
     arguments = parser.parse_args()
     if arguments.quick:
@@ -79,12 +94,16 @@ def main() -> None:
         path = arguments.output or RESULTS / f"peers_{device.type}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"written to {path}")
-    brief = {case: {name: brief_of(found) for name, found in result[case]["peers"].items()} for case in arguments.cases}
+    brief = {
+        case: {name: brief_of(found) for name, found in result[case]["peers"].items()}
+        for case in arguments.cases
+    }
     print(json.dumps(brief["full"] if arguments.quick else brief), flush=True)
 
 
 def measure(case: str, arguments, device: torch.device) -> dict:
-    """Every peer on one problem; a peer that is not installed, or fails, has a line that says so instead of numbers."""
+    """Every peer on one problem; a peer that is not installed, or fails, has a line that says so instead of
+    numbers."""
     problem = build(case, arguments, device)
     expected_CC = reference(problem)
     for name in filter(find_spec, OPTIONAL):
@@ -128,17 +147,24 @@ def first_run(name: str, problem: Problem, expected_CC: torch.Tensor) -> dict:
     grams = []
     with PEERS[name](problem) as run:
         peak = peak_bytes(lambda: grams.append(run()), problem.device)
-    return {"max_rel_error": float(f"{relative_error(grams[0], expected_CC):.3g}"), "peak_gib": round(peak / 2**30, 3)}
+    return {
+        "max_rel_error": float(f"{relative_error(grams[0], expected_CC):.3g}"),
+        "peak_gib": round(peak / 2**30, 3),
+    }
 
 
 def build(case: str, arguments, device: torch.device) -> Problem:
-    """Pretrained model, random tokens. Adapters get values, so that lora_A has a gradient, as after some training."""
+    """Pretrained model, random tokens. Adapters get values, so that lora_A has a gradient, as after some
+    training."""
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype=resolve_dtype("auto", device), attn_implementation="sdpa"
     )
     if case == "lora":
         adapters = LoraConfig(
-            r=arguments.lora_rank, lora_alpha=2 * arguments.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=arguments.lora_rank,
+            lora_alpha=2 * arguments.lora_rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, adapters, autocast_adapter_dtype=False)
         torch.manual_seed(0)
@@ -147,14 +173,16 @@ def build(case: str, arguments, device: torch.device) -> Problem:
                 torch.nn.init.normal_(parameter, std=0.01)
     generator = torch.Generator().manual_seed(0)
     num_others = 2 if arguments.quick else NUM_OTHERS
-    ids = torch.randint(100, 40_000, (arguments.candidates + num_others, arguments.tokens), generator=generator).to(device)
+    ids = torch.randint(
+        100, 40_000, (arguments.candidates + num_others, arguments.tokens), generator=generator
+    ).to(device)
     return pose(model.to(device), ids[: arguments.candidates], ids[arguments.candidates :])
 
 
 def print_table(case: str, measured: dict) -> None:
     print(
-        f"{case}: {measured['scored_parameters']:,} scored parameters, {measured['idle_gib']} GiB before the run\n"
-        "peer               time / ours        (range)   peak GiB   largest error"
+        f"{case}: {measured['scored_parameters']:,} scored parameters, {measured['idle_gib']} GiB before the "
+        "run\npeer               time / ours        (range)   peak GiB   largest error"
     )
     for name, found in measured["peers"].items():
         if "seconds" not in found:
@@ -162,14 +190,16 @@ def print_table(case: str, measured: dict) -> None:
             continue
         low, high = found["time_ratio_range"]
         print(
-            f"{name:16s} {found['time_ratio_to_ours']:13.2f} {f'({low:.2f} to {high:.2f})':>16s} {found['peak_gib']:8.2f} "
-            f"{found['max_rel_error']:15.1e}",
+            f"{name:16s} {found['time_ratio_to_ours']:13.2f} {f'({low:.2f} to {high:.2f})':>16s} "
+            f"{found['peak_gib']:8.2f} {found['max_rel_error']:15.1e}",
             flush=True,
         )
 
 
 def brief_of(found: dict) -> dict:
-    return {key: found[key] for key in ("time_ratio_to_ours", "max_rel_error", "absent", "failed") if key in found}
+    return {
+        key: found[key] for key in ("time_ratio_to_ours", "max_rel_error", "absent", "failed") if key in found
+    }
 
 
 def installed_version(name: str):

@@ -1,5 +1,6 @@
 # C candidates
-"""The table of predictions in docs/planning.md: what selection will cost for models of 1, 7 and 70 B on 8 to 512 GPUs.
+"""The table of predictions in docs/planning.md: what selection will cost for models of 1, 7 and 70 B on 8 to
+512 GPUs.
 
     python -m benchmarks.plan_table
 
@@ -32,7 +33,8 @@ class Case:
     """0: full fine-tuning."""
     num_gpus: int
     zero_stage: int
-    """The lowest at which weights, gradients and Adam state fit with room, but for LoRA on few GPUs: 0, where layers are shared."""
+    """The lowest at which weights, gradients and Adam state fit with room, but for LoRA on few GPUs: 0, where
+    layers are shared."""
     scoring_micro_batch_size: int
     checkpoints: bool
 
@@ -45,11 +47,13 @@ CASES = (
     Case("llama-7b", 0, 64, 3, 4, True),
     Case("llama-70b", 16, 64, 3, 2, True),
     Case("llama-70b", 0, 512, 3, 2, True),
-)  # fmt: skip
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     found = {"hardware": HARDWARE, "tokens": TOKENS, "rows": [predict(case) for case in CASES]}
@@ -63,11 +67,14 @@ def predict(case: Case) -> dict:
         deepspeed=f"ds_configs/zero{case.zero_stage}.json",
         model=ModelConfig(name=case.model, lora_rank=case.lora_rank, gradient_checkpointing=case.checkpoints),
         selection=SelectionConfig(
-            candidates_per_step=CANDIDATES_PER_GPU * case.num_gpus, keep_per_step=KEPT_PER_GPU * case.num_gpus,
-            target_per_step=TARGETS, scoring_micro_batch_size=case.scoring_micro_batch_size, exchange_mib=512,
+            candidates_per_step=CANDIDATES_PER_GPU * case.num_gpus,
+            keep_per_step=KEPT_PER_GPU * case.num_gpus,
+            target_per_step=TARGETS,
+            scoring_micro_batch_size=case.scoring_micro_batch_size,
+            exchange_mib=512,
         ),
         training=TrainingConfig(micro_batch_size=1),
-    )  # fmt: skip
+    )
     hardware, shapes = find(HARDWARE), read_shapes(config.model)
     run = plan.plan_run(config, Namespace(world_size=case.num_gpus, tokens=TOKENS), hardware)
     plain, step = forecast.plain(shapes, run, hardware), forecast.weighted_step(shapes, run, hardware)
@@ -75,23 +82,31 @@ def predict(case: Case) -> dict:
     recommended, reason = forecast.recommend(found, step, config.selection.score_every, hardware)
     backends = {
         backend: {
-            "seconds": round(f.total, 3), "ratio_to_plain": round(f.without_target / plain.total, 2),
+            "seconds": round(f.total, 3),
+            "ratio_to_plain": round(f.without_target / plain.total, 2),
             "ratio_to_plain_with_target": round(f.total / plain.total, 2),
-            "memory_gib": round(f.memory_bytes / GIB, 1), "gib_sent": round(f.sent_bytes / GIB, 2),
+            "memory_gib": round(f.memory_bytes / GIB, 1),
+            "gib_sent": round(f.sent_bytes / GIB, 2),
         }
         for backend, f in found.items()
-    }  # fmt: skip
+    }
     return {
-        **asdict(case), "candidates": config.selection.candidates_per_step, "kept": config.selection.keep_per_step,
-        "targets": TARGETS, "plain_seconds": round(plain.total, 3),
+        **asdict(case),
+        "candidates": config.selection.candidates_per_step,
+        "kept": config.selection.keep_per_step,
+        "targets": TARGETS,
+        "plain_seconds": round(plain.total, 3),
         "weighted_step": {"seconds": round(step.total, 3), "memory_gib": round(step.memory_bytes / GIB, 1)},
-        "backends": backends, "recommended": recommended, "reason": reason,
-    }  # fmt: skip
+        "backends": backends,
+        "recommended": recommended,
+        "reason": reason,
+    }
 
 
 def markdown(found: dict) -> str:
     lines = [
-        "| model | trained | GPUs | ZeRO | C, kept | backend | selection | x plain, with target | weighted step | peak of a GPU |",
+        "| model | trained | GPUs | ZeRO | C, kept | backend | selection | x plain, with target | weighted "
+        "step | peak of a GPU |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:
@@ -100,8 +115,9 @@ def markdown(found: dict) -> str:
         peak = max(best["memory_gib"], step["memory_gib"])
         lines.append(
             f"| {row['model']} | {trained} | {row['num_gpus']} | "
-            f"{row['zero_stage']} | {row['candidates']}, {row['kept']} | {row['recommended']} | {best['seconds']:.2f} s | "
-            f"{best['ratio_to_plain']:.2f}, {best['ratio_to_plain_with_target']:.2f} | {step['seconds']:.2f} s | {peak:.0f} GiB |"
+            f"{row['zero_stage']} | {row['candidates']}, {row['kept']} | {row['recommended']} | "
+            f"{best['seconds']:.2f} s | {best['ratio_to_plain']:.2f}, "
+            f"{best['ratio_to_plain_with_target']:.2f} | {step['seconds']:.2f} s | {peak:.0f} GiB |"
         )
     return "\n".join(lines)
 

@@ -1,13 +1,15 @@
 # C candidates, W ranks
-"""How the traffic of a step grows with the number of ranks: counted, compared with the planner's formulas, and carried to 512 ranks.
+"""How the traffic of a step grows with the number of ranks: counted, compared with the planner's formulas,
+and carried to 512 ranks.
 
     python -m benchmarks.scaling                  # counts on 1, 2, 4 and 8 processes of this machine, then the model; minutes
     python -m benchmarks.scaling --processes 1 2  # fewer
 
-Counted are the bytes that all ranks together send to each other in one selection, by ``pipeline.scoring.collectives`` as they are sent;
-ZeRO's own traffic (gradients, gathered parameters) is DeepSpeed's and is only in the model.  What follows for up to 512 ranks is a model:
-the formulas that are compared with the counts, the planner's profile of an H100 node and network (datasheets and assumed shares of peak),
-ranks that never wait for each other, links without congestion.  Nothing of it has been measured.
+Counted are the bytes that all ranks together send to each other in one selection, by
+``pipeline.ranks.collectives`` as they are sent; ZeRO's own traffic (gradients, gathered parameters) is
+DeepSpeed's and is only in the model.  What follows for up to 512 ranks is a model: the formulas that are
+compared with the counts, the planner's profile of an H100 node and network (datasheets and assumed shares of
+peak), ranks that never wait for each other, links without congestion.  Nothing of it has been measured.
 """
 
 import argparse
@@ -38,58 +40,90 @@ from pipeline.planning.forecast import BACKENDS
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
 from pipeline.selection.contract import Selection
-from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, start_process_group
+from pipeline.step.weighted_step import weighted_step
+from pipeline.training.engine import (
+    build_engine,
+    deepspeed_config,
+    partition_while_loading,
+    start_process_group,
+)
 from pipeline.training.model import load_model
-from pipeline.training.weighted_step import weighted_step
 
 OUTPUT = Path(__file__).parent / "results" / "scaling.json"
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 STAGES, TOKENS, TARGETS = (2, 3), 10, 8
 CANDIDATES_PER_RANK, KEPT_PER_RANK = 8, 1
 # The lowest stages at which weights, gradients and Adam state fit on 8 cards (benchmarks/plan_table.py).
-MODELLED = {"llama-1b, LoRA": ("llama-1b", 16, 0), "llama-7b, LoRA": ("llama-7b", 16, 0), "llama-7b, all": ("llama-7b", 0, 3)}
+MODELLED = {
+    "llama-1b, LoRA": ("llama-1b", 16, 0),
+    "llama-7b, LoRA": ("llama-7b", 16, 0),
+    "llama-7b, all": ("llama-7b", 0, 3),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes to count on")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="result file; the figure stands beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--processes", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes to count on"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, help="result file; the figure stands beside it"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         small_llama().save_pretrained(model)
-        counted = [row for world_size in arguments.processes for row in count(world_size, str(model), Path(folder))]
+        counted = [
+            row for world_size in arguments.processes for row in count(world_size, str(model), Path(folder))
+        ]
         formulas = [row for world_size in RANKS for row in predicted_small(world_size, str(model))]
     for row in counted:
         print(json.dumps(row))
     found = {
-        "counted": counted, "formulas": formulas, "hardware": "h100", "tokens": 2048, "candidates_per_rank": CANDIDATES_PER_RANK,
-        "modelled": [row for name in MODELLED for row in modelled(name)], "machine": describe(),
-    }  # fmt: skip
+        "counted": counted,
+        "formulas": formulas,
+        "hardware": "h100",
+        "tokens": 2048,
+        "candidates_per_rank": CANDIDATES_PER_RANK,
+        "modelled": [row for name in MODELLED for row in modelled(name)],
+        "machine": describe(),
+    }
     arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     draw(found).savefig(arguments.output.with_suffix(".png"), dpi=110)
     print(f"written to {arguments.output}, figure beside it")
 
 
-# -- counted ---------------------------------------------------------------------------------------------------------------
+# -- counted --
 
 
 def small_llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=64
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=64,
     )
     return LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
 
 
 def settings(world_size: int, stage: int, model: str) -> Config:
     return Config(
-        deepspeed=f"ds_configs/zero{stage}.json", model=ModelConfig(name=model, lora_rank=0, attention="eager"),
+        deepspeed=f"ds_configs/zero{stage}.json",
+        model=ModelConfig(name=model, lora_rank=0, attention="eager"),
         selection=SelectionConfig(
-            candidates_per_step=2 * world_size, keep_per_step=world_size, target_per_step=TARGETS, warmup_steps=0, projection_size=8
+            candidates_per_step=2 * world_size,
+            keep_per_step=world_size,
+            target_per_step=TARGETS,
+            warmup_steps=0,
+            projection_size=8,
         ),
         training=TrainingConfig(micro_batch_size=1, precision="fp32"),
-    )  # fmt: skip
+    )
 
 
 def predicted_small(world_size: int, model: str) -> list[dict]:
@@ -97,7 +131,9 @@ def predicted_small(world_size: int, model: str) -> list[dict]:
     rows, shapes = [], read_shapes(ModelConfig(name=model, lora_rank=0))
     hardware = replace(BUILT_IN["h100"], device_type="cpu")
     for stage in STAGES:
-        run = plan_run(settings(world_size, stage, model), Namespace(world_size=world_size, tokens=TOKENS), hardware)
+        run = plan_run(
+            settings(world_size, stage, model), Namespace(world_size=world_size, tokens=TOKENS), hardware
+        )
         row = {"world_size": world_size, "zero_stage": stage}
         for backend in BACKENDS:
             changed = replace(run, selection=replace(run.selection, backend=backend))
@@ -112,7 +148,10 @@ def count(world_size: int, model: str, folder: Path) -> list[dict]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")  # the imports are paid for once
-    ranks = [context.Process(target=_rank, args=(rank, world_size, port, model, folder)) for rank in range(world_size)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, world_size, port, model, folder))
+        for rank in range(world_size)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -126,10 +165,15 @@ def count(world_size: int, model: str, folder: Path) -> list[dict]:
         for part in parts:
             sums.update(part)
         counted: dict[str, int] = {name: sums[name] for name in BACKENDS}
-        rows.append({
-            "world_size": world_size, "zero_stage": row["zero_stage"], **counted,
-            "predicted": {name: row[name] for name in BACKENDS}, "agrees": all(counted[name] == row[name] for name in BACKENDS),
-        })  # fmt: skip
+        rows.append(
+            {
+                "world_size": world_size,
+                "zero_stage": row["zero_stage"],
+                **counted,
+                "predicted": {name: row[name] for name in BACKENDS},
+                "agrees": all(counted[name] == row[name] for name in BACKENDS),
+            }
+        )
     return rows
 
 
@@ -156,7 +200,10 @@ def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> No
         counts = {}
         for backend in BACKENDS:
             hook = SelectionHook.attach(
-                engine, TargetSet(_samples(TARGETS), TARGETS, 0), replace(config.selection, backend=backend), 0
+                engine,
+                TargetSet(_samples(TARGETS), TARGETS, 0),
+                replace(config.selection, backend=backend),
+                0,
             )
             hook.select(own, step=1)
             counts[backend] = hook.scores.bytes_sent
@@ -172,7 +219,7 @@ def _samples(number: int) -> list[Sample]:
     return [Sample(row, row) for row in ids]
 
 
-# -- modelled --------------------------------------------------------------------------------------------------------------
+# -- modelled --
 
 
 def modelled(name: str) -> list[dict]:
@@ -181,22 +228,35 @@ def modelled(name: str) -> list[dict]:
     shapes, rows = read_shapes(ModelConfig(name=model, lora_rank=lora_rank)), []
     for world_size in RANKS:
         config = Config(
-            deepspeed=f"ds_configs/zero{stage}.json", model=ModelConfig(name=model, lora_rank=lora_rank, gradient_checkpointing=True),
+            deepspeed=f"ds_configs/zero{stage}.json",
+            model=ModelConfig(name=model, lora_rank=lora_rank, gradient_checkpointing=True),
             selection=SelectionConfig(
-                candidates_per_step=CANDIDATES_PER_RANK * world_size, keep_per_step=KEPT_PER_RANK * world_size, target_per_step=32,
-                scoring_micro_batch_size=4, exchange_mib=512,
+                candidates_per_step=CANDIDATES_PER_RANK * world_size,
+                keep_per_step=KEPT_PER_RANK * world_size,
+                target_per_step=32,
+                scoring_micro_batch_size=4,
+                exchange_mib=512,
             ),
             training=TrainingConfig(micro_batch_size=1),
-        )  # fmt: skip
+        )
         hardware = BUILT_IN["h100"]
         run = plan_run(config, Namespace(world_size=world_size, tokens=2048), hardware)
         step = forecast.weighted_step(shapes, run, hardware)
         for (backend, _), found in forecast.variants(shapes, run, hardware, [0]).items():
-            rows.append({
-                "case": name, "backend": backend, "world_size": world_size, "selection_seconds": round(found.total, 4),
-                **{f"{stage}_seconds": round(found.seconds.get(stage, 0.0), 4) for stage in ("exchange", "target", "solve")},
-                "step_seconds": round(step.total, 4), "gib_sent": round(found.sent_bytes / 2**30, 3),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "case": name,
+                    "backend": backend,
+                    "world_size": world_size,
+                    "selection_seconds": round(found.total, 4),
+                    **{
+                        f"{stage}_seconds": round(found.seconds.get(stage, 0.0), 4)
+                        for stage in ("exchange", "target", "solve")
+                    },
+                    "step_seconds": round(step.total, 4),
+                    "gib_sent": round(found.sent_bytes / 2**30, 3),
+                }
+            )
     return rows
 
 
@@ -205,11 +265,19 @@ def draw(found: dict) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     for stage, style in zip(STAGES, ("-", "--")):
         for backend, colour in zip(BACKENDS, ("C0", "C1", "C2")):
-            rows_of = lambda rows, stage=stage: [row for row in rows if row["zero_stage"] == stage and row["world_size"] > 1]
+            rows_of = lambda rows, stage=stage: [
+                row for row in rows if row["zero_stage"] == stage and row["world_size"] > 1
+            ]
             per_rank = lambda rows, backend=backend, of=rows_of: [
                 (row["world_size"], row[backend] / row["world_size"]) for row in of(rows)
             ]
-            left.plot(*zip(*per_rank(found["formulas"])), style, color=colour, linewidth=1, label=f"{backend}, ZeRO-{stage}")
+            left.plot(
+                *zip(*per_rank(found["formulas"])),
+                style,
+                color=colour,
+                linewidth=1,
+                label=f"{backend}, ZeRO-{stage}",
+            )
             if points := per_rank(found["counted"]):
                 left.plot(*zip(*points), "o", color=colour)
     left.set(
@@ -224,13 +292,23 @@ def draw(found: dict) -> Figure:
         for backend in BACKENDS:
             rows = [row for row in found["modelled"] if (row["case"], row["backend"]) == (name, backend)]
             axis.plot(
-                [row["world_size"] for row in rows], [row["selection_seconds"] for row in rows], marker=".", label=backend
+                [row["world_size"] for row in rows],
+                [row["selection_seconds"] for row in rows],
+                marker=".",
+                label=backend,
             )
         axis.plot(
-            [row["world_size"] for row in rows], [row["step_seconds"] for row in rows], color="#999999", label="weighted step"
+            [row["world_size"] for row in rows],
+            [row["step_seconds"] for row in rows],
+            color="#999999",
+            label="weighted step",
         )
         axis.set(
-            xscale="log", xlabel="ranks (8 candidates each)", ylabel="seconds", ylim=(0, None), title=f"{name}: model, H100"
+            xscale="log",
+            xlabel="ranks (8 candidates each)",
+            ylabel="seconds",
+            ylim=(0, None),
+            title=f"{name}: model, H100",
         )
     for axis in (left, middle, right):
         axis.legend(fontsize=7)

@@ -3,10 +3,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.solve_cost
 
-The Gram is synthetic: candidates share few directions of falling strength, as gradients of one pool do, have noise of their own and
-norms that differ by factors; the target lies among the shared directions.  The solve is float64 on the CPU whatever the ranks run
-on, and its time depends on how many candidates the Filter keeps and how many weights become zero, so both are reported.  One thread:
-on a busy machine the threads of an eigenvalue problem this small wait for each other longer than they compute.
+The Gram is synthetic: candidates share few directions of falling strength, as gradients of one pool do, have
+noise of their own and norms that differ by factors; the target lies among the shared directions.  The solve
+is float64 on the CPU whatever the ranks run on, and its time depends on how many candidates the Filter keeps
+and how many weights become zero, so both are reported.  One thread: on a busy machine the threads of an
+eigenvalue problem this small wait for each other longer than they compute.
 """
 
 import argparse
@@ -23,14 +24,23 @@ from pipeline.selection.contract import Settings, Signals
 from pipeline.selection.residual_filter import residual_filter
 
 RESULTS = Path(__file__).parent / "results"
-NUM_FACTORS, NUM_NOISE, SHARED = 64, 4096, 0.3  # the shared directions carry 30 % of a candidate's squared norm
+# the shared directions carry 30 % of a candidate's squared norm
+NUM_FACTORS, NUM_NOISE, SHARED = 64, 4096, 0.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096], help="C")
-    parser.add_argument("--rounds", type=int, default=5, help="solves of each size, each on a Gram of its own")
-    parser.add_argument("--ridge", type=float, default=Settings().ridge, help="selection.ridge (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--candidates", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096], help="C"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="solves of each size, each on a Gram of its own"
+    )
+    parser.add_argument(
+        "--ridge", type=float, default=Settings().ridge, help="selection.ridge (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "solve_cost.json", help="result file")
     arguments = parser.parse_args()
 
@@ -41,8 +51,9 @@ def main() -> None:
         result["sizes"][num_candidates] = found
         low, high = min(found["seconds"]), max(found["seconds"])
         print(
-            f"{num_candidates:10d} {found['keep']:7d} {found['filtered']:7d} {found['weighted']:14d} {found['median_seconds']:19.4f}"
-            f"    {low:.4f} to {high:.4f}{found['median_filter_seconds']:16.4f}",
+            f"{num_candidates:10d} {found['keep']:7d} {found['filtered']:7d} {found['weighted']:14d} "
+            f"{found['median_seconds']:19.4f}    {low:.4f} to "
+            f"{high:.4f}{found['median_filter_seconds']:16.4f}",
             flush=True,
         )
     result["machine"] = describe()
@@ -51,7 +62,8 @@ def main() -> None:
 
 
 def measure(num_candidates: int, rounds: int, ridge: float) -> dict:
-    """Seconds of each solve; ``filtered`` and ``weighted`` are medians of how many the Filter kept and how many weigh anything."""
+    """Seconds of each solve; ``filtered`` and ``weighted`` are medians of how many the Filter kept and how
+    many weigh anything."""
     method, keep = registry.get("filter_then_weight"), max(1, num_candidates // 4)
     seconds, filter_seconds, filtered, weighted = [], [], [], []
     for seed in range(rounds):
@@ -75,8 +87,8 @@ def measure(num_candidates: int, rounds: int, ridge: float) -> dict:
 
 
 def synthetic(num_candidates: int, rng: np.random.Generator) -> Signals:
-    """phi_i = n_i (sqrt(s) f_i + sqrt(1 - s) e_i): f_i in F shared directions whose variance falls as 1 / rank, e_i noise, n_i a
-    log-normal norm. The target is the mean of four such samples, noise included."""
+    """phi_i = n_i (sqrt(s) f_i + sqrt(1 - s) e_i): f_i in F shared directions whose variance falls as 1 /
+    rank, e_i noise, n_i a log-normal norm. The target is the mean of four such samples, noise included."""
     num_rows = num_candidates + 4
     variance_F = 1 / np.arange(1, NUM_FACTORS + 1)
     shared_CF = rng.normal(size=(num_rows, NUM_FACTORS)) * np.sqrt(SHARED * variance_F / variance_F.sum())
@@ -85,7 +97,9 @@ def synthetic(num_candidates: int, rng: np.random.Generator) -> Signals:
     norm_C = rng.lognormal(sigma=0.5, size=num_rows)
     gram_CC = (shared_CF @ shared_CF.T + noise_CN @ noise_CN.T) * np.outer(norm_C, norm_C)
     own, target = slice(num_candidates), slice(num_candidates, None)
-    return Signals(gram_CC[own, own].copy(), gram_CC[own, target].mean(1), float(gram_CC[target, target].mean()))
+    return Signals(
+        gram_CC[own, own].copy(), gram_CC[own, target].mean(1), float(gram_CC[target, target].mean())
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 # C candidates, T tokens
-"""What selection costs: time and peak memory of scoring + Gram + solve for C candidates, over a plain forward and backward.
+"""What selection costs: time and peak memory of scoring + Gram + solve for C candidates, over a plain forward
+and backward.
 
     python -m benchmarks.step_cost [--backend exact|projected|factored] [--quick]
     deepspeed --num_gpus 2 --module benchmarks.step_cost          # the same on 2 ranks
 
-Both run over the same candidates on one engine and alternate; every token is supervised and every sample has T tokens, so nothing
-is saved by padding or short answers.  The target's own forward and backward is another M samples; it is measured as a stage of
-its own, and ``time_ratio_with_target`` includes it.  The last line printed is JSON.
+Both run over the same candidates on one engine and alternate; every token is supervised and every sample has
+T tokens, so nothing is saved by padding or short answers.  The target's own forward and backward is another M
+samples; it is measured as a stage of its own, and ``time_ratio_with_target`` includes it.  The last line
+printed is JSON.
 """
 
 import argparse
@@ -31,22 +33,37 @@ from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.scoring.loss import causal_logits, per_sample_loss
-from pipeline.training.engine import build_engine, deepspeed_config, partition_while_loading, resolve_dtype, start_process_group
+from pipeline.training.engine import (
+    build_engine,
+    deepspeed_config,
+    partition_while_loading,
+    resolve_dtype,
+    start_process_group,
+)
 from pipeline.training.model import load_model
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=".cache/smollm2-135m", help="folder or hub name (default: %(default)s)"
+    )
     parser.add_argument("--candidates", type=int, default=16, help="C, over all ranks")
     parser.add_argument("--targets", type=int, default=4, help="M, over all ranks")
     parser.add_argument("--tokens", type=int, default=256, help="T of every sample")
     parser.add_argument("--lora-rank", type=int, default=16)
-    parser.add_argument("--backend", default="exact", choices=["exact", "projected", "factored"], help="of the Gram matrix")
     parser.add_argument(
-        "--projection-size", type=int, default=SelectionConfig.projection_size, help="k of projected and factored"
+        "--backend", default="exact", choices=["exact", "projected", "factored"], help="of the Gram matrix"
+    )
+    parser.add_argument(
+        "--projection-size",
+        type=int,
+        default=SelectionConfig.projection_size,
+        help="k of projected and factored",
     )
     parser.add_argument("--last-blocks", type=int, default=0, help="score only these many; 0 for all")
     parser.add_argument("--stage", type=int, default=2, help="ZeRO stage")
@@ -57,7 +74,11 @@ def main() -> None:
         type=Path,
         help="result file (default: benchmarks/results/step_cost_<device>_<backend>.json; none with --quick)",
     )
-    parser.add_argument("--quick", action="store_true", help="C = 2, M = 1, T = 64, 1 round: a check of the order of magnitude")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="C = 2, M = 1, T = 64, 1 round: a check of the order of magnitude",
+    )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -78,20 +99,35 @@ def main() -> None:
         if not arguments.quick:
             ranks = f"_{world_size}_ranks" if world_size > 1 else ""
             depth = f"_last_{arguments.last_blocks}" if arguments.last_blocks else ""
-            path = arguments.output or RESULTS / f"step_cost_{device.type}_{arguments.backend}{depth}{ranks}.json"
+            path = (
+                arguments.output
+                or RESULTS / f"step_cost_{device.type}_{arguments.backend}{depth}{ranks}.json"
+            )
             path.write_text(json.dumps(result, indent=1) + "\n")
             print(f"written to {path}")
-        brief = {case: {k: result[case][k] for k in ("time_ratio", "memory_ratio")} for case in arguments.cases}
-        print(json.dumps({**brief, "attention": result["attention"], "backend": arguments.backend}), flush=True)
+        brief = {
+            case: {k: result[case][k] for k in ("time_ratio", "memory_ratio")} for case in arguments.cases
+        }
+        print(
+            json.dumps({**brief, "attention": result["attention"], "backend": arguments.backend}), flush=True
+        )
     sys.stdout.flush()
     os._exit(0)  # leaving through the interpreter with gloo threads alive aborts now and then
 
 
 def in_process(arguments: list) -> dict:
-    """The result file of one measurement with these arguments, in a process of its own: memory starts afresh."""
+    """The result file of one measurement with these arguments, in a process of its own: memory starts
+    afresh."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "step_cost.json"
-        command = [sys.executable, "-m", "benchmarks.step_cost", *map(str, arguments), "--output", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.step_cost",
+            *map(str, arguments),
+            "--output",
+            str(output),
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr)
         return json.loads(output.read_text())
 
@@ -107,9 +143,13 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     share = arguments.candidates // world_size
     own = samples[rank * share : (rank + 1) * share]
     settings = SelectionConfig(
-        candidates_per_step=arguments.candidates, keep_per_step=max(1, arguments.candidates // 4), warmup_steps=0,
-        backend=arguments.backend, projection_size=arguments.projection_size, last_blocks=arguments.last_blocks,
-    )  # fmt: skip
+        candidates_per_step=arguments.candidates,
+        keep_per_step=max(1, arguments.candidates // 4),
+        warmup_steps=0,
+        backend=arguments.backend,
+        projection_size=arguments.projection_size,
+        last_blocks=arguments.last_blocks,
+    )
     hook = SelectionHook.attach(engine, targets, settings, pad_token_id=0)
     input_ids_CT, labels_CT = collate(own, 0, device=device)
 
@@ -119,10 +159,12 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     def scoring() -> None:
         hook.select(own)
 
-    for _ in range(2 if case == "lora" else 1):  # until all have a second moment: lora_A has no gradient in the first update
+    # until all have a second moment: lora_A has no gradient in the first update
+    for _ in range(2 if case == "lora" else 1):
         plain()
         engine.step()
-    peak = {"plain": peak_bytes(plain, device), "scoring": peak_bytes(scoring, device)}  # and a warm-up for the clock
+    # and a warm-up for the clock
+    peak = {"plain": peak_bytes(plain, device), "scoring": peak_bytes(scoring, device)}
     if device.type == "cuda":  # the hook starts the peak anew at every stage
         peak["scoring"] = max(peak["scoring"], *hook.scores.peak_bytes.values())
     seconds: dict[str, list[float]] = {"plain": [], "scoring": [], "target": []}
@@ -144,9 +186,13 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
         "memory_ratio": round(peak["scoring"] / peak["plain"], 3),
         "peak_gib": {name: round(value / 2**30, 3) for name, value in peak.items()},
         "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
-        "stages": {name: round(statistics.median(stage.get(name, 0.0) for stage in stages), 4) for name in stages[0]},
-        "scored_parameters": sum(out_features * in_features for out_features, in_features in hook.owners.shapes.values()),
-    }  # fmt: skip
+        "stages": {
+            name: round(statistics.median(stage.get(name, 0.0) for stage in stages), 4) for name in stages[0]
+        },
+        "scored_parameters": sum(
+            out_features * in_features for out_features, in_features in hook.owners.shapes.values()
+        ),
+    }
     engine.destroy()
     return found, attention
 
@@ -187,7 +233,9 @@ def peak_bytes(action, device: torch.device) -> int:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free now would count as used
     Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
     action()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(peak.split()[1]) * 1024
 
 

@@ -1,11 +1,13 @@
-"""Memory and time of having a pool tokenised: as lists in memory, written to the token cache, and found there.
+"""Memory and time of having a pool tokenised: as lists in memory, written to the token cache, and found
+there.
 
     python -m benchmarks.token_cache --tokenizer FOLDER
 
-The pool is made up: prompts and completions of common words, about ``--tokens`` tokens each.  Each of the three is a process of its own,
-which reads the pool, knows its digest, and then takes the candidates of a hundred steps.  Seconds are wall and CPU time of that;
-memory is what the process has above its libraries and tokenizer, at the highest (looked at every 20 ms): resident, and resident without
-pages of files that are mapped, which the kernel drops when it needs the room.
+The pool is made up: prompts and completions of common words, about ``--tokens`` tokens each.  Each of the
+three is a process of its own, which reads the pool, knows its digest, and then takes the candidates of a
+hundred steps.  Seconds are wall and CPU time of that; memory is what the process has above its libraries and
+tokenizer, at the highest (looked at every 20 ms): resident, and resident without pages of files that are
+mapped, which the kernel drops when it needs the room.
 """
 
 import argparse
@@ -34,13 +36,49 @@ from pipeline.data.token_file import TokenFile
 RESULTS = Path(__file__).parent / "results"
 CASES, STEPS, CANDIDATES = ("lists", "first start", "next start"), 100, 32
 WORDS = [
-    "the", "of", "and", "to", "in", "is", "was", "for", "that", "on", "with", "as", "by", "at", "from", "it", "an", "be", "this", "which",
-    "or", "are", "not", "have", "has", "had", "they", "you", "we", "all", "water", "house", "number", "people", "school", "country",
-]  # fmt: skip
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "was",
+    "for",
+    "that",
+    "on",
+    "with",
+    "as",
+    "by",
+    "at",
+    "from",
+    "it",
+    "an",
+    "be",
+    "this",
+    "which",
+    "or",
+    "are",
+    "not",
+    "have",
+    "has",
+    "had",
+    "they",
+    "you",
+    "we",
+    "all",
+    "water",
+    "house",
+    "number",
+    "people",
+    "school",
+    "country",
+]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokenizer", required=True, help="folder or hub name")
     parser.add_argument("--samples", type=int, nargs="+", default=[10_000, 50_000])
     parser.add_argument("--tokens", type=int, default=200)
@@ -61,7 +99,12 @@ def main() -> None:
             assert len(digests) == 1, digests
             print(num_samples, json.dumps(found[str(num_samples)]), file=sys.stderr, flush=True)
     settings = {"tokens": options.tokens, "seed": options.seed, "steps": STEPS, "candidates": CANDIDATES}
-    result = {"settings": settings, "tokenizer": Path(options.tokenizer).name, "samples": found, "machine": describe()}
+    result = {
+        "settings": settings,
+        "tokenizer": Path(options.tokenizer).name,
+        "samples": found,
+        "machine": describe(),
+    }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -71,11 +114,23 @@ def write_pool(folder: Path, num_samples: int, num_tokens: int, seed: int) -> No
     with open(folder / "pool.jsonl", "w", encoding="utf-8") as file:
         for _ in range(num_samples):
             half = rng.randint(num_tokens // 4, 3 * num_tokens // 4)
-            file.write(json.dumps({"prompt": text(half), "completion": " " + text(num_tokens - half - 1)}) + "\n")
+            file.write(
+                json.dumps({"prompt": text(half), "completion": " " + text(num_tokens - half - 1)}) + "\n"
+            )
 
 
 def in_a_process(case: str, folder: str, tokenizer: str) -> dict:
-    command = [sys.executable, "-m", "benchmarks.token_cache", "--tokenizer", tokenizer, "--case", case, "--folder", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.token_cache",
+        "--tokenizer",
+        tokenizer,
+        "--case",
+        case,
+        "--folder",
+        folder,
+    ]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -98,13 +153,19 @@ def measured(case: str, folder: Path, tokenizer_name: str) -> dict:
         seconds = {"wall": round(time.perf_counter() - wall, 2), "cpu": round(time.process_time() - cpu, 2)}
         stream = CandidateStream(samples, CANDIDATES, seed=0)
         begin = time.process_time()
-        num_tokens = sum(len(sample.input_ids) for step in range(STEPS) for sample in stream.shard(step, 0, 1))
+        num_tokens = sum(
+            len(sample.input_ids) for step in range(STEPS) for sample in stream.shard(step, 0, 1)
+        )
         per_step = (time.process_time() - begin) / STEPS
     return {
-        "seconds": seconds, "step_milliseconds": round(1000 * per_step, 3), "peak_mib": memory.peak("rss"),
-        "peak_private_mib": memory.peak("private"), "digest": content, "tokens_per_candidate": num_tokens / STEPS / CANDIDATES,
+        "seconds": seconds,
+        "step_milliseconds": round(1000 * per_step, 3),
+        "peak_mib": memory.peak("rss"),
+        "peak_private_mib": memory.peak("private"),
+        "digest": content,
+        "tokens_per_candidate": num_tokens / STEPS / CANDIDATES,
         "file_mib": round(sum(path.stat().st_size for path in (folder / "cache").glob("*.arrow")) / 2**20, 1),
-    }  # fmt: skip
+    }
 
 
 def warm_up(folder: Path, tokenizer) -> None:

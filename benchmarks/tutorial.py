@@ -2,9 +2,10 @@
 
     python -m benchmarks.tutorial
 
-A ``bash`` block of the page is a command, a ``text`` block behind it has some of the lines that it prints. The commands run one after
-the other in an empty folder; a line of a ``text`` block is replaced by the printed one that differs from it in numbers alone. The
-grid's result file goes to benchmarks/results/tutorial/, from which ``benchmarks.pages`` makes the page's table.
+A ``bash`` block of the page is a command, a ``text`` block behind it has some of the lines that it prints.
+The commands run one after the other in an empty folder; a line of a ``text`` block is replaced by the printed
+one that differs from it in numbers alone. The grid's result file goes to benchmarks/results/tutorial/, from
+which ``benchmarks.pages`` makes the page's table.
 """
 
 import os
@@ -51,7 +52,9 @@ def renewed(page: str, run: Callable[[str], str]) -> str:
         for line in body.splitlines():
             found = next((own for own in rest if form(own) == form(line)), None)
             if found is None:
-                raise ValueError(f"no such line was printed, or not in this order: {line!r}; printed was:\n{printed}")
+                raise ValueError(
+                    f"no such line was printed, or not in this order: {line!r}; printed was:\n{printed}"
+                )
             lines.append(found.rstrip() + "\n")
         return f"```text\n{''.join(lines)}```"
 
@@ -65,7 +68,12 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> int:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as name:
@@ -89,7 +97,10 @@ def main() -> int:
 
         PAGE.write_text(renewed(PAGE.read_text(), run))
         shutil.copyfile(folder / "runs/compare/comparison.json", RESULT)
-    print(f"written: {PAGE.relative_to(ROOT)}, {RESULT.relative_to(ROOT)}; python -m benchmarks.pages renews the table")
+    print(
+        f"written: {PAGE.relative_to(ROOT)}, {RESULT.relative_to(ROOT)}; python -m benchmarks.pages renews "
+        "the table"
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Run tests in the present environment and write down which versions of other packages they ran with, and how they ended.
+"""Run tests in the present environment and write down which versions of other packages they ran with, and how
+they ended.
 
 bash launch/test_versions.sh oldest    # or newest; makes the environment and starts this
 python -m benchmarks.versions NAME [pytest arguments]
@@ -20,13 +21,21 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = Path(__file__).parent / "results" / "versions_cpu.json"
 TRAINER = "tests/integrations/test_trainer.py"
 TESTS = (
-    TRAINER, f"--deselect={TRAINER}::test_the_trainer_example_runs_under_both_launchers",
-    f"--deselect={TRAINER}::test_the_sft_trainer_example_runs", "tests/test_library.py", "tests/kept", "tests/scoring/test_factors.py",
-    "tests/scoring/test_packing.py", "tests/training/test_packing_runs.py", "tests/training/test_engine.py",
-    "tests/training/test_attention.py", "tests/data/test_chat.py", "tests/data/test_sources.py",
-)  # fmt: skip
-"""Trainers and a loop of one's own, factors, packed Gram matrices against the dense reference on two ranks, engines, data: what touches
-torch, DeepSpeed, transformers, peft, trl and datasets most, in minutes."""
+    TRAINER,
+    f"--deselect={TRAINER}::test_the_trainer_example_runs_under_both_launchers",
+    f"--deselect={TRAINER}::test_the_sft_trainer_example_runs",
+    "tests/test_library.py",
+    "tests/kept",
+    "tests/scoring/test_factors.py",
+    "tests/scoring/test_packing.py",
+    "tests/training/test_packing_runs.py",
+    "tests/training/test_engine.py",
+    "tests/training/test_attention.py",
+    "tests/data/test_chat.py",
+    "tests/data/test_sources.py",
+)
+"""Trainers and a loop of one's own, factors, packed Gram matrices against the dense reference on two ranks,
+engines, data: what touches torch, DeepSpeed, transformers, peft, trl and datasets most, in minutes."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,10 +49,17 @@ def main(arguments: list[str]) -> int:
         outcome = read(report)
     found = json.loads(OUTPUT.read_text()) if OUTPUT.is_file() else {}
     found[name] = {
-        **outcome, "tests": chosen, "seconds": round(time.perf_counter() - begin), **describe(), "versions": installed(required()),
-    }  # fmt: skip
+        **outcome,
+        "tests": chosen,
+        "seconds": round(time.perf_counter() - begin),
+        **describe(),
+        "versions": installed(required()),
+    }
     OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{name}: {outcome['passed']} passed, {len(outcome['failed'])} failed, {outcome['skipped']} skipped; in {OUTPUT}")
+    print(
+        f"{name}: {outcome['passed']} passed, {len(outcome['failed'])} failed, {outcome['skipped']} skipped; "
+        f"in {OUTPUT}"
+    )
     return code
 
 

@@ -1,4 +1,5 @@
-"""Selection in a DeepSpeed loop of one's own: a tiny model learns which of two kinds of text it is asked for, on CPU, in seconds.
+"""Selection in a DeepSpeed loop of one's own: a tiny model learns which of two kinds of text it is asked for,
+on CPU, in seconds.
 
 PYTHONPATH=. python examples/own_loop.py
 PYTHONPATH=. deepspeed --num_gpus 2 examples/own_loop.py
@@ -29,19 +30,26 @@ def sample(is_wanted: bool) -> Sample:
 
 torch.manual_seed(0)
 model = LlamaForCausalLM(
-    LlamaConfig(vocab_size=21, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    LlamaConfig(
+        vocab_size=21, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
 )
 engine, *_ = deepspeed.initialize(
     model=model,
     optimizer=torch.optim.AdamW(model.parameters(), lr=3e-3),
-    config={"train_micro_batch_size_per_gpu": 4 // world_size, "zero_optimization": {"stage": 2}, "steps_per_print": 10**9},
+    config={
+        "train_micro_batch_size_per_gpu": 4 // world_size,
+        "zero_optimization": {"stage": 2},
+        "steps_per_print": 10**9,
+    },
 )
 targets = TargetSet([sample(is_wanted=True) for _ in range(8)], target_per_step=8, seed=0)
 settings = SelectionConfig(candidates_per_step=16, keep_per_step=4)
 hook = SelectionHook.attach(engine, targets, settings, pad_token_id=20)
 
 for step in range(20):
-    pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(settings.candidates_per_step)]  # the same on every rank
+    # the same on every rank
+    pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(settings.candidates_per_step)]
     candidates = pool[rank::world_size]  # this rank's share
     selection = hook.select(candidates)
     for batch in hook.micro_batches(candidates, selection):
@@ -51,4 +59,7 @@ for step in range(20):
     if rank == 0:
         in_rank_order = [candidate for r in range(world_size) for candidate in pool[r::world_size]]
         wanted = sum(in_rank_order[i].source == "wanted" for i in selection.indices)
-        print(f"step {step}: kept {len(selection.indices)} of {len(pool)}, {wanted} of them wanted; cosine {selection.cosine}")
+        print(
+            f"step {step}: kept {len(selection.indices)} of {len(pool)}, {wanted} of them wanted; cosine "
+            f"{selection.cosine}"
+        )

@@ -33,22 +33,40 @@ def row(is_wanted: bool) -> dict:
     """A number counted up (wanted) or down, modulo 20."""
     first, step = draw.randrange(20), 1 if is_wanted else -1
     numbers = [str((first + step * i) % 20) for i in range(draw.randrange(4, 9))]
-    return {"prompt": f"up {numbers[0]} " if is_wanted else f"down {numbers[0]} ", "completion": " ".join(numbers[1:])}
+    return {
+        "prompt": f"up {numbers[0]} " if is_wanted else f"down {numbers[0]} ",
+        "completion": " ".join(numbers[1:]),
+    }
 
 
-pool, examples = Dataset.from_list([row(i % 2 == 0) for i in range(320)]), Dataset.from_list([row(True) for _ in range(8)])
+pool, examples = (
+    Dataset.from_list([row(i % 2 == 0) for i in range(320)]),
+    Dataset.from_list([row(True) for _ in range(8)]),
+)
 torch.manual_seed(0)
 model = LlamaForCausalLM(
     LlamaConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
-        bos_token_id=None, eos_token_id=1,
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
     )
-)  # fmt: skip
+)
 arguments = SFTConfig(
-    output_dir=os.environ.get("OUTPUT", "runs/sft"), per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
-    num_train_epochs=1, learning_rate=3e-3, logging_steps=5, save_strategy="no", report_to=[], use_cpu=not torch.cuda.is_available(),
+    output_dir=os.environ.get("OUTPUT", "runs/sft"),
+    per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
+    num_train_epochs=1,
+    learning_rate=3e-3,
+    logging_steps=5,
+    save_strategy="no",
+    report_to=[],
+    use_cpu=not torch.cuda.is_available(),
     bf16=False,
-)  # fmt: skip
+)
 trainer = SelectionSFTTrainer(
     model,
     arguments,
@@ -61,4 +79,7 @@ trainer.train()
 if trainer.is_world_process_zero():
     chosen = trainer.chosen
     assert chosen is not None and chosen.cosine is not None
-    print(f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine {chosen.cosine:.3f}")
+    print(
+        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine "
+        f"{chosen.cosine:.3f}"
+    )

@@ -1,4 +1,5 @@
-"""Selection in Hugging Face's Trainer: the five marked lines make a SelectionTrainer of it. A tiny model, on CPU, in seconds.
+"""Selection in Hugging Face's Trainer: the five marked lines make a SelectionTrainer of it. A tiny model, on
+CPU, in seconds.
 
 PYTHONPATH=. python examples/trainer.py
 PYTHONPATH=. accelerate launch --cpu --num_processes 2 examples/trainer.py
@@ -27,17 +28,29 @@ def row(is_wanted: bool) -> dict:
 pool, examples = [row(i % 2 == 0) for i in range(320)], [row(True) for _ in range(8)]
 torch.manual_seed(0)
 model = LlamaForCausalLM(
-    LlamaConfig(vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    LlamaConfig(
+        vocab_size=20, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
 )
 stage = os.environ.get("ZERO_STAGE")
 arguments = TrainingArguments(
-    output_dir=os.environ.get("OUTPUT", "runs/trainer"), per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
-    num_train_epochs=1, learning_rate=3e-3, logging_steps=5, save_strategy="no", report_to=[], use_cpu=not torch.cuda.is_available(),
-    deepspeed=None if stage is None else {
-        "zero_optimization": {"stage": int(stage)}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+    output_dir=os.environ.get("OUTPUT", "runs/trainer"),
+    per_device_train_batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")),
+    num_train_epochs=1,
+    learning_rate=3e-3,
+    logging_steps=5,
+    save_strategy="no",
+    report_to=[],
+    use_cpu=not torch.cuda.is_available(),
+    deepspeed=None
+    if stage is None
+    else {
+        "zero_optimization": {"stage": int(stage)},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     },
-)  # fmt: skip
+)
 trainer = SelectionTrainer(  # <-
     model,
     arguments,
@@ -49,4 +62,7 @@ trainer.train()
 if trainer.is_world_process_zero():
     chosen = trainer.chosen
     assert chosen is not None and chosen.cosine is not None
-    print(f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine {chosen.cosine:.3f}")
+    print(
+        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine "
+        f"{chosen.cosine:.3f}"
+    )

@@ -1,8 +1,10 @@
 """Compare selection methods: every variant with every seed on every target, and what they say together.
 
-python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value ...] [--section.key value ...]
+python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value ...] [--section.key value
+...]
 
-    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs -> tables, result file, page
+    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs -> tables,
+    result file, page
 """
 
 import json
@@ -17,7 +19,8 @@ from pipeline.comparison.running import run_cells
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """0; 1 if a cell has failed; 2 for settings or records that do not fit together, which a sentence explains."""
+    """0; 1 if a cell has failed; 2 for settings or records that do not fit together, which a sentence
+    explains."""
     grid, cells, notes = parse(__doc__.split("\n\n")[0], sys.argv[1:] if arguments is None else arguments)
     try:
         failures = run_cells(cells, grid.parallel, grid.ranks, grid.overwrite)
@@ -33,7 +36,12 @@ def main(arguments: Optional[list[str]] = None) -> int:
         print(f"Results: {page} and {page.with_suffix('.json')}")
     for failure in failures:
         print(f"failed: {failure.cell}: {failure.log}", file=sys.stderr)
-    print(json.dumps(outcome.headline(list(dict.fromkeys(cell.variant for cell in cells)), found), allow_nan=False), flush=True)
+    print(
+        json.dumps(
+            outcome.headline(list(dict.fromkeys(cell.variant for cell in cells)), found), allow_nan=False
+        ),
+        flush=True,
+    )
     return 1 if failures else 0
 
 

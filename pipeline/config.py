@@ -1,4 +1,5 @@
-"""Every setting of a run, with its unit and the reason for its default; parsing and checks that need no model.
+"""Every setting of a run, with its unit and the reason for its default; parsing and checks that need no
+model.
 
 ``python -m pipeline.train --help`` is generated from this file.  Sources, strongest first:
 ``--section.key value``, ``--config recipe.yaml``, the defaults below.  Unknown keys are errors.
@@ -11,16 +12,25 @@ from pathlib import Path
 from typing import Literal, Optional, Union
 
 import yaml
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace, set_loader, set_parsing_settings
+from jsonargparse import (
+    SUPPRESS,
+    ActionConfigFile,
+    ArgumentParser,
+    Namespace,
+    set_loader,
+    set_parsing_settings,
+)
 
 from pipeline.selection import registry
 from pipeline.selection.contract import Geometry
-from pipeline.shipped import PRESETS, RECIPES, TEMPLATES
+from pipeline.settings import PRESETS, RECIPES, TEMPLATES
 from pipeline.yaml_text import load_yaml
 
 # Settings are values: none may name a class, which jsonargparse would import and make.
 set_parsing_settings(
-    docstring_parse_attribute_docstrings=True, import_path_denylist=["*"], instantiate_subclass_spec_in_any=False
+    docstring_parse_attribute_docstrings=True,
+    import_path_denylist=["*"],
+    instantiate_subclass_spec_in_any=False,
 )
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
@@ -28,9 +38,17 @@ Backend = Literal["exact", "projected", "factored"]
 LARGEST = 2**31 - 1  # of whole numbers
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHANGE_NO_RESULT = (
-    "resume", "run.folder", "run.overwrite", "run.timeout_seconds", "run.save_model", "data.cache_folder",
-    "training.save_every", "training.keep_last", "training.keep_every", "training.verify_every",
-)  # fmt: skip
+    "resume",
+    "run.folder",
+    "run.overwrite",
+    "run.timeout_seconds",
+    "run.save_model",
+    "data.cache_folder",
+    "training.save_every",
+    "training.keep_last",
+    "training.keep_every",
+    "training.verify_every",
+)
 """Settings that say where and how safely a run runs, and nothing about what comes out."""
 
 
@@ -47,12 +65,15 @@ class ModelConfig:
     """Run Python code that comes with a hub model."""
     chat_template: Optional[str] = None
     """File with a Jinja chat template that replaces the tokenizer's, or tulu; base models have none."""
-    attention: Literal["auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's flash SDPA."""
+    attention: Literal[
+        "auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"
+    ] = "auto"
+    """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's
+    flash SDPA."""
     packing: Union[Literal["auto"], bool] = "auto"
-    """Samples of a micro-batch stand one behind the other in one row instead of being padded to the longest. auto does so where a
-    flash-attn package runs; other kernels take a mask over the whole row, which costs more than padding does where samples are alike
-    in length."""
+    """Samples of a micro-batch stand one behind the other in one row instead of being padded to the longest.
+    auto does so where a flash-attn package runs; other kernels take a mask over the whole row, which costs
+    more than padding does where samples are alike in length."""
     gradient_checkpointing: bool = False
     """Recompute activations in the training backward (non-reentrant), to save memory."""
     lora_rank: int = 16
@@ -68,17 +89,21 @@ class DataConfig:
     """What it is trained on and towards."""
 
     pool: list[str] = field(default_factory=list)
-    """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets ('name:configuration:split', 'stream:name':
-    docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are what pipeline.data.demo writes."""
+    """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets
+    ('name:configuration:split', 'stream:name': docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are
+    what pipeline.data.demo writes."""
     pool_weights: Optional[list[float]] = None
-    """Relative shares of the candidates, one positive number for each name in pool; without, each has the share of its size. The order
-    stays a function of run.seed and the step, and no sample of a name comes twice before all of its samples came once."""
+    """Relative shares of the candidates, one positive number for each name in pool; without, each has the
+    share of its size. The order stays a function of run.seed and the step, and no sample of a name comes
+    twice before all of its samples came once."""
     target: list[str] = field(default_factory=list)
     """A few examples of what the model should become good at, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
-    """Held-out samples whose loss is measured before, during and after training; never trained or selected on."""
+    """Held-out samples whose loss is measured before, during and after training; never trained or selected
+    on."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; for pool, target and test."""
+    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; for
+    pool, target and test."""
     max_tokens: int = 512
     """Longest sample, in tokens."""
     on_long: Literal["truncate", "drop"] = "truncate"
@@ -88,11 +113,13 @@ class DataConfig:
     loss_on: Literal["assistant", "all"] = "assistant"
     """Supervised tokens: the assistant's (the completion's), or every token."""
     rotate_targets: bool = True
-    """false aims at the same selection.target_per_step target samples at every step, instead of going through all of them in turn."""
+    """false aims at the same selection.target_per_step target samples at every step, instead of going through
+    all of them in turn."""
     cache_folder: str = "auto"
-    """Where tokenised samples are kept, so that the next start with the same files, tokenizer and settings reads them instead of
-    tokenising: auto is filter_then_weight in Hugging Face's cache (HF_HOME, or ~/.cache/huggingface). Each node writes its own, or all
-    share one. '' keeps nothing: every start tokenises, to a temporary file (in TMPDIR)."""
+    """Where tokenised samples are kept, so that the next start with the same files, tokenizer and settings
+    reads them instead of tokenising: auto is filter_then_weight in Hugging Face's cache (HF_HOME, or
+    ~/.cache/huggingface). Each node writes its own, or all share one. '' keeps nothing: every start
+    tokenises, to a temporary file (in TMPDIR)."""
 
 
 @dataclass
@@ -100,56 +127,66 @@ class SelectionConfig:
     """Which candidates are kept at each step, and how they are weighted."""
 
     method: Literal[tuple(registry.METHODS)] = "filter_then_weight"  # type: ignore[valid-type]  # names known at import alone
-    """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all candidates, random keeps a
-    seeded uniform draw; max_loss and rho_loss take a forward of the candidates, grad_norm a backward too, the others the Gram."""
+    """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all
+    candidates, random keeps a seeded uniform draw; max_loss and rho_loss take a forward of the candidates,
+    grad_norm a backward too, the others the Gram."""
     candidates_per_step: int = 32
     """Candidates looked at in one step, over all ranks (C)."""
     keep_per_step: int = 8
     """Samples trained on in one step, over all ranks (K), typically 5-25 % of the candidates."""
     target_per_step: int = 8
-    """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated through."""
+    """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated
+    through."""
     geometry: Literal["auto", Geometry] = "auto"
-    """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of the target. auto is the
-    method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus: update_to_gradient; another is refused), else update."""
+    """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of
+    the target. auto is the method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus:
+    update_to_gradient; another is refused), else update."""
     momentum: Literal["cancel", "compensate"] = "cancel"
-    """compensate: momentum and selection together make the target's plain step. For methods without a geometry of their own."""
+    """compensate: momentum and selection together make the target's plain step. For methods without a
+    geometry of their own."""
     ridge: float = 1.0
-    """Shrinkage of the weights toward uniform (grad_match: toward none), in units of the mean squared row norm; 0 is plain NNLS, .inf
-    uniform weights."""
+    """Shrinkage of the weights toward uniform (grad_match: toward none), in units of the mean squared row
+    norm; 0 is plain NNLS, .inf uniform weights."""
     temperature: float = 0.9
-    """Of the draws of opus, in units of the loss; lower is greedier. Its utilities grow with the learning rate."""
+    """Of the draws of opus, in units of the loss; lower is greedier. Its utilities grow with the learning
+    rate."""
     reference_model: Optional[str] = None
-    """Of rho_loss: a folder (of a model or of an adapter) or hub name, trained on held-out data, with the tokenizer of model.name.
-    Every rank holds all of it, whatever the ZeRO stage."""
+    """Of rho_loss: a folder (of a model or of an adapter) or hub name, trained on held-out data, with the
+    tokenizer of model.name. Every rank holds all of it, whatever the ZeRO stage."""
     warmup_steps: int = 4
-    """First steps in which methods that measure with Adam's moments match the plain gradient instead: moments of so few updates are no
-    metric. At least 2 with LoRA: lora_A has no gradient in the very first update."""
+    """First steps in which methods that measure with Adam's moments match the plain gradient instead: moments
+    of so few updates are no metric. At least 2 with LoRA: lora_A has no gradient in the very first update."""
     score_every: int = 1
     """One scoring pass selects for this many steps: keep_per_step x score_every samples, dealt over them."""
     scoring_micro_batch_size: int = 0
-    """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer by layer. Smaller
-    passes need less memory for activations (and less padding, being sorted by length), but what they find waits for the last one:
-    of each waiting sample and layer the gradient or the factors, whichever is smaller. Little with LoRA, much in full fine-tuning."""
+    """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer
+    by layer. Smaller passes need less memory for activations (and less padding, being sorted by length), but
+    what they find waits for the last one: of each waiting sample and layer the gradient or the factors,
+    whichever is smaller. Little with LoRA, much in full fine-tuning."""
     backend: Backend = "exact"
-    """How the Gram matrix is formed. exact: every per-sample gradient, under Adam's metric. projected: random features of them, under
-    Adam's metric. factored: random features without any per-sample gradient, under a rank-1 approximation of the metric."""
+    """How the Gram matrix is formed. exact: every per-sample gradient, under Adam's metric. projected: random
+    features of them, under Adam's metric. factored: random features without any per-sample gradient, under a
+    rank-1 approximation of the metric."""
     projection_size: int = 32
-    """Rows and columns that projected and factored leave of a layer's gradient; larger is closer to exact and costs more."""
+    """Rows and columns that projected and factored leave of a layer's gradient; larger is closer to exact and
+    costs more."""
     contraction: Literal["auto", "materialise", "row_chunks", "token_token"] = "auto"
-    """How exact forms inner products of gradients, layer by layer: from whole gradients, from a few of their rows at a time, or from
-    inner products of tokens (identity geometry only). auto counts operations and keeps to exchange_mib."""
+    """How exact forms inner products of gradients, layer by layer: from whole gradients, from a few of their
+    rows at a time, or from inner products of tokens (identity geometry only). auto counts operations and
+    keeps to exchange_mib."""
     last_blocks: int = 0
     """Score only this many of the model's last blocks: the scoring backward stops there. 0 scores all."""
     logits_mib: int = 1024
-    """Largest float32 logits of a scoring pass, in MiB (on CPU at most 30): they are formed in chunks, and of supervised tokens alone.
-    0 forms all of them at once."""
+    """Largest float32 logits of a scoring pass, in MiB (on CPU at most 30): they are formed in chunks, and of
+    supervised tokens alone. 0 forms all of them at once."""
     exchange_mib: int = 64
     """Largest buffer that a rank sends or receives in one exchange of per-sample gradients, in MiB."""
 
 
 @dataclass
 class TrainingConfig:
-    """The weighted step and its optimizer; batch sizes are written here once and derived in the DeepSpeed configuration."""
+    """The weighted step and its optimizer; batch sizes are written here once and derived in the DeepSpeed
+    configuration."""
 
     steps: int = 100
     """Optimizer steps."""
@@ -170,26 +207,29 @@ class TrainingConfig:
     gradient_clipping: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
     adam: Literal["torch", "deepspeed"] = "torch"
-    """torch.optim.AdamW needs no build; deepspeed takes FusedAdam, or DeepSpeedCPUAdam with optimizer offload, which a C++ compiler
-    builds at first use."""
+    """torch.optim.AdamW needs no build; deepspeed takes FusedAdam, or DeepSpeedCPUAdam with optimizer
+    offload, which a C++ compiler builds at first use."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto is bf16 on GPUs and fp32 on CPU: the switch that lets the files in ds_configs/ run on both. fp16, for cards without bf16,
-    comes with DeepSpeed's dynamic loss scale: a step whose gradient overflows is skipped and recorded."""
+    """auto is bf16 on GPUs and fp32 on CPU: the switch that lets the files in ds_configs/ run on both. fp16,
+    for cards without bf16, comes with DeepSpeed's dynamic loss scale: a step whose gradient overflows is
+    skipped and recorded."""
     evaluate_every: int = 0
     """Steps between measurements of the held-out loss; 0 measures only before and after."""
     evaluation_micro_batch_size: int = 16
     """Samples per rank in one forward of an evaluation."""
     evaluation_answers: int = 0
-    """Held-out prompts, the first of data.test, that the final model answers greedily; their exact-match accuracy is recorded.
-    An answer may become as long as the longest reference among them. 0 asks none."""
+    """Held-out prompts, the first of data.test, that the final model answers greedily; their exact-match
+    accuracy is recorded. An answer may become as long as the longest reference among them. 0 asks none."""
     save_every: int = 500
     """Steps between checkpoints; 0 writes one only when the run is asked to stop (SIGTERM, SIGUSR1)."""
     keep_last: int = 2
-    """Newest checkpoints that are kept; 0 keeps all. Two, so that there is another if the newest turns out to be damaged."""
+    """Newest checkpoints that are kept; 0 keeps all. Two, so that there is another if the newest turns out to
+    be damaged."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
     verify_every: int = 100
-    """Steps between comparisons of all parameters over ranks, bit by bit (ZeRO 0 to 2, where each rank has a copy); 0 compares never."""
+    """Steps between comparisons of all parameters over ranks, bit by bit (ZeRO 0 to 2, where each rank has a
+    copy); 0 compares never."""
 
 
 @dataclass
@@ -197,15 +237,16 @@ class RunConfig:
     """Where results go and what holds for the whole run."""
 
     folder: str = "runs/latest"
-    """Results: resolved configuration, step records, kept samples, evaluations, checkpoints, final model. Must be empty or new,
-    unless resume continues what is there. Several nodes need it on a file system that they share."""
+    """Results: resolved configuration, step records, kept samples, evaluations, checkpoints, final model.
+    Must be empty or new, unless resume continues what is there. Several nodes need it on a file system that
+    they share."""
     overwrite: bool = False
     """Empty the folder first if it holds an earlier run."""
     seed: int = 0
     """Seeds candidate order, target rotation, random selection and new weights."""
     timeout_seconds: int = 600
-    """A rank that waits longer than this for another ends the run on all ranks. While samples are tokenised, which may take hours, it
-    counts from the last sign that the work goes on."""
+    """A rank that waits longer than this for another ends the run on all ranks. While samples are tokenised,
+    which may take hours, it counts from the last sign that the work goes on."""
     save_model: bool = True
     """Write the final adapter or model as safetensors."""
 
@@ -215,10 +256,12 @@ class Config:
     """Settings of one run."""
 
     deepspeed: str = "zero2"
-    """DeepSpeed configuration: partitioning, offload, monitors. A file, or the name of one that comes with the program (ds_configs/)."""
+    """DeepSpeed configuration: partitioning, offload, monitors. A file, or the name of one that comes with
+    the program (ds_configs/)."""
     resume: Optional[str] = None
-    """auto continues the run in run.folder from its newest good checkpoint, and starts it where it has none: the same command starts
-    and restarts a job. A path continues that checkpoint, or the run in that folder, in run.folder."""
+    """auto continues the run in run.folder from its newest good checkpoint, and starts it where it has none:
+    the same command starts and restarts a job. A path continues that checkpoint, or the run in that folder,
+    in run.folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
@@ -235,25 +278,32 @@ class RecipeFile(ActionConfigFile):
 
 def build_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(
-        description=description, allow_abbrev=False, usage="%(prog)s --config recipe.yaml [--section.key value ...]"
+        description=description,
+        allow_abbrev=False,
+        usage="%(prog)s --config recipe.yaml [--section.key value ...]",
     )
-    parser.add_argument("--config", action=RecipeFile, help="YAML file with the settings below, or a recipe: lora")
+    parser.add_argument(
+        "--config", action=RecipeFile, help="YAML file with the settings below, or a recipe: lora"
+    )
     parser.add_class_arguments(Config, as_group=False)
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)  # the deepspeed launcher adds it
     return parser
 
 
 def parse(description: str, arguments: Optional[list[str]] = None) -> Config:
-    """Parse the command line. Exits with code 2 and one sentence on an unknown key, a wrong type or a contradiction."""
+    """Parse the command line. Exits with code 2 and one sentence on an unknown key, a wrong type or a
+    contradiction."""
     return parse_with(build_parser(description), arguments)[0]
 
 
 def parse_with(
     parser: ArgumentParser, arguments: Optional[list[str]] = None, needs_data: bool = True
 ) -> tuple[Config, Namespace]:
-    """As ``parse``, for a program that has added arguments of its own to ``build_parser``; they are in the namespace.
+    """As ``parse``, for a program that has added arguments of its own to ``build_parser``; they are in the
+    namespace.
 
-    ``needs_data=False`` is for programs that read no samples: ``data`` may then be empty or name files that are not there yet.
+    ``needs_data=False`` is for programs that read no samples: ``data`` may then be empty or name files that
+    are not there yet.
     """
     namespace = parse_arguments(parser, arguments)
     try:
@@ -268,7 +318,8 @@ def parse_with(
 
 
 def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = None) -> Namespace:
-    """``parser.parse_args``, which also ends with code 2 and a sentence on files that are no UTF-8 and settings that name a class."""
+    """``parser.parse_args``, which also ends with code 2 and a sentence on files that are no UTF-8 and
+    settings that name a class."""
     try:
         return parser.parse_args(arguments)
     except UnicodeDecodeError as error:
@@ -295,19 +346,20 @@ def load(path: Path) -> Config:
 
 
 def geometry(selection: SelectionConfig) -> Geometry:
-    """The space that the method works in. Raises ValueError where the method has its own and the settings say otherwise."""
+    """The space that the method works in. Raises ValueError where the method has its own and the settings say
+    otherwise."""
     own = registry.get(selection.method).geometry
     if own is None:
         return "update" if selection.geometry == "auto" else selection.geometry
     if selection.geometry not in ("auto", own):
         raise ValueError(
-            f"selection.geometry = {selection.geometry} contradicts selection.method = {selection.method}, which works in {own}: "
-            "leave it at auto"
+            f"selection.geometry = {selection.geometry} contradicts selection.method = {selection.method}, "
+            f"which works in {own}: leave it at auto"
         )
     if selection.momentum != "cancel":
         raise ValueError(
-            f"selection.momentum = {selection.momentum} contradicts selection.method = {selection.method}, which has a target of its "
-            "own: set it to cancel"
+            f"selection.momentum = {selection.momentum} contradicts selection.method = {selection.method}, "
+            "which has a target of its own: set it to cancel"
         )
     return own
 
@@ -319,7 +371,8 @@ def needs_moments(selection: SelectionConfig) -> bool:
 
 
 def from_settings(settings: dict) -> Config:
-    """Configuration of nested or dotted settings over the defaults. Raises ValueError naming an unknown key or a wrong type."""
+    """Configuration of nested or dotted settings over the defaults. Raises ValueError naming an unknown key
+    or a wrong type."""
     parser = build_parser("")
     parser.exit_on_error = False
     try:
@@ -343,14 +396,34 @@ def check_settings(config: Config) -> None:
     """What can be seen without looking at data."""
     s, t = config.selection, config.training
     for section, name, smallest in (
-        (s, "candidates_per_step", 1), (s, "keep_per_step", 1), (s, "target_per_step", 1), (s, "score_every", 1),
-        (s, "ridge", 0), (s, "warmup_steps", 0), (s, "scoring_micro_batch_size", 0), (s, "exchange_mib", 1),
-        (s, "projection_size", 1), (s, "last_blocks", 0), (s, "logits_mib", 0),
-        (t, "steps", 1), (t, "micro_batch_size", 1), (t, "learning_rate_warmup_steps", 0), (t, "weight_decay", 0),
-        (t, "gradient_clipping", 0), (t, "evaluate_every", 0), (t, "evaluation_micro_batch_size", 1),
-        (t, "evaluation_answers", 0), (t, "save_every", 0), (t, "keep_last", 0), (t, "keep_every", 0), (t, "verify_every", 0),
-        (config.model, "lora_rank", 0), (config.data, "max_tokens", 2), (config.run, "timeout_seconds", 1), (config.run, "seed", 0),
-    ):  # fmt: skip
+        (s, "candidates_per_step", 1),
+        (s, "keep_per_step", 1),
+        (s, "target_per_step", 1),
+        (s, "score_every", 1),
+        (s, "ridge", 0),
+        (s, "warmup_steps", 0),
+        (s, "scoring_micro_batch_size", 0),
+        (s, "exchange_mib", 1),
+        (s, "projection_size", 1),
+        (s, "last_blocks", 0),
+        (s, "logits_mib", 0),
+        (t, "steps", 1),
+        (t, "micro_batch_size", 1),
+        (t, "learning_rate_warmup_steps", 0),
+        (t, "weight_decay", 0),
+        (t, "gradient_clipping", 0),
+        (t, "evaluate_every", 0),
+        (t, "evaluation_micro_batch_size", 1),
+        (t, "evaluation_answers", 0),
+        (t, "save_every", 0),
+        (t, "keep_last", 0),
+        (t, "keep_every", 0),
+        (t, "verify_every", 0),
+        (config.model, "lora_rank", 0),
+        (config.data, "max_tokens", 2),
+        (config.run, "timeout_seconds", 1),
+        (config.run, "seed", 0),
+    ):
         value = getattr(section, name)
         if not value >= smallest:
             raise ValueError(f"{_section(section)}.{name} is {value}: the smallest value is {smallest}")
@@ -361,9 +434,10 @@ def check_settings(config: Config) -> None:
     needs_reference = registry.get(s.method).needs == "reference_loss"
     if needs_reference != (s.reference_model is not None):
         raise ValueError(
-            f"selection.reference_model is missing: selection.method = {s.method} compares losses with it" if needs_reference else
-            f"selection.reference_model = {s.reference_model} has no meaning with selection.method = {s.method}: remove it"
-        )  # fmt: skip
+            f"selection.reference_model is missing: selection.method = {s.method} compares losses with it"
+            if needs_reference
+            else f"selection.reference_model = {s.reference_model} has no meaning with selection.method = {s.method}: remove it"
+        )
     for name in ("learning_rate", "eps"):
         if not 0 < getattr(t, name) < float("inf"):
             raise ValueError(f"training.{name} is {getattr(t, name)}: it must be positive and finite")
@@ -371,37 +445,47 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"training.betas is {t.betas}: both must lie in [0, 1)")
     if s.keep_per_step * s.score_every > s.candidates_per_step:
         raise ValueError(
-            f"selection.keep_per_step x selection.score_every = {s.keep_per_step} x {s.score_every} is more than "
-            f"selection.candidates_per_step = {s.candidates_per_step}: lower one or raise the other"
+            f"selection.keep_per_step x selection.score_every = {s.keep_per_step} x {s.score_every} is more "
+            f"than selection.candidates_per_step = {s.candidates_per_step}: lower one or raise the other"
         )
     if needs_moments(s) and s.warmup_steps >= t.steps:
         raise ValueError(
-            f"selection.warmup_steps = {s.warmup_steps} leaves nothing of training.steps = {t.steps} to selection.method = {s.method}"
+            f"selection.warmup_steps = {s.warmup_steps} leaves nothing of training.steps = {t.steps} to "
+            f"selection.method = {s.method}"
         )
     if t.learning_rate_warmup_steps >= t.steps:
         raise ValueError(
-            f"training.learning_rate_warmup_steps = {t.learning_rate_warmup_steps} never ends within training.steps = {t.steps}"
+            f"training.learning_rate_warmup_steps = {t.learning_rate_warmup_steps} never ends within "
+            f"training.steps = {t.steps}"
         )
     if s.contraction != "auto" and s.backend != "exact":
         raise ValueError(
-            f"selection.contraction = {s.contraction} has no meaning with selection.backend = {s.backend}, which forms no inner product "
-            "of whole gradients: leave it at auto"
+            f"selection.contraction = {s.contraction} has no meaning with selection.backend = {s.backend}, "
+            "which forms no inner product of whole gradients: leave it at auto"
         )
     if s.method == "full" and s.score_every != 1:
-        raise ValueError(f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to 1")
+        raise ValueError(
+            f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to "
+            "1"
+        )
     if t.evaluation_answers and config.data.loss_on == "all":
         raise ValueError(
-            f"training.evaluation_answers = {t.evaluation_answers} needs to know where answers begin, which data.loss_on = all "
-            "does not tell: set it to assistant, or ask for no answers"
+            f"training.evaluation_answers = {t.evaluation_answers} needs to know where answers begin, which "
+            "data.loss_on = all does not tell: set it to assistant, or ask for no answers"
         )
     if t.keep_every and (t.save_every == 0 or t.keep_every % t.save_every):
         raise ValueError(
-            f"training.keep_every = {t.keep_every} is no multiple of training.save_every = {t.save_every}: nothing would be there to keep"
+            f"training.keep_every = {t.keep_every} is no multiple of training.save_every = {t.save_every}: "
+            "nothing would be there to keep"
         )
     if config.resume is not None and config.run.overwrite:
-        raise ValueError(f"resume = {config.resume} continues what run.overwrite would delete: set one of them")
+        raise ValueError(
+            f"resume = {config.resume} continues what run.overwrite would delete: set one of them"
+        )
     if config.resume not in (None, "auto") and not os.path.isdir(config.resume):
-        raise ValueError(f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto")
+        raise ValueError(
+            f"resume: there is no folder {config.resume}; name a checkpoint or a run's folder, or auto"
+        )
     if not os.path.isfile(PRESETS.find(config.deepspeed)):
         known = ", ".join(PRESETS.names())
         raise ValueError(f"deepspeed: there is no file {config.deepspeed}; by name there are {known}")
@@ -416,19 +500,24 @@ def check_data(config: Config) -> None:
     weights = config.data.pool_weights
     if weights is not None and len(weights) != len(config.data.pool):
         raise ValueError(
-            f"data.pool_weights has {len(weights)} numbers and data.pool {len(config.data.pool)} names: give one for each name, in order"
+            f"data.pool_weights has {len(weights)} numbers and data.pool {len(config.data.pool)} names: give "
+            "one for each name, in order"
         )
     for weight, name in zip(weights or [], config.data.pool):
         if not 0 < weight < float("inf"):
             raise ValueError(
-                f"data.pool_weights gives {name} {weight}: it must be positive and finite; leave out of data.pool what is not wanted"
+                f"data.pool_weights gives {name} {weight}: it must be positive and finite; leave out of "
+                "data.pool what is not wanted"
             )
     if config.training.evaluation_answers and not config.data.test:
         raise ValueError(
-            f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} needs prompts"
+            f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} "
+            "needs prompts"
         )
     if not config.data.target and registry.get(config.selection.method).needs == "gram":
-        raise ValueError(f"data.target is empty, and selection.method = {config.selection.method} needs examples to aim at")
+        raise ValueError(
+            f"data.target is empty, and selection.method = {config.selection.method} needs examples to aim at"
+        )
     for setting, names in (
         ("data.pool", config.data.pool),
         ("data.target", config.data.target),
@@ -446,12 +535,14 @@ def samples_per_step(config: Config) -> int:
 
 
 def check_world_size(config: Config, world_size: int) -> int:
-    """Gradient accumulation steps on ``world_size`` ranks. Raises ValueError where the settings do not divide."""
+    """Gradient accumulation steps on ``world_size`` ranks. Raises ValueError where the settings do not
+    divide."""
     s, t = config.selection, config.training
     if s.candidates_per_step % world_size:
         raise ValueError(
             f"selection.candidates_per_step = {s.candidates_per_step} is not divisible by {world_size} ranks: "
-            f"each rank scores an equal share; the next multiple is {-(-s.candidates_per_step // world_size) * world_size}"
+            "each rank scores an equal share; the next multiple is "
+            f"{-(-s.candidates_per_step // world_size) * world_size}"
         )
     per_micro_step = world_size * t.micro_batch_size
     trained = samples_per_step(config)
@@ -468,13 +559,17 @@ def _from_namespace(parser: ArgumentParser, namespace) -> Config:
     """Raises ValueError where a section is no mapping."""
     for part in fields(Config):
         if is_dataclass(part.type) and not isinstance(namespace[part.name], Namespace):
-            raise ValueError(f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: value")
+            raise ValueError(
+                f"{part.name} is {namespace[part.name]!r}: a section holds settings, as in {part.name}.key: "
+                "value"
+            )
     built = parser.instantiate(namespace)
     return Config(**{f.name: getattr(built, f.name) for f in fields(Config)})
 
 
 def _with_columns(settings: dict) -> dict:
-    """'data.columns.question: prompt', as dotted settings have it, back in one mapping: its keys are no names of settings."""
+    """'data.columns.question: prompt', as dotted settings have it, back in one mapping: its keys are no names
+    of settings."""
     found, columns = {}, {}
     for name, value in settings.items():
         if str(name).startswith("data.columns."):

@@ -40,14 +40,18 @@ from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN, GIB
 from pipeline.planning.model_shapes import ModelShapes, read_shapes
 from pipeline.planning.passes import Run
+from pipeline.ranks.narrator import Line
 from pipeline.training.engine import check_hardware, deepspeed_config, resolve_dtype, start_process_group
 from pipeline.training.kernels import STALE_SECONDS
 from pipeline.training.model import load_tokenizer
-from pipeline.training.self_check import Line
 
 DEEPSPEED = "0.19.8"
 """Whose partitions pipeline/scoring/moments.py knows (requirements.txt)."""
-FLASH = {"flash-attn-4": "flash_attn.cute", "flash-attn-3": "flash_attn_interface", "flash-attn": "flash_attn"}
+FLASH = {
+    "flash-attn-4": "flash_attn.cute",
+    "flash-attn-3": "flash_attn_interface",
+    "flash-attn": "flash_attn",
+}
 CHECKPOINTS = 3  # two are kept, and one is written beside them
 LARGEST_SKEW = 2.0  # seconds: more, and times of files and logs of two nodes cannot be compared
 BUFFER_BYTES, REPEATS = 16 << 20, 5
@@ -55,9 +59,14 @@ BUFFER_BYTES, REPEATS = 16 << 20, 5
 
 def main(arguments: Optional[list[str]] = None) -> int:
     parser = build_parser(__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="this machine alone, in seconds; data are only looked for")
     parser.add_argument(
-        "--world_size", type=int, default=0, help="ranks of the run; 0 is the ranks that were started, or the GPUs here"
+        "--quick", action="store_true", help="this machine alone, in seconds; data are only looked for"
+    )
+    parser.add_argument(
+        "--world_size",
+        type=int,
+        default=0,
+        help="ranks of the run; 0 is the ranks that were started, or the GPUs here",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
     config, options = parse_with(parser, arguments, needs_data=False)
@@ -82,16 +91,18 @@ def examine(config: Config, options: Namespace) -> list[Line]:
     return [*agreed(lines), *links(rank, device)]
 
 
-# -- the machine -----------------------------------------------------------------------------------------------------------
+# -- the machine --
 
 
 def machine(device: torch.device) -> Iterator[Line]:
     yield Line(
-        "versions", deepspeed.__version__.split("+")[0] == DEEPSPEED,
-        f"Python {platform.python_version()}, torch {torch.__version__}, DeepSpeed {deepspeed.__version__}, transformers "
-        f"{version('transformers')}, peft {version('peft')}",
-        f"selection reads DeepSpeed's partitions as {DEEPSPEED} makes them: pip install deepspeed=={DEEPSPEED}",
-    )  # fmt: skip
+        "versions",
+        deepspeed.__version__.split("+")[0] == DEEPSPEED,
+        f"Python {platform.python_version()}, torch {torch.__version__}, DeepSpeed {deepspeed.__version__}, "
+        f"transformers {version('transformers')}, peft {version('peft')}",
+        f"selection reads DeepSpeed's partitions as {DEEPSPEED} makes them: pip install "
+        f"deepspeed=={DEEPSPEED}",
+    )
     yield _cuda(device)
     yield _flash(device)
     yield Line("kernels that are built", True, _kernels())
@@ -99,7 +110,8 @@ def machine(device: torch.device) -> Iterator[Line]:
 
 def _cuda(device: torch.device) -> Line:
     has_card = (
-        shutil.which("nvidia-smi") is not None and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+        shutil.which("nvidia-smi") is not None
+        and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
     )
     abi = f"C++11 ABI {'on' if torch.compiled_with_cxx11_abi() else 'off'}"
     if device.type != "cuda":
@@ -116,7 +128,12 @@ def _cuda(device: torch.device) -> Line:
     found = f"{cards}, torch for CUDA {torch.version.cuda}, toolkit {toolkit or 'none'}, {abi}"
     built_for = torch.version.cuda  # None on AMD cards
     matches = toolkit is None or built_for is None or toolkit.split(".")[0] == built_for.split(".")[0]
-    return Line("CUDA", matches, found, f"kernels cannot be built: point CUDA_HOME to a toolkit of CUDA {torch.version.cuda}")
+    return Line(
+        "CUDA",
+        matches,
+        found,
+        f"kernels cannot be built: point CUDA_HOME to a toolkit of CUDA {torch.version.cuda}",
+    )
 
 
 def _toolkit() -> Optional[str]:
@@ -141,24 +158,32 @@ def _flash(device: torch.device) -> Line:
         except Exception as error:  # whatever a foreign extension raises is what is to be told
             broken.append(f"{package} {number}: {type(error).__name__}: {error}")
     if broken:
-        return Line("flash-attn", False, "; ".join(broken), "install it again, built against this torch, or remove it")
+        return Line(
+            "flash-attn", False, "; ".join(broken), "install it again, built against this torch, or remove it"
+        )
     none = "none installed; PyTorch's own flash kernel runs" + (", slower" if device.type == "cuda" else "")
     return Line("flash-attn", True, ", ".join(found) or none)
 
 
 def _built() -> set[str]:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    return {name for name, installed in installed_ops.items() if installed} | {path.stem for path in root.glob("**/*.so")}
+    return {name for name, installed in installed_ops.items() if installed} | {
+        path.stem for path in root.glob("**/*.so")
+    }
 
 
 def _kernels() -> str:
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     stale = [str(lock) for lock in root.glob("**/lock") if time.time() - lock.stat().st_mtime > STALE_SECONDS]
     built = ", ".join(sorted(_built())) or "none"
-    return built + (f"; locks of builds that died, which a run deletes when it starts: {', '.join(stale)}" if stale else "")
+    return built + (
+        f"; locks of builds that died, which a run deletes when it starts: {', '.join(stale)}"
+        if stale
+        else ""
+    )
 
 
-# -- the run ---------------------------------------------------------------------------------------------------------------
+# -- the run --
 
 
 def run_checks(config: Config, options: Namespace, world_size: int, device: torch.device) -> Iterator[Line]:
@@ -174,7 +199,9 @@ def run_checks(config: Config, options: Namespace, world_size: int, device: torc
         yield Line("settings", False, str(error), "see the sentence itself")
         return
     zero = merged.get("zero_optimization", {})
-    yield Line("settings", True, f"{config.deepspeed}, ZeRO-{zero.get('stage', 0)}, {dtype}, {world_size} ranks")
+    yield Line(
+        "settings", True, f"{config.deepspeed}, ZeRO-{zero.get('stage', 0)}, {dtype}, {world_size} ranks"
+    )
     yield _needed_kernels(config, zero)
     tokenizer, line = _attempt(
         "tokenizer and chat template", lambda: load_tokenizer(config.model), _say_template, "see model.name"
@@ -222,13 +249,21 @@ def _needed_kernels(config: Config, zero: dict) -> Line:
         builders.append(AsyncIOBuilder())
     to_build = [builder for builder in builders if builder.NAME not in _built()]
     tools = [tool for tool in ("c++", "ninja") if shutil.which(tool) is None] if to_build else []
-    named = ", ".join(f"{b.NAME} ({'built at first use, minutes' if b in to_build else 'built'})" for b in builders) or "none"
+    named = (
+        ", ".join(
+            f"{b.NAME} ({'built at first use, minutes' if b in to_build else 'built'})" for b in builders
+        )
+        or "none"
+    )
     cannot = [b.NAME for b in to_build if not b.is_compatible()]
     problem = (f"; missing: {', '.join(tools)}" if tools else "") + (
         f"; cannot be built: {', '.join(cannot)}" if cannot else ""
     )
     return Line(
-        "kernels the run needs", not problem, named + problem, "install a C++ compiler, ninja and, for NVMe, libaio's headers"
+        "kernels the run needs",
+        not problem,
+        named + problem,
+        "install a C++ compiler, ninja and, for NVMe, libaio's headers",
     )
 
 
@@ -243,16 +278,25 @@ def _data(config: Config, name: str, tokenizer) -> Line:
     return _attempt(f"data.{name}", read, say, "the sentence names the file and line")[1]
 
 
-def _memory(config: Config, shapes: ModelShapes, run: Run, hardware, device: torch.device, world_size: int) -> Line:
+def _memory(
+    config: Config, shapes: ModelShapes, run: Run, hardware, device: torch.device, world_size: int
+) -> Line:
     step = forecast.weighted_step(shapes, run, hardware).memory_bytes
     selection = forecast.selection(shapes, run, hardware, reference_shapes(config)).memory_bytes
     here = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available / here
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available / here
+    )
     return Line(
-        "memory of a rank", max(step, selection) < free,
-        f"{free / GIB:.1f} GiB free; predicted {selection / GIB:.1f} for selection, {step / GIB:.1f} for the step",
-        "python -m pipeline.plan shows what takes it: lower selection.scoring_micro_batch_size or training.micro_batch_size, or offload",
-    )  # fmt: skip
+        "memory of a rank",
+        max(step, selection) < free,
+        f"{free / GIB:.1f} GiB free; predicted {selection / GIB:.1f} for selection, {step / GIB:.1f} for the "
+        "step",
+        "python -m pipeline.plan shows what takes it: lower selection.scoring_micro_batch_size or "
+        "training.micro_batch_size, or offload",
+    )
 
 
 def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
@@ -263,29 +307,38 @@ def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
     needed = CHECKPOINTS * (run.element_size * shapes.parameters + 12 * shapes.trained_parameters)
     free = shutil.disk_usage(folder).free
     return Line(
-        "disk for checkpoints", free > needed and os.access(folder, os.W_OK),
-        f"{free / GIB:.1f} GiB free in {folder}, {'writable' if os.access(folder, os.W_OK) else 'NOT writable'}; {CHECKPOINTS} checkpoints "
-        f"take {needed / GIB:.1f} GiB",
+        "disk for checkpoints",
+        free > needed and os.access(folder, os.W_OK),
+        f"{free / GIB:.1f} GiB free in {folder}, "
+        f"{'writable' if os.access(folder, os.W_OK) else 'NOT writable'}; {CHECKPOINTS} checkpoints take "
+        f"{needed / GIB:.1f} GiB",
         "name another run.folder",
-    )  # fmt: skip
+    )
 
 
-# -- all ranks -------------------------------------------------------------------------------------------------------------
+# -- all ranks --
 
 
 def agreed(lines: list[Line]) -> list[Line]:
-    """Each check as all ranks see it; what fails somewhere, or differs in versions, is told with rank and host."""
+    """Each check as all ranks see it; what fails somewhere, or differs in versions, is told with rank and
+    host."""
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (socket.gethostname(), lines))
     merged = []
     for own in lines:
         theirs: list[tuple[int, str, Line]] = [
-            (rank, host, line) for rank, (host, found) in enumerate(everywhere) for line in found if line.check == own.check
+            (rank, host, line)
+            for rank, (host, found) in enumerate(everywhere)
+            for line in found
+            if line.check == own.check
         ]
         failed = [(rank, host, line) for rank, host, line in theirs if not line.passed]
         if failed:
             rank, host, line = failed[0]
-            own = replace(line, found=f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host}): {line.found}")
+            own = replace(
+                line,
+                found=f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host}): {line.found}",
+            )
         elif own.check == "versions" and len({line.found for *_, line in theirs}) > 1:
             rank, host, line = next(item for item in theirs if item[2].found != theirs[0][2].found)
             found = f"rank 0 has {theirs[0][2].found}, rank {rank} ({host}) {line.found}"
@@ -314,8 +367,14 @@ def links(rank: int, device: torch.device) -> Iterator[Line]:
     times: list = [None] * world_size
     dist.all_gather_object(times, time.time())
     skew = max(times) - min(times)
-    late = f"; rank {times.index(min(times))} ({hosts[times.index(min(times))]}) is behind" if skew >= LARGEST_SKEW else ""
-    yield Line("clocks", skew < LARGEST_SKEW, f"{skew:.3f} s apart{late}", "start chrony or ntpd on every node")
+    late = (
+        f"; rank {times.index(min(times))} ({hosts[times.index(min(times))]}) is behind"
+        if skew >= LARGEST_SKEW
+        else ""
+    )
+    yield Line(
+        "clocks", skew < LARGEST_SKEW, f"{skew:.3f} s apart{late}", "start chrony or ntpd on every node"
+    )
 
 
 def _all_reduce_seconds(numel: int, device: torch.device) -> tuple[float, bool]:
@@ -331,7 +390,11 @@ def _all_reduce_seconds(numel: int, device: torch.device) -> tuple[float, bool]:
 
 def report(lines: list[Line], as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"passed": all(line.passed for line in lines), "checks": [asdict(line) for line in lines]}))
+        print(
+            json.dumps(
+                {"passed": all(line.passed for line in lines), "checks": [asdict(line) for line in lines]}
+            )
+        )
         return
     width = max(len(line.check) for line in lines)
     for line in lines:

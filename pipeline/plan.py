@@ -1,6 +1,8 @@
-"""Predict what selection will cost, before any weights are loaded: time, memory and traffic of a step, for each Gram backend.
+"""Predict what selection will cost, before any weights are loaded: time, memory and traffic of a step, for
+each Gram backend.
 
-python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 8 --tokens 2048 --hardware h100 [--section.key value ...]
+python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 8 --tokens 2048 --hardware h100
+[--section.key value ...]
 """
 
 import json
@@ -22,9 +24,21 @@ from pipeline.training.engine import deepspeed_config, resolve_dtype
 
 ERRORS = Path("benchmarks/results/plan_error.json")
 STAGES = (
-    "forward", "backward", "attention", "loss", "weight_gradients", "parameters", "gradients", "update",
-    "contraction", "metric", "gram", "exchange", "target", "solve",
-)  # fmt: skip
+    "forward",
+    "backward",
+    "attention",
+    "loss",
+    "weight_gradients",
+    "parameters",
+    "gradients",
+    "update",
+    "contraction",
+    "metric",
+    "gram",
+    "exchange",
+    "target",
+    "solve",
+)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
@@ -41,14 +55,23 @@ def main(arguments: Optional[list[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     depth = config.selection.last_blocks
-    recommended, reason = None, f"selection.method = {run.method.name} forms no Gram matrix: selection.backend changes nothing"
+    recommended, reason = (
+        None,
+        f"selection.method = {run.method.name} forms no Gram matrix: selection.backend changes nothing",
+    )
     if run.method.needs == "gram":
         recommended, reason = forecast.recommend(
-            {backend: f for (backend, d), f in found.items() if d == depth}, step, config.selection.score_every, hardware
+            {backend: f for (backend, d), f in found.items() if d == depth},
+            step,
+            config.selection.score_every,
+            hardware,
         )
     say_what(config, shapes, run, hardware)
     say_times(plain, step, found, shapes)
-    print((f"Recommended: selection.backend = {recommended}. " if recommended else "") + f"{reason[0].upper()}{reason[1:]}.")
+    print(
+        (f"Recommended: selection.backend = {recommended}. " if recommended else "")
+        + f"{reason[0].upper()}{reason[1:]}."
+    )
     if advice := forecast.advice(shapes, run):
         print(f"Of {advice}.")
     print(error_so_far())
@@ -59,15 +82,20 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 def plan_parser() -> ArgumentParser:
     parser = build_parser(__doc__.split("\n\n")[0])
-    parser.add_argument("--hardware", default="h100", help="h100, h200, a100, or here: measures this machine in a few seconds")
+    parser.add_argument(
+        "--hardware", default="h100", help="h100, h200, a100, or here: measures this machine in a few seconds"
+    )
     parser.add_argument("--world_size", type=int, default=0, help="ranks; 0 is one node of the hardware")
-    parser.add_argument("--tokens", type=int, default=0, help="tokens of a sample, with any padding; 0 is data.max_tokens")
+    parser.add_argument(
+        "--tokens", type=int, default=0, help="tokens of a sample, with any padding; 0 is data.max_tokens"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON in the last line")
     return parser
 
 
 def plan_run(config: Config, options: Namespace, hardware: Hardware) -> Run:
-    """Raises ValueError where the run itself would be refused: settings that do not divide, or contradict the DeepSpeed file."""
+    """Raises ValueError where the run itself would be refused: settings that do not divide, or contradict the
+    DeepSpeed file."""
     world_size = options.world_size or hardware.ranks_per_node
     for name, value in (("world_size", world_size), ("tokens", options.tokens or 1)):
         if value < 1:
@@ -76,12 +104,19 @@ def plan_run(config: Config, options: Namespace, hardware: Hardware) -> Run:
     merged = deepspeed_config(config, world_size, dtype)
     zero = merged.get("zero_optimization", {})
     return Run(
-        selection=config.selection, training=config.training, world_size=world_size, zero_stage=zero.get("stage", 0),
-        tokens=options.tokens or config.data.max_tokens, element_size=dtype.itemsize, trained_samples=samples_per_step(config),
+        selection=config.selection,
+        training=config.training,
+        world_size=world_size,
+        zero_stage=zero.get("stage", 0),
+        tokens=options.tokens or config.data.max_tokens,
+        element_size=dtype.itemsize,
+        trained_samples=samples_per_step(config),
         offloads_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        checkpoints=config.model.gradient_checkpointing, is_flash=config.model.attention != "eager",
-        device_type=hardware.device_type, is_float16=dtype == torch.float16,
-    )  # fmt: skip
+        checkpoints=config.model.gradient_checkpointing,
+        is_flash=config.model.attention != "eager",
+        device_type=hardware.device_type,
+        is_float16=dtype == torch.float16,
+    )
 
 
 def reference_shapes(config: Config) -> Optional[ModelShapes]:
@@ -95,37 +130,55 @@ def reference_shapes(config: Config) -> Optional[ModelShapes]:
 
 def depths_of(config: Config, shapes: ModelShapes) -> list[int]:
     """Depths in the table: all blocks, the last quarter, and what the settings say."""
-    return sorted({0, max(1, shapes.num_blocks // 4), config.selection.last_blocks}, key=lambda depth: (depth != 0, -depth))
+    return sorted(
+        {0, max(1, shapes.num_blocks // 4), config.selection.last_blocks},
+        key=lambda depth: (depth != 0, -depth),
+    )
 
 
 def say_what(config: Config, shapes: ModelShapes, run: Run, hardware: Hardware) -> None:
     scored = sum(layer.numel for layer in shapes.scored(config.selection.last_blocks))
     s = config.selection
     print(
-        f"{shapes.name}: {shapes.parameters:,} parameters in {shapes.num_blocks} blocks, {shapes.trained_parameters:,} trained, "
-        f"{scored:,} scored\n"
-        f"{run.world_size} x {hardware.name}, ZeRO-{run.zero_stage}{' with offloaded optimizer' * run.offloads_optimizer}, "
-        f"{8 * run.element_size} bit; C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, "
-        f"{run.tokens} tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
+        f"{shapes.name}: {shapes.parameters:,} parameters in {shapes.num_blocks} blocks, "
+        f"{shapes.trained_parameters:,} trained, {scored:,} scored\n{run.world_size} x {hardware.name}, "
+        f"ZeRO-{run.zero_stage}{' with offloaded optimizer' * run.offloads_optimizer}, {8 * run.element_size} "
+        f"bit; C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, {run.tokens} "
+        f"tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
     )
     if shapes.uncounted_share > 0.01:
-        print(f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, which belong to no linear layer.")
+        print(
+            f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, which belong to no "
+            "linear layer."
+        )
 
 
-def say_times(plain: Forecast, step: Forecast, found: dict[tuple[str, int], Forecast], shapes: ModelShapes) -> None:
+def say_times(
+    plain: Forecast, step: Forecast, found: dict[tuple[str, int], Forecast], shapes: ModelShapes
+) -> None:
     stages = [stage for stage in STAGES if any(stage in f.seconds for f in (plain, step, *found.values()))]
     names = {"weight_gradients": "w.grads", "parameters": "params", "contraction": "contract"}
     headings = [names.get(stage, stage) for stage in stages]
     print(
-        "\nSeconds by stage; GiB of one rank (peak, and sent to others by selection); x plain without and with the target's passes"
+        "\nSeconds by stage; GiB of one rank (peak, and sent to others by selection); x plain without and "
+        "with the target's passes"
     )
-    print(f"{'':19}" + "".join(f"{h:>10}" for h in [*headings, "total", "x plain", "x with", "peak GiB", "sent GiB"]))
+    print(
+        f"{'':19}"
+        + "".join(f"{h:>10}" for h in [*headings, "total", "x plain", "x with", "peak GiB", "sent GiB"])
+    )
     rows = {"plain": plain, "weighted step": step}
     rows |= {f"{backend}{f' last {depth}' if depth else ''}": f for (backend, depth), f in found.items()}
     for label, f in rows.items():
         times = [f"{f.seconds[stage]:.4f}" if stage in f.seconds else "" for stage in stages]
         ratios = [f"{f.without_target / plain.total:.2f}", f"{f.total / plain.total:.2f}"]
-        cells = [*times, f"{f.total:.4f}", *ratios, f"{f.memory_bytes / GIB:.1f}", f"{f.sent_bytes / GIB:.2f}"]
+        cells = [
+            *times,
+            f"{f.total:.4f}",
+            *ratios,
+            f"{f.memory_bytes / GIB:.1f}",
+            f"{f.sent_bytes / GIB:.2f}",
+        ]
         print(f"{label:19}" + "".join(f"{cell:>10}" for cell in cells))
     print()
 
@@ -133,14 +186,13 @@ def say_times(plain: Forecast, step: Forecast, found: dict[tuple[str, int], Fore
 def error_so_far() -> str:
     """What comparisons of predictions with runs have shown."""
     if not ERRORS.is_file():
-        return (
-            "These are predictions from counted operations, not yet compared with a run here (python -m benchmarks.plan_error)."
-        )
+        return "These are predictions from counted operations, not yet compared with a run here (python -m benchmarks.plan_error)."
     found = json.loads(ERRORS.read_text())
     return (
-        f"These are predictions from counted operations. Compared with runs on {found['machine']['device']}, predicted over measured "
-        f"time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, and of selection's time over the plain pass's "
-        f"{found['smallest_ratio_to_plain']:.2f} to {found['largest_ratio_to_plain']:.2f} ({ERRORS})."
+        f"These are predictions from counted operations. Compared with runs on {found['machine']['device']}, "
+        f"predicted over measured time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, and "
+        f"of selection's time over the plain pass's {found['smallest_ratio_to_plain']:.2f} to "
+        f"{found['largest_ratio_to_plain']:.2f} ({ERRORS})."
     )
 
 
@@ -149,19 +201,30 @@ def as_dict(shapes, run, hardware, plain, step, found, depth, recommended, reaso
 
     def one(f: Forecast) -> dict:
         return {
-            "seconds": f.seconds, "seconds_total": f.total,
-            "ratio_to_plain": f.without_target / plain.total, "ratio_to_plain_with_target": f.total / plain.total,
-            "memory_gib_per_rank": f.memory_bytes / GIB, "gib_sent_per_rank": f.sent_bytes / GIB,
-        }  # fmt: skip
+            "seconds": f.seconds,
+            "seconds_total": f.total,
+            "ratio_to_plain": f.without_target / plain.total,
+            "ratio_to_plain_with_target": f.total / plain.total,
+            "memory_gib_per_rank": f.memory_bytes / GIB,
+            "gib_sent_per_rank": f.sent_bytes / GIB,
+        }
 
     return {
-        "model": shapes.name, "world_size": run.world_size, "hardware": hardware.name, "zero_stage": run.zero_stage,
-        "tokens": run.tokens, "candidates": run.selection.candidates_per_step, "last_blocks": depth,
-        "plain": one(plain), "weighted_step": one(step),
+        "model": shapes.name,
+        "world_size": run.world_size,
+        "hardware": hardware.name,
+        "zero_stage": run.zero_stage,
+        "tokens": run.tokens,
+        "candidates": run.selection.candidates_per_step,
+        "last_blocks": depth,
+        "plain": one(plain),
+        "weighted_step": one(step),
         "backends": {backend: one(f) for (backend, d), f in found.items() if d == depth},
         "variants": [{"backend": backend, "last_blocks": d, **one(f)} for (backend, d), f in found.items()],
-        "recommended": recommended, "reason": reason, "error": error_so_far(),
-    }  # fmt: skip
+        "recommended": recommended,
+        "reason": reason,
+        "error": error_so_far(),
+    }
 
 
 if __name__ == "__main__":

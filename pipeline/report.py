@@ -1,6 +1,7 @@
 """Report on one or several runs: a table here, and report.html, figures/*.png and summary.json in a folder.
 
-Call it as ``python -m pipeline.report RUN [RUN ...] [--output FOLDER] [--screenshot FILE.png [--width 390]] [--json]``.
+Call it as ``python -m pipeline.report RUN [RUN ...] [--output FOLDER] [--screenshot FILE.png [--width 390]]
+[--json]``.
 """
 
 import argparse
@@ -28,7 +29,11 @@ def main(arguments: Optional[list[str]] = None) -> int:
         runs = [read_run(folder) for folder in options.runs]
         summaries = summarise(runs)
         table(summaries)
-        report = write(runs, summaries, options.output or Path(os.path.commonpath([str(run.folder) for run in runs]) or "."))
+        report = write(
+            runs,
+            summaries,
+            options.output or Path(os.path.commonpath([str(run.folder) for run in runs]) or "."),
+        )
         print(verdict(runs, summaries))
         print(f"Report: {report}")
         if options.screenshot:
@@ -45,13 +50,28 @@ def main(arguments: Optional[list[str]] = None) -> int:
 def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipeline.report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the report goes; default: the runs' common folder")
-    parser.add_argument("--screenshot", type=Path, metavar="FILE.png", help="what headless Chromium makes of the page")
     parser.add_argument(
-        "--width", type=int, default=390, metavar="PIXELS", help="of the screenshot; default: a telephone's 390"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the report goes; default: the runs' common folder",
     )
-    parser.add_argument("--json", action="store_true", help="end the output with one line of JSON, for programs")
-    parser.add_argument("--seconds-since", type=float, metavar="EPOCH_SECONDS", help="start of it all (date +%%s), for --json")
+    parser.add_argument(
+        "--screenshot", type=Path, metavar="FILE.png", help="what headless Chromium makes of the page"
+    )
+    parser.add_argument(
+        "--width",
+        type=int,
+        default=390,
+        metavar="PIXELS",
+        help="of the screenshot; default: a telephone's 390",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="end the output with one line of JSON, for programs"
+    )
+    parser.add_argument(
+        "--seconds-since", type=float, metavar="EPOCH_SECONDS", help="start of it all (date +%%s), for --json"
+    )
     options = parser.parse_args(arguments)
     if not 200 <= options.width <= 4000:
         parser.error(f"--width is {options.width}: a page is 200 to 4000 pixels wide")
@@ -74,7 +94,8 @@ def write(runs: list[Run], summaries: list[Summary], output: Path) -> Path:
 
 
 def headline(summaries: list[Summary], report: Path, since: Optional[float]) -> dict:
-    """The result in one object: held-out loss of every run, and damage kept by filter_then_weight (else by the first run)."""
+    """The result in one object: held-out loss of every run, and damage kept by filter_then_weight (else by
+    the first run)."""
     mine = main_run(summaries)
     return {
         "run": mine.folder,

@@ -1,6 +1,8 @@
-"""Score a whole file against a target, offline: how much each sample's update would help, and features for a selection of one's own.
+"""Score a whole file against a target, offline: how much each sample's update would help, and features for a
+selection of one's own.
 
-python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume CHECKPOINT_OR_RUN] [--features D] [--section.key value ...]
+python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume CHECKPOINT_OR_RUN] [--features D]
+[--section.key value ...]
 
 One batch:  samples -> factors -> moments -> Gram column of the target -> all-reduce -> Parquet part (rank 0)
 """
@@ -22,9 +24,13 @@ from pipeline.datastore.made_of import MAY_DIFFER, made_of
 from pipeline.datastore.parts import Parts
 from pipeline.datastore.scorer import FileScorer
 from pipeline.hook import SelectionHook
+from pipeline.ranks.narrator import Narrator
+from pipeline.ranks.program import run_program
+from pipeline.ranks.stopping import REQUEUE, StopRequests
+from pipeline.ranks.together import together
+from pipeline.settings import differences
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.attention import packs
-from pipeline.training.ending import together
 from pipeline.training.engine import (
     build_engine,
     check_hardware,
@@ -34,14 +40,12 @@ from pipeline.training.engine import (
     start_process_group,
 )
 from pipeline.training.model import load_model, load_tokenizer
-from pipeline.training.program import run_program
-from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
-from pipeline.training.stopping import REQUEUE, StopRequests
 from pipeline.training.tokenised import read
 
 UNUSED = ("--data.test", "[]", "--training.evaluation_answers", "0", "--run.overwrite", "false")
-"""Settings of a run, in whose config.yaml they may stand: nothing here reads them, and a check of them would refuse the file."""
+"""Settings of a run, in whose config.yaml they may stand: nothing here reads them, and a check of them would
+refuse the file."""
 
 
 def main(arguments: Optional[list[str]] = None) -> None:
@@ -67,10 +71,16 @@ def main(arguments: Optional[list[str]] = None) -> None:
     engine = build_engine(model, merged, config.training)
     pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
     target_set = TargetSet(targets, len(targets), config.run.seed, rotate=False)  # all of them, at every look
-    hook = SelectionHook.attach(engine, target_set, config.selection, pad_token_id, config.run.seed, None, is_packed)
+    hook = SelectionHook.attach(
+        engine, target_set, config.selection, pad_token_id, config.run.seed, None, is_packed
+    )
     say(f"{world_size} ranks on {device.type}, {dtype}; attention: {attention.kernel}")
     share = -(-options.batch // world_size)
-    say.checks(self_check.run(hook, [pool[i % len(pool)] for i in range(rank, share * world_size, world_size)], selects=False))
+    say.checks(
+        self_check.run(
+            hook, [pool[i % len(pool)] for i in range(rank, share * world_size, world_size)], selects=False
+        )
+    )
     if found:
         checkpoint.load_engine(engine, found, folder, say)
         _say_what_differs(config, found, say)
@@ -80,8 +90,15 @@ def main(arguments: Optional[list[str]] = None) -> None:
 
     store = Parts(folder, len(pool), options.part)
     made = made_of(
-        identity, config.selection, found, engine, hook.collectives, features=options.features, part=options.part, batch=options.batch
-    )  # fmt: skip
+        identity,
+        config.selection,
+        found,
+        engine,
+        hook.collectives,
+        features=options.features,
+        part=options.part,
+        batch=options.batch,
+    )
     changed = together(lambda: parts.begin(store, made, MAY_DIFFER))
     if changed:
         say(f"goes on with other settings that change rounding alone: {'; '.join(changed)}")
@@ -99,7 +116,10 @@ def main(arguments: Optional[list[str]] = None) -> None:
         target = scorer.target()
         warn()
         together(lambda: parts.write_target(folder, target, len(targets)))
-        say(f"target: loss {target.loss:.4f}, |phi| {target.squared_norm**0.5:.4g}, {time.perf_counter() - begin:.1f} s")
+        say(
+            f"target: loss {target.loss:.4f}, |phi| {target.squared_norm**0.5:.4g}, "
+            f"{time.perf_counter() - begin:.1f} s"
+        )
     num_samples = sum(len(store.positions(number)) for number in missing)
     progress = tqdm(total=num_samples, desc="score", unit="sample", disable=rank != 0, mininterval=1.0)
 
@@ -122,30 +142,45 @@ def main(arguments: Optional[list[str]] = None) -> None:
         leave_if_asked()
     progress.close()
     if num_lost:
-        say(f"WARNING: {num_lost} of {num_samples} samples have a loss or gradient that is not finite: their scores are null")
+        say(
+            f"WARNING: {num_lost} of {num_samples} samples have a loss or gradient that is not finite: their "
+            "scores are null"
+        )
     seconds = time.perf_counter() - begin
     say(f"{num_samples} samples scored in {seconds:.1f} s; {len(pool)} in {len(store)} parts in {folder}")
 
 
 def score_parser() -> ArgumentParser:
     parser = build_parser(__doc__.split("\n\n")[0])
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the Parquet parts go, or go on")
     parser.add_argument(
-        "--batch", type=int, default=0, help="samples of all ranks in one pass; 0 is selection.candidates_per_step"
+        "--output", type=Path, required=True, metavar="FOLDER", help="where the Parquet parts go, or go on"
     )
     parser.add_argument(
-        "--part", type=int, default=2048, help="samples of one Parquet file; a stopped program loses less than one"
+        "--batch",
+        type=int,
+        default=0,
+        help="samples of all ranks in one pass; 0 is selection.candidates_per_step",
     )
     parser.add_argument(
-        "--features", type=int, default=0, metavar="D",
+        "--part",
+        type=int,
+        default=2048,
+        help="samples of one Parquet file; a stopped program loses less than one",
+    )
+    parser.add_argument(
+        "--features",
+        type=int,
+        default=0,
+        metavar="D",
         help="numbers for each sample whose inner products approximate those of the gradients; 0 writes none, and the projected or "
         "factored backend is needed for others",
-    )  # fmt: skip
+    )
     return parser
 
 
 def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespace]:
-    """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2 and one sentence."""
+    """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2
+    and one sentence."""
     parser = score_parser()
     config, options = parse_with(parser, [*(sys.argv[1:] if arguments is None else arguments), *UNUSED])
     options.batch = options.batch or config.selection.candidates_per_step
@@ -160,21 +195,25 @@ def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespac
 
 
 def scoring_selection(config: Config, options: Namespace) -> SelectionConfig:
-    """How samples are measured. ``options.selection.geometry`` tells an explicit one from what ``auto`` became. Raises ValueError."""
+    """How samples are measured. ``options.selection.geometry`` tells an explicit one from what ``auto``
+    became. Raises ValueError."""
     selection = config.selection
     if not config.data.target:
         raise ValueError("data.target is empty: name examples of what the samples are to be measured against")
     if config.resume == "auto":
         raise ValueError(
-            "resume = auto has no meaning here: name a checkpoint or the folder of a run, or leave it out to score the model as it is"
+            "resume = auto has no meaning here: name a checkpoint or the folder of a run, or leave it out to "
+            "score the model as it is"
         )
     if options.features and selection.backend == "exact":
         raise ValueError(
-            f"features = {options.features} needs selection.backend = projected or factored: exact forms inner products of whole gradients "
-            "and leaves no features"
+            f"features = {options.features} needs selection.backend = projected or factored: exact forms "
+            "inner products of whole gradients and leaves no features"
         )
     if selection.contraction == "token_token":
-        raise ValueError("selection.contraction = token_token cannot keep the target for a whole file: leave it at auto")
+        raise ValueError(
+            "selection.contraction = token_token cannot keep the target for a whole file: leave it at auto"
+        )
     geometry = selection.geometry
     if config.resume is None and options.selection.geometry == "auto":
         geometry = "identity"
@@ -184,15 +223,18 @@ def scoring_selection(config: Config, options: Namespace) -> SelectionConfig:
     if config.resume is None and needs_moments(scoring):
         what = f"geometry = {geometry}" if geometry != "identity" else f"momentum = {selection.momentum}"
         raise ValueError(
-            f"selection.{what} measures with Adam's state, which a model alone does not have: name a checkpoint or a run with "
-            "--resume, or set selection.geometry to identity and selection.momentum to cancel"
+            f"selection.{what} measures with Adam's state, which a model alone does not have: name a "
+            "checkpoint or a run with --resume, or set selection.geometry to identity and selection.momentum "
+            "to cancel"
         )
     return scoring
 
 
 def _without_steps(config: Config, world_size: int) -> Config:
     """For an engine that takes no step: sizes of steps need not divide."""
-    selection = replace(config.selection, candidates_per_step=world_size, keep_per_step=world_size, score_every=1)
+    selection = replace(
+        config.selection, candidates_per_step=world_size, keep_per_step=world_size, score_every=1
+    )
     return replace(config, selection=selection, training=replace(config.training, micro_batch_size=1))
 
 
@@ -212,17 +254,25 @@ def _meaning(selection: SelectionConfig, found: Optional[checkpoint.Found]) -> s
 
 def _say_what_differs(config: Config, found: checkpoint.Found, say: Narrator) -> None:
     say(f"weights and Adam state are those of {found.path}, after {found.manifest.step} updates")
-    now = {f"data.{name}": value for name, value in vars(config.data).items() if name not in ("pool", "target", "test")}
-    now |= {
-        f"selection.{name}": getattr(config.selection, name) for name in ("geometry", "momentum", "last_blocks", "warmup_steps")
+    now = {
+        f"data.{name}": value
+        for name, value in vars(config.data).items()
+        if name not in ("pool", "target", "test")
     }
-    changed = checkpoint.differences({name: found.manifest.identity.get(name, value) for name, value in now.items()}, now)
+    now |= {
+        f"selection.{name}": getattr(config.selection, name)
+        for name in ("geometry", "momentum", "last_blocks", "warmup_steps")
+    }
+    changed = differences(
+        {name: found.manifest.identity.get(name, value) for name, value in now.items()}, now
+    )
     if changed:
         say(f"measured otherwise than in its run: {'; '.join(changed.values())}")
     if needs_moments(config.selection) and found.manifest.step < config.selection.warmup_steps:
         say(
             f"WARNING: moments of {found.manifest.step} updates, fewer than selection.warmup_steps = "
-            f"{config.selection.warmup_steps}, are a poor metric: take a later checkpoint, or selection.geometry = identity"
+            f"{config.selection.warmup_steps}, are a poor metric: take a later checkpoint, or "
+            "selection.geometry = identity"
         )
 
 

@@ -1,8 +1,10 @@
 """Fine-tune with online data selection.
 
-deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value ...]
+deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value
+...]
 
-One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast -> weighted step
+One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast
+-> weighted step
 """
 
 import time
@@ -16,12 +18,16 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
+from pipeline.ranks.narrator import Narrator
+from pipeline.ranks.program import run_program
+from pipeline.ranks.stopping import REQUEUE, StopRequests
+from pipeline.ranks.together import together
 from pipeline.scoring.stopwatch import Stopwatch
-from pipeline.selection.deal import deal
+from pipeline.step.deal_over_steps import deal_over_steps
+from pipeline.step.weighted_step import weighted_step
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.attention import packs
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.ending import together
 from pipeline.training.engine import (
     build_engine,
     check_hardware,
@@ -34,12 +40,8 @@ from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_model, load_reference_model, load_tokenizer
-from pipeline.training.program import run_program
-from pipeline.training.progress import Narrator
 from pipeline.training.small_model import located
-from pipeline.training.stopping import REQUEUE, StopRequests
 from pipeline.training.tokenised import read
-from pipeline.training.weighted_step import weighted_step
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     mixture = mixture_of(config.data.pool, pool.sizes, weights) if weights else None
     stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed, mixture)
     rotate = config.data.rotate_targets
-    target_set = TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
+    target_set = (
+        TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
+    )
 
     identity = checkpoint.identity(config, merged, pool, targets, tests)
     tests = list(tests)  # read once: every evaluation goes through all of them
@@ -77,8 +81,13 @@ def main(arguments: list[str] | None = None) -> None:
     model, attention = load_model(config.model, dtype, device, config.run.seed)
     engine = build_engine(model, merged, config.training)
     pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
-    hook = SelectionHook.attach(engine, target_set, config.selection, pad_token_id, config.run.seed, reference, is_packed)
-    say(f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {dtype}; attention: {attention.kernel}")
+    hook = SelectionHook.attach(
+        engine, target_set, config.selection, pad_token_id, config.run.seed, reference, is_packed
+    )
+    say(
+        f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {dtype}; attention: "
+        f"{attention.kernel}"
+    )
     say(f"the samples of a micro-batch are {'packed into one row' if is_packed else 'padded to the longest'}")
     if attention.slower:
         say(f"a slower attention kernel runs: {attention.slower}")
@@ -106,7 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     def evaluate(step: int) -> None:
         if tests:
-            loss = held_out_loss(engine, tests, pad_token_id, config.training.evaluation_micro_batch_size, is_packed)
+            loss = held_out_loss(
+                engine, tests, pad_token_id, config.training.evaluation_micro_batch_size, is_packed
+            )
             say(f"step {step}: held-out loss {loss:.4f}")
             answers = None
             if asked and step == steps:
@@ -118,7 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     steps, score_every = config.training.steps, config.selection.score_every
     progress = tqdm(
-        range(first, steps), config.selection.method, steps, initial=first, unit="step", disable=rank != 0, mininterval=1.0
+        range(first, steps),
+        config.selection.method,
+        steps,
+        initial=first,
+        unit="step",
+        disable=rank != 0,
+        mininterval=1.0,
     )
     for step in progress:
         if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
@@ -130,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
         if step % score_every == 0:
             chosen = hook.select(candidates, step)
         assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
-        selection = deal(chosen, score_every)[step % score_every]
+        selection = deal_over_steps(chosen, score_every)[step % score_every]
         if step % score_every:
             hook.scores.selection_hash = hook.agree(selection, step)
         learning_rate = engine.get_lr()[0]
@@ -144,13 +161,28 @@ def main(arguments: list[str] | None = None) -> None:
             look = step // score_every
             found_at, epoch = stream.positions(look), stream.epoch(look)
             for warning in journal.step(
-                step, epoch, found_at, chosen, selection, hook.scores, result, learning_rate, seconds, watch.peak_bytes()
+                step,
+                epoch,
+                found_at,
+                chosen,
+                selection,
+                hook.scores,
+                result,
+                learning_rate,
+                seconds,
+                watch.peak_bytes(),
             ):
                 say(warning)
-        progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}")
+        progress.set_postfix(
+            loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}"
+        )
 
         verify_every = config.training.verify_every
-        if verify_every and (step + 1) % verify_every == 0 and not engine.zero_optimization_partition_weights():
+        if (
+            verify_every
+            and (step + 1) % verify_every == 0
+            and not engine.zero_optimization_partition_weights()
+        ):
             check_replicas(engine.module, hook.collectives, step + 1)
         requested = stop.agreed(hook.collectives)
         if requested or checkpoints.is_due(step + 1):

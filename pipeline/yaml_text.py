@@ -12,7 +12,8 @@ _plain_load = get_loader("yaml")
 
 
 def load_yaml(text: str) -> Any:
-    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands twice."""
+    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands
+    twice."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_depth(yaml.parse(text, Loader=loader))
@@ -27,7 +28,9 @@ def _check_depth(events: Iterator[yaml.Event]) -> None:
     for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1} is nested more than {MAX_DEPTH} levels deep")
+            raise yaml.YAMLError(
+                f"line {event.start_mark.line + 1} is nested more than {MAX_DEPTH} levels deep"
+            )
 
 
 def _check_nodes(root: Optional[yaml.Node]) -> None:
@@ -39,9 +42,13 @@ def _check_nodes(root: Optional[yaml.Node]) -> None:
         if isinstance(node, yaml.SequenceNode):
             waiting += node.value
         if isinstance(node, yaml.MappingNode):
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            keys = [
+                key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"
+            ]
             if twice := [key for key in keys if keys.count(key) > 1]:
-                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice, the second time in line {_line(node, twice[0])}")
+                raise yaml.YAMLError(
+                    f"the key {twice[0]!r} stands twice, the second time in line {_line(node, twice[0])}"
+                )
             waiting += [part for pair in node.value for part in pair]
 
 

@@ -1,8 +1,9 @@
-"""Cells of test_compare.py: real runs of pipeline.train, forked from a server that has imported what takes long."""
+"""Cells of test_compare.py: real runs of pipeline.train, forked from a server that has imported what takes
+long."""
 
 import os
 
-from tests.ranks import ForkedProgram
+from tests.processes import ForkedProgram
 
 
 class Forked(ForkedProgram):

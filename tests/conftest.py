@@ -1,4 +1,5 @@
-"""What many tests share: the folder of a tiny random Llama with its tokenizer, and data to fine-tune it on."""
+"""What many tests share: the folder of a tiny random Llama with its tokenizer, and data to fine-tune it
+on."""
 
 import json
 import os
@@ -6,7 +7,7 @@ import random
 
 import pytest
 
-from tests.ranks import ENVIRONMENT
+from tests.processes import ENVIRONMENT
 
 os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "CUDA_VISIBLE_DEVICES"})
 
@@ -39,22 +40,29 @@ def tokenizer():
     characterwise = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     characterwise.decoder = decoders.Fuse()
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=characterwise, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>",
+        tokenizer_object=characterwise,
+        pad_token="<pad>",
+        eos_token="<|im_end|>",
+        unk_token="<unk>",
         additional_special_tokens=["<|im_start|>"],
-    )  # fmt: skip
+    )
     wrapped.chat_template = CHATML
     return wrapped
 
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> str:
-    """pool.jsonl (48 samples), target.jsonl (5, as chats) and test.jsonl (7): sums of small numbers, some of them wrong."""
+    """pool.jsonl (48 samples), target.jsonl (5, as chats) and test.jsonl (7): sums of small numbers, some of
+    them wrong."""
     folder = tmp_path_factory.mktemp("data")
     rng = random.Random(0)
 
     def line(name, i, wrong=False):
         a, b = rng.randint(1, 99), rng.randint(1, 9)
-        question, answer = f"{a}+{b}", str(a + b + (rng.randint(1, 9) if wrong else 0)) + "." * rng.randint(0, 5)
+        question, answer = (
+            f"{a}+{b}",
+            str(a + b + (rng.randint(1, 9) if wrong else 0)) + "." * rng.randint(0, 5),
+        )
         about = {"id": f"{name}-{i}", "source": "sums", "corruption": "wrong" if wrong else "none"}
         if name == "target":
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,8 +1,9 @@
 # C candidates, K kept, T tokens, V vocabulary, O out_features, I in_features
-"""The slow, obviously right version: plain PyTorch in float64, one process, one sample at a time, everything dense.
+"""The slow, obviously right version: plain PyTorch in float64, one process, one sample at a time, everything
+dense.
 
-It knows nothing of DeepSpeed and of pipeline/scoring. A tiny Llama of awkward sizes (36 wide, 50 in the middle, 71 tokens, 6 heads
-over 3 keys), so that slices of ranks end within rows.
+It knows nothing of DeepSpeed and of pipeline/scoring. A tiny Llama of awkward sizes (36 wide, 50 in the
+middle, 71 tokens, 6 heads over 3 keys), so that slices of ranks end within rows.
 """
 
 from dataclasses import dataclass, field
@@ -19,10 +20,19 @@ LORA_RANK, LORA_ALPHA = 3, 6
 
 def llama_config(tied: bool = False, **options) -> LlamaConfig:
     sizes = dict(
-        vocab_size=VOCABULARY, hidden_size=36, intermediate_size=50, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=3, max_position_embeddings=64, initializer_range=0.1, tie_word_embeddings=tied,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=36,
+        intermediate_size=50,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     return LlamaConfig(**{**sizes, **options})
 
 
@@ -40,14 +50,19 @@ def tiny_llama(seed: int = 0, tied: bool = False, attention: str = "eager", **op
 
 def add_lora(model: torch.nn.Module, dropout: float = 0.0) -> torch.nn.Module:
     adapters = LoraConfig(
-        r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules="all-linear", lora_dropout=dropout, task_type="CAUSAL_LM"
+        r=LORA_RANK,
+        lora_alpha=LORA_ALPHA,
+        target_modules="all-linear",
+        lora_dropout=dropout,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, adapters, autocast_adapter_dtype=False)
 
 
 @torch.no_grad()
 def fill_adapters(model: torch.nn.Module, zero_b: bool = False, seed: int = 5) -> None:
-    """The same adapters in whatever dtype. With lora_B zero, as new adapters have it, lora_A has no gradient at first."""
+    """The same adapters in whatever dtype. With lora_B zero, as new adapters have it, lora_A has no gradient
+    at first."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if "lora_" in name:
@@ -65,7 +80,8 @@ def load(folder: str, kind: str, zero_b: bool = False) -> torch.nn.Module:
 
 
 def random_samples(lengths: list[int], seed: int, unsupervised: tuple[int, ...] = ()) -> list[Sample]:
-    """Samples whose first third is a prompt without supervision; those at ``unsupervised`` have none at all."""
+    """Samples whose first third is a prompt without supervision; those at ``unsupervised`` have none at
+    all."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for position, length in enumerate(lengths):
@@ -79,7 +95,11 @@ def sample_loss(model: torch.nn.Module, sample: Sample) -> torch.Tensor:
     """Mean of -log p(token | tokens before) over the supervised tokens of one sample, which nothing pads."""
     logits_TV = model(input_ids=torch.tensor([sample.input_ids]), use_cache=False).logits[0]
     log_probability_TV = torch.log_softmax(logits_TV.double(), dim=-1)
-    losses = [-log_probability_TV[t - 1, label] for t, label in enumerate(sample.labels) if t > 0 and label != IGNORED]
+    losses = [
+        -log_probability_TV[t - 1, label]
+        for t, label in enumerate(sample.labels)
+        if t > 0 and label != IGNORED
+    ]
     return torch.stack(losses).mean() if losses else 0 * logits_TV.sum()
 
 
@@ -89,7 +109,9 @@ def gradient(model: torch.nn.Module, batch: list[tuple[Sample, float]]) -> dict[
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     total = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     for sample, weight in batch:
-        grads = torch.autograd.grad(weight * sample_loss(model, sample), list(trained.values()), allow_unused=True)
+        grads = torch.autograd.grad(
+            weight * sample_loss(model, sample), list(trained.values()), allow_unused=True
+        )
         for name, grad in zip(trained, grads):
             total[name] += 0 if grad is None else grad
     return total
@@ -99,9 +121,10 @@ def linear_weights(model: torch.nn.Module) -> list[str]:
     """Names of the trained weights of linear layers, but for one that is tied to the embedding."""
     embedding = model.get_input_embeddings().weight
     return [
-        f"{name}.weight" for name, child in model.named_modules()
+        f"{name}.weight"
+        for name, child in model.named_modules()
         if isinstance(child, torch.nn.Linear) and child.weight.requires_grad and child.weight is not embedding
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
@@ -117,7 +140,8 @@ class Hyper:
 
 @dataclass
 class AdamW:
-    """AdamW (Loshchilov, Hutter, 2019, algorithm 2) on a dictionary of parameters, as it stands in the paper."""
+    """AdamW (Loshchilov, Hutter, 2019, algorithm 2) on a dictionary of parameters, as it stands in the
+    paper."""
 
     parameters: dict[str, torch.Tensor]
     hyper: dict[str, Hyper]
@@ -147,16 +171,22 @@ class AdamW:
         return torch.where(v > 0, d, 0)
 
     def rank_one_metric(self, name: str) -> torch.Tensor:
-        """1 / sqrt(row mean x column mean / mean) of v_hat + eps^2; 0 where row or column never had a gradient."""
+        """1 / sqrt(row mean x column mean / mean) of v_hat + eps^2; 0 where row or column never had a
+        gradient."""
         h, v = self.hyper[name], self.exp_avg_sq[name]
         raised = v / (1 - h.beta2**self.step) + h.eps**2
         d = (raised.mean(1, keepdim=True) * raised.mean(0, keepdim=True) / raised.mean()) ** -0.5
         return torch.where((v.sum(1, keepdim=True) > 0) & (v.sum(0, keepdim=True) > 0), d, 0)
 
     def gram(
-        self, gradients: list[dict], target: dict, names: list[str], geometry: str = "update", momentum: str = "cancel",
+        self,
+        gradients: list[dict],
+        target: dict,
+        names: list[str],
+        geometry: str = "update",
+        momentum: str = "cancel",
         metric: str = "adam",
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Gram matrix (C + 1, C + 1) of the dense rows phi of the candidates and, last, the target."""
         blocks = []
         for name in names:
@@ -175,7 +205,8 @@ class AdamW:
 
 
 def relative_gram_error(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """|K_ij - K'_ij| in units of |phi_i| |phi_j|, so that no pair hides behind a larger one; zero rows must be zero."""
+    """|K_ij - K'_ij| in units of |phi_i| |phi_j|, so that no pair hides behind a larger one; zero rows must
+    be zero."""
     norms = expected.diagonal().clamp(min=0).sqrt()
     scale = torch.outer(norms, norms)
     floor = 1e-12 * scale.max()

@@ -1,4 +1,5 @@
-"""The ranks' side of test_score.py: programs that train and score, one after the other, and what may befall them."""
+"""The ranks' side of test_score.py: programs that train and score, one after the other, and what may befall
+them."""
 
 import os
 import signal
@@ -9,8 +10,8 @@ from tests.training.train_cases import spoil_candidates
 def programs(calls: list[tuple[str, list[str]]]) -> list[str]:
     """Each (what, arguments) in turn, and how each ended: '' or its error or exit code.
 
-    What is ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its third batch) or ``spoil`` (one in which a token
-    spoils losses).
+    What is ``train``, ``score``, ``stop`` (a score whose last rank gets SIGTERM in its third batch) or
+    ``spoil`` (one in which a token spoils losses).
     """
     from pipeline import score, train
 

@@ -35,22 +35,37 @@ def folder(tmp_path_factory):
 def grid(folder, model_folder, data_folder):
     """2 variants x 2 seeds of 4 steps."""
     settings = {
-        "variants": ["filter_then_weight", "random"], "seeds": [0, 1], "folder": str(folder / "runs"), "parallel": 2,
-        "targets": {"sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}},
+        "variants": ["filter_then_weight", "random"],
+        "seeds": [0, 1],
+        "folder": str(folder / "runs"),
+        "parallel": 2,
+        "targets": {
+            "sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}
+        },
         "base": {
             "model": {"name": model_folder, "lora_rank": 2},
-            "data": {"pool": [f"{data_folder}/pool.jsonl"], "max_tokens": 60, "cache_folder": f"{data_folder}/tokens"},
-            "selection": {"candidates_per_step": 8, "keep_per_step": 4, "target_per_step": 3, "warmup_steps": 2},
+            "data": {
+                "pool": [f"{data_folder}/pool.jsonl"],
+                "max_tokens": 60,
+                "cache_folder": f"{data_folder}/tokens",
+            },
+            "selection": {
+                "candidates_per_step": 8,
+                "keep_per_step": 4,
+                "target_per_step": 3,
+                "warmup_steps": 2,
+            },
             "training": {"steps": 4, "learning_rate": 1e-2, "evaluate_every": 2, "evaluation_answers": 3},
         },
-    }  # fmt: skip
+    }
     (folder / "grid.yaml").write_text(yaml.safe_dump(settings))
     return folder / "grid.yaml"
 
 
 @pytest.fixture
 def compare(grid, monkeypatch, capsys):
-    """Function of more arguments and of cells to kill: exit code, last line as JSON or None, stderr, cells that ran."""
+    """Function of more arguments and of cells to kill: exit code, last line as JSON or None, stderr, cells
+    that ran."""
 
     def compare(*arguments, kill=""):
         ran = []
@@ -73,7 +88,10 @@ def compare(grid, monkeypatch, capsys):
 def test_a_killed_cell_is_reported_the_rest_goes_on_and_it_alone_runs_again(compare, grid):
     code, last, error, ran = compare(kill="sums/random/seed_0")
     assert code == 1 and sorted(ran) == sorted(CELLS)
-    assert "sums, random, seed 0 ended with code -9; the end of" in error and "failed: sums, random, seed 0" in error
+    assert (
+        "sums, random, seed 0 ended with code -9; the end of" in error
+        and "failed: sums, random, seed 0" in error
+    )
     assert "data.pool: samples 48" in error, "the tail of the log is missing"
     assert last["random"]["se"] is None and last["filter_then_weight"]["se"] is not None
 
@@ -102,13 +120,20 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
     assert len(list((grid.parent / "runs/figures").glob("*.png"))) == 3 and page.count("<svg") > 10
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the page loads something from outside"
     for words in (
-        "sums: held-out loss", "sums: damage of what was kept", "Match with the target, mean of all cells",
-        "Most kept, filter_then_weight", "Least kept, filter_then_weight", "Duplicates", "Memory of a step", "Warnings and fallbacks",
-    ):  # fmt: skip
+        "sums: held-out loss",
+        "sums: damage of what was kept",
+        "Match with the target, mean of all cells",
+        "Most kept, filter_then_weight",
+        "Least kept, filter_then_weight",
+        "Duplicates",
+        "Memory of a step",
+        "Warnings and fallbacks",
+    ):
         assert words in page, words
     verdict = json.loads((grid.parent / "runs/comparison.json").read_text())["verdict"]
     assert (
-        "The held-out loss of filter_then_weight, averaged over training, is" in verdict and html.escape(verdict, False) in page
+        "The held-out loss of filter_then_weight, averaged over training, is" in verdict
+        and html.escape(verdict, False) in page
     )
 
 
@@ -123,8 +148,12 @@ def test_changed_settings_and_data_are_not_reused_silently(compare, grid, monkey
 
 def test_overwrite_runs_changed_cells_again_and_a_cell_that_fails_does_not_stop_the_grid(compare):
     """At a learning rate of 1e30 the first update spoils the loss of the second, and of its target."""
-    code, last, error, ran = compare("--overwrite", "true", "--seeds", "[1]", "--training.learning_rate", "1e30")
+    code, last, error, ran = compare(
+        "--overwrite", "true", "--seeds", "[1]", "--training.learning_rate", "1e30"
+    )
     assert code == 1 and len(ran) == 2 and all(set(found.values()) == {None} for found in last.values())
     assert (
-        "Lower training.learning_rate" in error and "the target's gradient is not finite" in error and "runs again: " in error
+        "Lower training.learning_rate" in error
+        and "the target's gradient is not finite" in error
+        and "runs again: " in error
     )

@@ -1,4 +1,5 @@
-"""Settings: unknown keys, wrong types and contradictions end the program with code 2 and a sentence; the rest reads back as written."""
+"""Settings: unknown keys, wrong types and contradictions end the program with code 2 and a sentence; the rest
+reads back as written."""
 
 import sys
 from dataclasses import asdict
@@ -13,9 +14,13 @@ from pipeline.config import Config
 @pytest.fixture
 def valid(data_folder):
     return [
-        "--data.pool", f"[{data_folder}/pool.jsonl]", "--data.target", f"[{data_folder}/target.jsonl]",
-        "--deepspeed", "ds_configs/zero2.json",
-    ]  # fmt: skip
+        "--data.pool",
+        f"[{data_folder}/pool.jsonl]",
+        "--data.target",
+        f"[{data_folder}/target.jsonl]",
+        "--deepspeed",
+        "ds_configs/zero2.json",
+    ]
 
 
 REFUSED = {
@@ -25,7 +30,8 @@ REFUSED = {
     "temperature of zero": (["--selection.temperature", "0"], "selection.temperature is 0.0"),
     "another geometry": (
         ["--selection.method", "greats", "--selection.geometry", "update"],
-        "selection.geometry = update contradicts selection.method = greats, which works in identity: leave it at auto",
+        "selection.geometry = update contradicts selection.method = greats, which works in identity: leave "
+        "it at auto",
     ),
     "momentum of its own": (
         ["--selection.method", "less", "--selection.momentum", "compensate"],
@@ -36,14 +42,21 @@ REFUSED = {
         ["--selection.reference_model", "somewhere"],
         "has no meaning with selection.method = filter_then_weight",
     ),
-    "nothing but warm-up": (["--selection.method", "less", "--training.steps", "4"], "leaves nothing of training.steps = 4"),
+    "nothing but warm-up": (
+        ["--selection.method", "less", "--training.steps", "4"],
+        "leaves nothing of training.steps = 4",
+    ),
     "unknown method": (["--selection.method", "best"], "selection.method"),
     "keep more than candidates": (
         ["--selection.keep_per_step", "40"],
-        "selection.keep_per_step x selection.score_every = 40 x 1 is more than selection.candidates_per_step = 32",
+        "selection.keep_per_step x selection.score_every = 40 x 1 is more than selection.candidates_per_step "
+        "= 32",
     ),
     "several steps keep more than candidates": (["--selection.score_every", "5"], "= 8 x 5 is more than"),
-    "score_every without scores": (["--selection.method", "full", "--selection.score_every", "2"], "set it to 1"),
+    "score_every without scores": (
+        ["--selection.method", "full", "--selection.score_every", "2"],
+        "set it to 1",
+    ),
     "contraction without gradients": (
         ["--selection.contraction", "row_chunks", "--selection.backend", "factored"],
         "selection.contraction = row_chunks has no meaning with selection.backend = factored",
@@ -69,12 +82,21 @@ REFUSED = {
     "infinite learning rate": (["--training.learning_rate", ".inf"], "it must be positive and finite"),
     "too many steps": (["--training.steps", "9" * 400], "training.steps is more than the largest value"),
     "a name that no file can have": (["--data.pool", f"[{'x' * 300}.jsonl]"], "data.pool: there is no file"),
-    "a weight for no name": (["--data.pool_weights", "[1, 2]"], "data.pool_weights has 2 numbers and data.pool 1 names"),
+    "a weight for no name": (
+        ["--data.pool_weights", "[1, 2]"],
+        "data.pool_weights has 2 numbers and data.pool 1 names",
+    ),
     "no weight": (["--data.pool_weights", "[]"], "data.pool_weights has 0 numbers and data.pool 1 names"),
     "a weight of zero": (["--data.pool_weights", "[0]"], "pool.jsonl 0.0: it must be positive and finite"),
     "a negative weight": (["--data.pool_weights", "[-1]"], "pool.jsonl -1.0: it must be positive and finite"),
-    "an infinite weight": (["--data.pool_weights", "[.inf]"], "pool.jsonl inf: it must be positive and finite"),
-    "a weight that is no number": (["--data.pool_weights", "[.nan]"], "pool.jsonl nan: it must be positive and finite"),
+    "an infinite weight": (
+        ["--data.pool_weights", "[.inf]"],
+        "pool.jsonl inf: it must be positive and finite",
+    ),
+    "a weight that is no number": (
+        ["--data.pool_weights", "[.nan]"],
+        "pool.jsonl nan: it must be positive and finite",
+    ),
     "missing recipe": (["--config", "nowhere.yaml"], "nowhere.yaml"),
 }
 
@@ -102,9 +124,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 REFUSED_FILES = {
     "aliases that grow": (BOMB, "with its aliases written out it holds more than 10000 values"),
     "a value within itself": ("data: &a {pool: *a}", "more than 10000 values"),
-    "deep nesting": ("data: " + "[" * 100_000 + "]" * 100_000, "nest"),  # libyaml has a bound of its own in newer releases
+    # libyaml has a bound of its own in newer releases
+    "deep nesting": ("data: " + "[" * 100_000 + "]" * 100_000, "nest"),
     "deep nesting that ends nowhere": ("data: " + "[" * 2000, "nest"),
-    "nested blocks": ("data:\n" + "".join(" " * i + "-\n" for i in range(1, 200)), "is nested more than 100 levels deep"),
+    "nested blocks": (
+        "data:\n" + "".join(" " * i + "-\n" for i in range(1, 200)),
+        "is nested more than 100 levels deep",
+    ),
     "a key twice": (
         "training: {steps: 5}\nrun: {seed: 1}\ntraining: {steps: 6}",
         "the key 'training' stands twice, the second time in line 3",
@@ -113,7 +139,10 @@ REFUSED_FILES = {
     "a null byte": (b"run: {folder: 'a\0'}", "#x0000"),
     "a section that is a number": ("training: 5", "training is 5: a section holds settings"),
     "too many digits": ("training: {steps: " + "9" * 5000 + "}", "digits"),
-    "a Python object": ("run: {folder: !!python/object/apply:os.getcwd []}", "could not determine a constructor"),
+    "a Python object": (
+        "run: {folder: !!python/object/apply:os.getcwd []}",
+        "could not determine a constructor",
+    ),
     "a list": ("[1, 2]", "Unexpected config"),
 }
 
@@ -146,19 +175,31 @@ def test_the_command_line_is_stronger_than_the_recipe_and_that_than_the_defaults
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("selection:\n  keep_per_step: 3\n  ridge: 0.5\n")
     parsed = config.parse("", ["--config", str(recipe), *valid, "--selection.ridge", "0.25"]).selection
-    assert (parsed.keep_per_step, parsed.ridge, parsed.candidates_per_step) == (3, 0.25, Config().selection.candidates_per_step)
+    assert (parsed.keep_per_step, parsed.ridge, parsed.candidates_per_step) == (
+        3,
+        0.25,
+        Config().selection.candidates_per_step,
+    )
 
 
 def test_a_saved_configuration_reads_back_equal(valid, tmp_path):
-    parsed = config.parse("", [*valid, "--training.betas", "[0.8, 0.99]", "--model.lora_targets", "[q_proj, v_proj]"])
+    parsed = config.parse(
+        "", [*valid, "--training.betas", "[0.8, 0.99]", "--model.lora_targets", "[q_proj, v_proj]"]
+    )
     config.save(parsed, tmp_path / "config.yaml")
     assert asdict(config.load(tmp_path / "config.yaml")) == asdict(parsed)
 
 
-@pytest.mark.parametrize("method, asked, resolved", [
-    ("filter_then_weight", "auto", "update"), ("top_k", "curvature", "curvature"), ("greats", "auto", "identity"),
-    ("less", "update_to_gradient", "update_to_gradient"), ("max_loss", "auto", "auto"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, asked, resolved",
+    [
+        ("filter_then_weight", "auto", "update"),
+        ("top_k", "curvature", "curvature"),
+        ("greats", "auto", "identity"),
+        ("less", "update_to_gradient", "update_to_gradient"),
+        ("max_loss", "auto", "auto"),
+    ],
+)
 def test_the_saved_geometry_is_the_one_worked_in(valid, tmp_path, method, asked, resolved):
     parsed = config.parse("", [*valid, "--selection.method", method, "--selection.geometry", asked])
     config.save(parsed, tmp_path / "config.yaml")
@@ -185,9 +226,15 @@ def test_methods_without_a_target_and_moments_need_neither_samples_nor_warm_up(v
     assert config.parse("", [*valid, *changes]).selection.method == method
 
 
-@pytest.mark.parametrize("method, candidates, keep, micro, world, steps", [
-    ("filter_then_weight", 32, 8, 4, 2, 1), ("filter_then_weight", 32, 8, 1, 2, 4), ("full", 32, 8, 4, 2, 4), ("random", 6, 6, 2, 3, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, candidates, keep, micro, world, steps",
+    [
+        ("filter_then_weight", 32, 8, 4, 2, 1),
+        ("filter_then_weight", 32, 8, 1, 2, 4),
+        ("full", 32, 8, 4, 2, 4),
+        ("random", 6, 6, 2, 3, 1),
+    ],
+)
 def test_gradient_accumulation_follows_from_what_is_trained(method, candidates, keep, micro, world, steps):
     settings = Config()
     settings.selection.method, settings.selection.candidates_per_step, settings.selection.keep_per_step = (
@@ -200,10 +247,13 @@ def test_gradient_accumulation_follows_from_what_is_trained(method, candidates, 
     assert steps * micro * world == config.samples_per_step(settings)
 
 
-@pytest.mark.parametrize("candidates, keep, message", [
-    (31, 8, "candidates_per_step = 31 is not divisible by 2 ranks.*next multiple is 32"),
-    (32, 6, "keep_per_step = 6 is not divisible by world size x training.micro_batch_size = 2 x 4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "candidates, keep, message",
+    [
+        (31, 8, "candidates_per_step = 31 is not divisible by 2 ranks.*next multiple is 32"),
+        (32, 6, "keep_per_step = 6 is not divisible by world size x training.micro_batch_size = 2 x 4"),
+    ],
+)
 def test_what_does_not_divide_is_refused_with_the_numbers(candidates, keep, message):
     settings = Config()
     settings.selection.candidates_per_step, settings.selection.keep_per_step = candidates, keep
@@ -214,9 +264,14 @@ def test_what_does_not_divide_is_refused_with_the_numbers(candidates, keep, mess
 def test_columns_read_back_from_dotted_settings():
     """As a grid has them, which puts the settings of a base, the command line and a variant together."""
     columns = {"q": "prompt", "a.b": "completion"}
-    for settings in ({f"data.columns.{name}": meant for name, meant in columns.items()}, {"data.columns": columns}):
+    for settings in (
+        {f"data.columns.{name}": meant for name, meant in columns.items()},
+        {"data.columns": columns},
+    ):
         assert config.from_settings(settings).data.columns == columns
     replaced = config.from_settings({"data.columns.x": "prompt", "data.columns": {"q": "prompt"}})
-    assert replaced.data.columns == {"q": "prompt"} == config.from_settings(config.plain(replaced)).data.columns
+    assert (
+        replaced.data.columns == {"q": "prompt"} == config.from_settings(config.plain(replaced)).data.columns
+    )
     with pytest.raises(ValueError, match=r"data\.columns"):
         config.from_settings({"data.columns": "prompt"})

@@ -1,4 +1,5 @@
-"""The checks before a run: they pass where a run would, and fail with what was found and a remedy where it would not."""
+"""The checks before a run: they pass where a run would, and fail with what was found and a remedy where it
+would not."""
 
 import json
 import os
@@ -6,7 +7,7 @@ import os
 import pytest
 
 from pipeline import doctor
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
 
 
@@ -43,15 +44,21 @@ def test_a_run_that_can_start_passes(examined):
     assert code == 0, checks
     assert "ZeRO-2, torch.float32, 2 ranks" in checks["settings"]["found"]
     assert "has a chat template" in checks["tokenizer and chat template"]["found"]
-    assert "predicted" in checks["memory of a rank"]["found"] and "GiB free" in checks["disk for checkpoints"]["found"]
+    assert (
+        "predicted" in checks["memory of a rank"]["found"]
+        and "GiB free" in checks["disk for checkpoints"]["found"]
+    )
 
 
-@pytest.mark.parametrize("changes, check, words", [
-    (["--selection.keep_per_step", "3"], "settings", "keep_per_step = 3 is not divisible"),
-    (["--data.pool", "[no_such_file.jsonl]"], "settings", "there is no file no_such_file.jsonl"),
-    (["--model.name", "/no/such/model"], "tokenizer and chat template", "/no/such/model"),
-    (["--deepspeed", "ds_configs/zero3_plus_plus.json"], "settings", "CUDA cards alone"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, check, words",
+    [
+        (["--selection.keep_per_step", "3"], "settings", "keep_per_step = 3 is not divisible"),
+        (["--data.pool", "[no_such_file.jsonl]"], "settings", "there is no file no_such_file.jsonl"),
+        (["--model.name", "/no/such/model"], "tokenizer and chat template", "/no/such/model"),
+        (["--deepspeed", "ds_configs/zero3_plus_plus.json"], "settings", "CUDA cards alone"),
+    ],
+)
 def test_a_run_that_cannot_is_refused_with_the_reason(examined, changes, check, words):
     code, checks = examined(*changes)
     assert code == 2
@@ -63,7 +70,10 @@ def test_another_deepspeed_and_a_full_disk_are_found(examined, monkeypatch):
     monkeypatch.setattr(doctor, "CHECKPOINTS", 10**12)
     code, checks = examined()
     assert code == 2
-    assert [name for name, check in checks.items() if not check["passed"]] == ["versions", "disk for checkpoints"]
+    assert [name for name, check in checks.items() if not check["passed"]] == [
+        "versions",
+        "disk for checkpoints",
+    ]
     assert "pip install deepspeed==0.0.1" in checks["versions"]["remedy"]
 
 
@@ -73,7 +83,8 @@ def test_without_a_run_the_machine_alone_is_checked(capsys):
 
 
 def two_ranks(arguments: list[str]) -> list[tuple]:
-    """On each rank: (check, passed, found), with the clock of rank 1 five seconds late and its data file gone."""
+    """On each rank: (check, passed, found), with the clock of rank 1 five seconds late and its data file
+    gone."""
     import time
 
     from jsonargparse import Namespace
@@ -91,7 +102,9 @@ def two_ranks(arguments: list[str]) -> list[tuple]:
 
 @pytest.mark.distributed
 def test_ranks_are_compared_and_the_odd_one_is_named(model_folder, data_folder, tmp_path):
-    by_rank = run_ranks("tests.test_doctor:two_ranks", 2, arguments=run_arguments(model_folder, data_folder, tmp_path / "run"))
+    by_rank = run_ranks(
+        "tests.test_doctor:two_ranks", 2, arguments=run_arguments(model_folder, data_folder, tmp_path / "run")
+    )
     found = {check: (passed, text) for check, passed, text in by_rank[0]}
     assert [check for check, (passed, _) in found.items() if not passed] == ["settings", "clocks"]
     assert "on 1 of 2 ranks, first rank 1" in found["settings"][1] and "gone.jsonl" in found["settings"][1]

@@ -12,14 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import config as configuration
-from pipeline import evaluate, shipped
+from pipeline import evaluate, settings
 from pipeline.config import Config, ModelConfig
 from pipeline.data.demo import generate
 from pipeline.data.sample import IGNORED, Sample
 from tests.conftest import tokenizer
 from tests.reference import add_lora, fill_adapters, sample_loss
 
-needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm_eval is not installed (requirements-eval.txt)")
+needs_lm_eval = pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="lm_eval is not installed (requirements-eval.txt)"
+)
 NUM_SAMPLES = 24
 TASK = """
 task: demo_choice
@@ -73,9 +75,15 @@ def save_adapter(model_folder: str, folder: Path) -> None:
 def task_folder(tmp_path_factory) -> Path:
     """A multiple-choice task: which of three answers of the demo data stands behind a prompt."""
     folder = tmp_path_factory.mktemp("task")
-    lines = [{key: line[key].lower() for key in ("prompt", "completion")} for line in generate(100, seed=0)["test"]]
+    lines = [
+        {key: line[key].lower() for key in ("prompt", "completion")} for line in generate(100, seed=0)["test"]
+    ]
     rows = [
-        {"prompt": line["prompt"], "choices": [other["completion"] for other in lines[i : i + 3]], "answer": 0}
+        {
+            "prompt": line["prompt"],
+            "choices": [other["completion"] for other in lines[i : i + 3]],
+            "answer": 0,
+        }
         for i, line in enumerate(lines[:NUM_SAMPLES])
     ]
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -113,7 +121,9 @@ def test_scores_are_those_of_the_run_with_its_adapter(run_folder, task_folder, m
     assert "|demo_choice|" in printed.replace(" ", "")
     written = json.loads((run_folder / "evaluation_tasks.json").read_text())
     assert written["tasks"]["demo_choice:0"]["results"]["demo_choice"]["acc,none"] == pytest.approx(expected)
-    assert written["model"]["name"] == model_folder and {"lm_eval", "torch", "transformers"} <= set(written["versions"])
+    assert written["model"]["name"] == model_folder and {"lm_eval", "torch", "transformers"} <= set(
+        written["versions"]
+    )
     assert written["tasks"]["demo_choice:0"]["n-samples"]["demo_choice"]["effective"] == NUM_SAMPLES
 
     assert evaluate.main([*arguments, model_folder]) == 0
@@ -130,18 +140,22 @@ def test_scores_are_those_of_the_run_with_its_adapter(run_folder, task_folder, m
         (["mmlu_anatomy"], "--tasks: the data of mmlu_anatomy cannot be loaded"),
     ],
 )
-def test_tasks_that_cannot_be_had_end_with_a_sentence(tasks, message, model_folder, task_folder, offline, capsys):
-    assert evaluate.main(["--model", model_folder, "--tasks", *tasks, "--include_path", str(task_folder)]) == 2
+def test_tasks_that_cannot_be_had_end_with_a_sentence(
+    tasks, message, model_folder, task_folder, offline, capsys
+):
+    assert (
+        evaluate.main(["--model", model_folder, "--tasks", *tasks, "--include_path", str(task_folder)]) == 2
+    )
     errors = capsys.readouterr().err
     assert message in errors and ("tydiqa" in errors or tasks != ["tydia"])
 
 
 @needs_lm_eval
 def test_tydiqa_is_known_language_by_language(task_folder, known_tasks):
-    manager = known_tasks([shipped.TASKS.folder, task_folder])
+    manager = known_tasks([settings.TASKS.folder, task_folder])
     assert "tydiqa" in manager.all_groups and "mmlu" in manager.all_groups
     listed = {name for name in manager.all_subtasks if name.startswith("tydiqa_goldp_")}
-    written = (shipped.TASKS.folder / "tydiqa.yaml").read_text()
+    written = (settings.TASKS.folder / "tydiqa.yaml").read_text()
     assert len(listed) == 9 and all(f"- {name}\n" in written for name in listed)
 
 
@@ -154,7 +168,9 @@ def test_missing_lm_eval_names_the_way_out(monkeypatch, model_folder, capsys):
 
 def test_which_model_is_meant(run_folder, model_folder, tmp_path):
     final = str(run_folder / "final")
-    assert evaluate.find_model(str(run_folder)) == evaluate.Model(model_folder, None, final, final, is_run=True)
+    assert evaluate.find_model(str(run_folder)) == evaluate.Model(
+        model_folder, None, final, final, is_run=True
+    )
     assert evaluate.find_model(final) == evaluate.Model(model_folder, None, final, final)
     assert evaluate.find_model("a/hub-name") == evaluate.Model("a/hub-name")
     configuration.save(Config(), tmp_path / "config.yaml")

@@ -7,27 +7,54 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "pipeline"
 MAY_IMPORT = {  # part: parts of ours that it may use besides itself
-    "versions": set(), "yaml_text": set(), "shipped": set(), "config": {"selection", "shipped", "yaml_text"},
-    "scoring": set(), "selection": set(), "reporting": set(), "data": {"config"},
-    "kept": {"data", "scoring", "selection"},
-    "passes": {"data", "scoring"}, "hook": {"config", "data", "kept", "passes", "scoring", "selection"},
-    "training": {"config", "data", "kept", "scoring", "selection", "hook", "reporting", "shipped", "versions"},
-    "datastore": {"config", "data", "hook", "scoring", "training", "versions"},
-    "score": {"config", "data", "datastore", "hook", "training"},
-    "integrations": {"config", "data", "hook", "kept", "scoring", "selection", "training"},
+    "versions": set(),
+    "yaml_text": set(),
+    "settings": set(),
+    "ranks": set(),
+    "selection": set(),
+    "scoring": {"ranks"},
+    "reporting": {"settings"},
+    "config": {"selection", "settings", "yaml_text"},
+    "data": {"config"},
+    "step": {"config", "data", "ranks", "scoring", "selection"},
+    "hook": {"config", "data", "ranks", "scoring", "selection", "step"},
+    "training": {
+        "config",
+        "data",
+        "hook",
+        "ranks",
+        "reporting",
+        "scoring",
+        "selection",
+        "settings",
+        "step",
+        "versions",
+    },
+    "datastore": {"config", "data", "hook", "ranks", "scoring", "settings", "training", "versions"},
+    "score": {"config", "data", "datastore", "hook", "ranks", "settings", "training"},
+    "integrations": {"config", "data", "hook", "ranks", "scoring", "selection", "step", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"data", "reporting"},
-    "evaluate": {"config", "shipped", "training", "versions"},
-    "comparison": {"config", "data", "reporting", "shipped", "yaml_text"},
+    "evaluate": {"config", "ranks", "settings", "training", "versions"},
+    "comparison": {"config", "data", "reporting", "settings", "yaml_text"},
     "compare": {"comparison"},
-    "train": {"config", "data", "hook", "reporting", "scoring", "selection", "training"},
-}  # fmt: skip
+    "train": {"config", "data", "hook", "ranks", "reporting", "scoring", "selection", "step", "training"},
+}
 INTERNALS = {
-    "fp32_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat",
-    "bit16_groups", "bit16_groups_flat", "bf16_groups", "bf16_groups_flat", "fp16_groups", "grad_position",
-    "sub_group_to_group_id", "real_dp_process_group",
-}  # fmt: skip
+    "fp32_groups_flat",
+    "fp32_groups_flat_partition",
+    "single_partition_of_fp32_groups",
+    "fp32_partitioned_groups_flat",
+    "bit16_groups",
+    "bit16_groups_flat",
+    "bf16_groups",
+    "bf16_groups_flat",
+    "fp16_groups",
+    "grad_position",
+    "sub_group_to_group_id",
+    "real_dp_process_group",
+}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -43,7 +70,11 @@ def imported(file: Path) -> set[str]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: line {node.lineno}: a relative import hides its direction"
-            modules |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "pipeline" else {node.module}
+            modules |= (
+                {f"{node.module}.{alias.name}" for alias in node.names}
+                if node.module == "pipeline"
+                else {node.module}
+            )
     return {module.split(".")[1] for module in modules if module.startswith("pipeline.")}
 
 

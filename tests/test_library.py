@@ -1,4 +1,5 @@
-"""SelectionHook in a DeepSpeed loop of one's own (test_trainer.py compares such a loop with SelectionTrainer)."""
+"""SelectionHook in a DeepSpeed loop of one's own (test_trainer.py compares such a loop with
+SelectionTrainer)."""
 
 import inspect
 import re
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.hook import SelectionHook
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 EXAMPLE = Path(__file__).parent.parent / "examples/own_loop.py"
 STEP = re.compile(r"^step (\d+): kept (\d+) of 16, (\d+) of them wanted; cosine (.*)$", re.MULTILINE)
@@ -31,5 +32,7 @@ def test_the_library_interface_says_what_goes_in_and_what_comes_out(name):
     signature = inspect.signature(method)
     assert signature.return_annotation is not inspect.Signature.empty
     for parameter in list(signature.parameters.values())[name != "attach" :]:
-        assert parameter.name == "engine" or parameter.annotation is not inspect.Parameter.empty, parameter.name
+        assert parameter.name == "engine" or parameter.annotation is not inspect.Parameter.empty, (
+            parameter.name
+        )
         assert parameter.name == "batch" or f"{parameter.name}:" in method.__doc__, parameter.name

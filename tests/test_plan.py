@@ -6,8 +6,18 @@ import pytest
 
 from pipeline import plan
 
-SMALL = ["--model.name", "llama-1b", "--selection.candidates_per_step", "8", "--selection.keep_per_step", "8",
-         "--training.micro_batch_size", "1", "--deepspeed", "ds_configs/zero2.json"]  # fmt: skip
+SMALL = [
+    "--model.name",
+    "llama-1b",
+    "--selection.candidates_per_step",
+    "8",
+    "--selection.keep_per_step",
+    "8",
+    "--training.micro_batch_size",
+    "1",
+    "--deepspeed",
+    "ds_configs/zero2.json",
+]
 
 
 def planned(capsys, *arguments: str) -> tuple[dict, str]:
@@ -17,13 +27,24 @@ def planned(capsys, *arguments: str) -> tuple[dict, str]:
 
 
 def test_last_line_is_json_and_agrees_with_itself(capsys):
-    found, printed = planned(capsys, "--model.lora_rank", "0", "--selection.last_blocks", "2", "--tokens", "256")
-    assert (found["model"], found["world_size"], found["hardware"], found["tokens"]) == ("llama-1b", 8, "h100", 256)
-    assert found["recommended"] in found["backends"] and f"selection.backend = {found['recommended']}" in printed
+    found, printed = planned(
+        capsys, "--model.lora_rank", "0", "--selection.last_blocks", "2", "--tokens", "256"
+    )
+    assert (found["model"], found["world_size"], found["hardware"], found["tokens"]) == (
+        "llama-1b",
+        8,
+        "h100",
+        256,
+    )
+    assert (
+        found["recommended"] in found["backends"] and f"selection.backend = {found['recommended']}" in printed
+    )
     for backend in found["backends"].values():
         assert sum(backend["seconds"].values()) == pytest.approx(backend["seconds_total"])
         target = backend["seconds"]["target"]
-        assert (backend["seconds_total"] - target) / found["plain"]["seconds_total"] == pytest.approx(backend["ratio_to_plain"])
+        assert (backend["seconds_total"] - target) / found["plain"]["seconds_total"] == pytest.approx(
+            backend["ratio_to_plain"]
+        )
     assert {variant["last_blocks"] for variant in found["variants"]} == {0, 2, 4}
     assert "predictions" in printed
 
@@ -36,7 +57,9 @@ def test_a_recipe_is_planned_without_its_data(capsys):
 
 
 def test_float32_is_slower_than_bf16(capsys):
-    bf16, float32 = (planned(capsys, "--training.precision", p)[0]["plain"]["seconds_total"] for p in ("bf16", "fp32"))
+    bf16, float32 = (
+        planned(capsys, "--training.precision", p)[0]["plain"]["seconds_total"] for p in ("bf16", "fp32")
+    )
     assert float32 > 4 * bf16
 
 
@@ -54,14 +77,19 @@ def test_methods_without_gram_cost_a_forward_or_nothing(capsys):
     assert seconds("random") == 0
     forward, norm = seconds("max_loss"), seconds("grad_norm")
     assert 0.2 < forward < 0.5 < norm
-    assert seconds("rho_loss", "--selection.reference_model", "llama-1b") == pytest.approx(2 * forward, rel=0.1)
+    assert seconds("rho_loss", "--selection.reference_model", "llama-1b") == pytest.approx(
+        2 * forward, rel=0.1
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--model.name", "nobody/nothing"], "model.name: nobody/nothing is no folder with a model"),
-        (["--model.lora_targets", "[nothing_like_it]"], "model: no plan can be made for llama-1b: Target modules"),
+        (
+            ["--model.lora_targets", "[nothing_like_it]"],
+            "model: no plan can be made for llama-1b: Target modules",
+        ),
         (["--hardware", "abacus"], "hardware: abacus is unknown"),
         (["--world_size", "3"], "selection.candidates_per_step = 8 is not divisible by 3 ranks"),
         (["--world_size", "-1"], "world_size is -1"),
@@ -75,7 +103,12 @@ def test_mistakes_name_their_setting(capsys, arguments, message):
 def test_error_measured_so_far_is_told(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "ERRORS", tmp_path / "plan_error.json")
     assert "not yet compared with a run here" in planned(capsys)[1]
-    ratios = {"smallest_ratio": 0.8, "largest_ratio": 1.3, "smallest_ratio_to_plain": 0.9, "largest_ratio_to_plain": 1.1}
+    ratios = {
+        "smallest_ratio": 0.8,
+        "largest_ratio": 1.3,
+        "smallest_ratio_to_plain": 0.9,
+        "largest_ratio_to_plain": 1.1,
+    }
     plan.ERRORS.write_text(json.dumps({"machine": {"device": "abacus"}, **ratios}))
     printed = planned(capsys)[1]
     assert "Compared with runs on abacus, predicted over measured time was 0.80 to 1.30" in printed

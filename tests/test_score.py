@@ -22,7 +22,7 @@ from pipeline.datastore.parts import Parts
 from pipeline.datastore.sketch import CountSketch
 from pipeline.training.run_folder import LOCK
 from tests import reference
-from tests.ranks import launch, run_ranks, tails
+from tests.processes import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
 
@@ -39,13 +39,39 @@ def build(model_folder, data_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
 
     def build(output, *changes, resume=False) -> list[str]:
-        settings = ["--deepspeed", "ds_configs/zero0.json", "--model.lora_rank", "0", "--training.eps", str(EPS)]
-        settings += ["--training.steps", str(STEPS), "--training.save_every", str(STEPS), "--run.save_model", "false"]
-        arguments = run_arguments(model_folder, data_folder, root, *settings, "--training.evaluate_every", "0")
+        settings = [
+            "--deepspeed",
+            "ds_configs/zero0.json",
+            "--model.lora_rank",
+            "0",
+            "--training.eps",
+            str(EPS),
+        ]
+        settings += [
+            "--training.steps",
+            str(STEPS),
+            "--training.save_every",
+            str(STEPS),
+            "--run.save_model",
+            "false",
+        ]
+        arguments = run_arguments(
+            model_folder, data_folder, root, *settings, "--training.evaluate_every", "0"
+        )
         if output is None:  # the run itself
             return [*arguments, "--data.test", "[]", "--training.micro_batch_size", "4", *changes]
         resumed = ["--resume", str(root)] if resume else []
-        return [*arguments, "--output", str(output), "--part", str(PART), "--batch", str(BATCH), *resumed, *changes]
+        return [
+            *arguments,
+            "--output",
+            str(output),
+            "--part",
+            str(PART),
+            "--batch",
+            str(BATCH),
+            *resumed,
+            *changes,
+        ]
 
     build.run = root
     return build
@@ -65,7 +91,14 @@ def spoiled_pool(data_folder, tmp_path_factory) -> Path:
 def outputs(build, spoiled_pool, tmp_path_factory):
     """Folders of scores by name, how the programs ended, and the reason of the one that was killed."""
     root = tmp_path_factory.mktemp("scores")
-    features = ["--features", str(NUM_FEATURES), "--selection.backend", "projected", "--selection.projection_size", str(WHOLE)]
+    features = [
+        "--features",
+        str(NUM_FEATURES),
+        "--selection.backend",
+        "projected",
+        "--selection.projection_size",
+        str(WHOLE),
+    ]
     (end,) = launch("tests.score_cases:killed", 1, arguments=build(root / "killed"), number=2)
     left = sorted(path.name for path in (root / "killed/parts").iterdir())
     calls = {
@@ -107,25 +140,37 @@ def samples(folder: str, name: str, model_folder: str) -> list:
 
 @pytest.fixture(scope="module")
 def expected(outputs, build, model_folder, data_folder):
-    """By geometry: losses (N,), Gram matrix (N + 1, N + 1) and loss of the target, one sample at a time in float64."""
+    """By geometry: losses (N,), Gram matrix (N + 1, N + 1) and loss of the target, one sample at a time in
+    float64."""
     pool, targets = (samples(data_folder, name, model_folder) for name in ("pool", "target"))
-    saved = torch.load(build.run / f"checkpoints/checkpoint-{STEPS}/mp_rank_00_model_states.pt", weights_only=False)
+    saved = torch.load(
+        build.run / f"checkpoints/checkpoint-{STEPS}/mp_rank_00_model_states.pt", weights_only=False
+    )
     found = {}
     for name, geometry in (("identity", "identity"), ("adam", "update")):
         model = reference.load(model_folder, "full")
         if name == "adam":
             model.load_state_dict(saved["module"])
         parameters = dict(model.named_parameters())
-        adam = reference.AdamW(parameters, dict.fromkeys(parameters, reference.Hyper(0, 0.9, 0.999, EPS, 0)), STEPS)
-        order = [n for n, p in parameters.items() if p.dim() >= 2] + [n for n, p in parameters.items() if p.dim() < 2]
+        adam = reference.AdamW(
+            parameters, dict.fromkeys(parameters, reference.Hyper(0, 0.9, 0.999, EPS, 0)), STEPS
+        )
+        order = [n for n, p in parameters.items() if p.dim() >= 2] + [
+            n for n, p in parameters.items() if p.dim() < 2
+        ]
         for index, state in saved["optimizer"]["state"].items():
-            adam.exp_avg[order[index]], adam.exp_avg_sq[order[index]] = state["exp_avg"].double(), state["exp_avg_sq"].double()
+            adam.exp_avg[order[index]], adam.exp_avg_sq[order[index]] = (
+                state["exp_avg"].double(),
+                state["exp_avg_sq"].double(),
+            )
             assert int(state["step"]) == STEPS
         gradients = [reference.gradient(model, [(sample, 1.0)]) for sample in pool]
         goal = reference.gradient(model, [(sample, 1 / len(targets)) for sample in targets])
         gram = adam.gram(gradients, goal, reference.linear_weights(model), geometry)
         with torch.no_grad():
-            losses, goals = ([reference.sample_loss(model, sample).item() for sample in part] for part in (pool, targets))
+            losses, goals = (
+                [reference.sample_loss(model, sample).item() for sample in part] for part in (pool, targets)
+            )
         found[name] = np.array(losses), gram.numpy(), np.mean(goals)
     return found
 
@@ -156,13 +201,18 @@ def test_every_sample_has_one_row_in_the_order_of_the_pool(outputs, data_folder,
     rows = [json.loads(line) for line in (Path(data_folder) / "pool.jsonl").read_text().splitlines()]
     assert found["position"].tolist() == list(range(NUM_POOL))
     assert found["id"].tolist() == [row["id"] for row in rows]
-    assert found["damage"].tolist() == [row["corruption"] for row in rows] and set(found["source"]) == {"sums"}
-    assert (found["num_supervised"] < found["num_tokens"]).all() and found[[*SCORES, "loss"]].notna().all(axis=None)
+    assert found["damage"].tolist() == [row["corruption"] for row in rows] and set(found["source"]) == {
+        "sums"
+    }
+    assert (found["num_supervised"] < found["num_tokens"]).all() and found[[*SCORES, "loss"]].notna().all(
+        axis=None
+    )
     assert [len(pd.read_parquet(outputs[0] / name / file)) for file in FILES[1:]] == [13, 13, 13, 9]
 
 
 def test_features_have_the_inner_products_of_the_gradients(outputs, expected):
-    """A sketch of D numbers errs by 1 / sqrt(D) of the norms' product: not by much more, and not by much less, or it is none."""
+    """A sketch of D numbers errs by 1 / sqrt(D) of the norms' product: not by much more, and not by much
+    less, or it is none."""
     _, gram, _ = expected["adam"]
     found, goal = table(outputs[0] / "features"), target(outputs[0] / "features")
     features = np.stack([*found["features"], goal["features"]]).astype(np.float64)
@@ -175,7 +225,9 @@ def test_features_have_the_inner_products_of_the_gradients(outputs, expected):
 
 def test_features_do_not_depend_on_the_number_of_ranks(outputs):
     """But for the metric, which is rounded to bfloat16 where it travels."""
-    one, two = (np.stack(table(outputs[0] / name)["features"]) for name in ("features", "two ranks, features"))
+    one, two = (
+        np.stack(table(outputs[0] / name)["features"]) for name in ("features", "two ranks, features")
+    )
     assert np.linalg.norm(one - two, axis=1).max() < 0.01 * np.linalg.norm(one, axis=1).min()
 
 
@@ -196,21 +248,31 @@ def test_a_sketch_is_unbiased_and_errs_as_it_says():
 def test_scores_that_were_killed_and_continued_are_those_of_an_undisturbed_program(outputs):
     root, ended, (killed, left) = outputs
     assert killed.code == -signal.SIGKILL, tails([killed])
-    assert left == [".part-00002.parquet.tmp", "part-00000.parquet", "part-00001.parquet"] and ended["killed"] == ""
-    assert [(root / "killed" / file).read_bytes() == (root / "identity" / file).read_bytes() for file in FILES] == [True] * 5
+    assert (
+        left == [".part-00002.parquet.tmp", "part-00000.parquet", "part-00001.parquet"]
+        and ended["killed"] == ""
+    )
+    assert [
+        (root / "killed" / file).read_bytes() == (root / "identity" / file).read_bytes() for file in FILES
+    ] == [True] * 5
 
 
 def test_scores_that_were_stopped_and_continued_are_those_of_an_undisturbed_program(outputs):
     """The signal comes in the first batch of the second part, to one of two ranks."""
     root, ended, _ = outputs
     assert (ended["stopped"], ended["continued"]) == ("75", "")
-    assert [(root / "stopped" / file).read_bytes() == (root / "two ranks" / file).read_bytes() for file in FILES] == [True] * 5
+    assert [
+        (root / "stopped" / file).read_bytes() == (root / "two ranks" / file).read_bytes() for file in FILES
+    ] == [True] * 5
 
 
 def test_scores_of_something_else_are_refused_with_what_differs(outputs):
     _, ended, _ = outputs
     assert "holds scores made of something else" in ended["other data"]
-    assert "data.loss_on: assistant -> all" in ended["other data"] and "content of data.pool" in ended["other data"]
+    assert (
+        "data.loss_on: assistant -> all" in ended["other data"]
+        and "content of data.pool" in ended["other data"]
+    )
     assert "its model is another one (model.lora_rank: 0 -> 2)" in ended["other model"]
     assert "config.yaml: give that as --config" in ended["other model"]
 
@@ -278,12 +340,18 @@ def test_the_example_of_the_page_keeps_the_best_of_each_source(outputs, data_fol
     "changes, message",
     [
         (["--selection.geometry", "update"], "selection.geometry = update measures with Adam's state"),
-        (["--selection.momentum", "compensate"], "selection.momentum = compensate measures with Adam's state"),
+        (
+            ["--selection.momentum", "compensate"],
+            "selection.momentum = compensate measures with Adam's state",
+        ),
         (["--resume", "auto"], "resume = auto has no meaning here"),
         (["--features", "64"], "features = 64 needs selection.backend = projected or factored"),
         (["--data.target", "[]"], "data.target is empty"),
         (["--batch", "-1"], "batch is -1: the smallest value is 1"),
-        (["--selection.contraction", "token_token"], "selection.contraction = token_token cannot keep the target"),
+        (
+            ["--selection.contraction", "token_token"],
+            "selection.contraction = token_token cannot keep the target",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_the_way_out(build, capsys, tmp_path, changes, message):
@@ -293,12 +361,15 @@ def test_contradictions_are_refused_with_the_way_out(build, capsys, tmp_path, ch
 
 
 @pytest.mark.parametrize(
-    "changes", [["--run.overwrite", "true"], ["--data.test", "[gone.jsonl]"], ["--training.evaluation_answers", "3"]]
+    "changes",
+    [["--run.overwrite", "true"], ["--data.test", "[gone.jsonl]"], ["--training.evaluation_answers", "3"]],
 )
 def test_settings_that_only_a_run_has_a_use_for_refuse_nothing(build, tmp_path, changes):
     """They stand in the run's config.yaml, from which it is scored."""
     (tmp_path / "run").mkdir()
-    config, _ = score.parse_score(build(tmp_path, "--data.test", "[]", *changes, "--resume", str(tmp_path / "run")))
+    config, _ = score.parse_score(
+        build(tmp_path, "--data.test", "[]", *changes, "--resume", str(tmp_path / "run"))
+    )
     assert config.data.test == [] and not config.run.overwrite
 
 
@@ -312,11 +383,19 @@ def test_without_a_checkpoint_samples_are_measured_by_plain_gradients(build, tmp
 
 
 def test_a_run_that_emptied_its_folder_can_be_scored_by_its_own_configuration(tmp_path):
-    """``--config RUN/config.yaml --resume RUN``, as the page has it, where the run was started with run.overwrite."""
+    """``--config RUN/config.yaml --resume RUN``, as the page has it, where the run was started with
+    run.overwrite."""
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "a"}) + "\n")
     names = [str(tmp_path / "data.jsonl")]
     settings = {"data.pool": names, "data.target": names, "run.overwrite": True, "run.folder": str(tmp_path)}
     save(from_settings(settings), tmp_path / "config.yaml")
-    arguments = ["--config", str(tmp_path / "config.yaml"), "--resume", str(tmp_path), "--output", str(tmp_path / "scores")]
+    arguments = [
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--resume",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "scores"),
+    ]
     config, _ = score.parse_score(arguments)
     assert config.resume == str(tmp_path) and not config.run.overwrite

@@ -1,4 +1,5 @@
-"""Whole runs of the training program on the tiny model: what they write, that they repeat, and how they end."""
+"""Whole runs of the training program on the tiny model: what they write, that they repeat, and how they
+end."""
 
 import csv
 import json
@@ -19,7 +20,7 @@ from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
 from pipeline.reporting.records import read_run
-from tests.ranks import ENVIRONMENT, free_port, launch, run_ranks, tails
+from tests.processes import ENVIRONMENT, free_port, launch, run_ranks, tails
 from tests.reference import sample_loss
 from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
@@ -31,9 +32,23 @@ RUNS = {
     "again": [],
     "zero3-lora": ["--deepspeed", "ds_configs/zero3.json"],
     "full": ["--model.lora_rank", "0", "--training.micro_batch_size", "1", "--training.weight_decay", "0.1"],
-    "zero3-full": ["--model.lora_rank", "0", "--deepspeed", "ds_configs/zero3.json", "--model.gradient_checkpointing", "true"],
+    "zero3-full": [
+        "--model.lora_rank",
+        "0",
+        "--deepspeed",
+        "ds_configs/zero3.json",
+        "--model.gradient_checkpointing",
+        "true",
+    ],
     "mixture": ["--data.pool", "[demo:pool, demo:target]", "--data.pool_weights", "[1, 3]"],
-    "score_every": ["--selection.score_every", "2", "--selection.keep_per_step", "4", "--training.precision", "bf16"],
+    "score_every": [
+        "--selection.score_every",
+        "2",
+        "--selection.keep_per_step",
+        "4",
+        "--training.precision",
+        "bf16",
+    ],
 }
 
 
@@ -52,13 +67,20 @@ def folders(arguments, tmp_path_factory):
     """Run folders by name, of two ranks, but for `one_rank`."""
     root = tmp_path_factory.mktemp("runs")
     run_ranks(
-        "tests.training.train_cases:runs", 2, all_arguments=[arguments(root / name, *changes) for name, changes in RUNS.items()]
+        "tests.training.train_cases:runs",
+        2,
+        all_arguments=[arguments(root / name, *changes) for name, changes in RUNS.items()],
     )
     monitors = {"enabled": True, "output_path": str(root / "monitors")}
     preset = json.loads((ROOT / "ds_configs/zero2.json").read_text())
-    preset |= {"csv_monitor": {**monitors, "job_name": "csv"}, "tensorboard": {**monitors, "job_name": "tensorboard"}}
+    preset |= {
+        "csv_monitor": {**monitors, "job_name": "csv"},
+        "tensorboard": {**monitors, "job_name": "tensorboard"},
+    }
     (root / "monitored.json").write_text(json.dumps(preset))
-    one_rank = arguments(root / "one_rank", "--training.micro_batch_size", "4", "--deepspeed", str(root / "monitored.json"))
+    one_rank = arguments(
+        root / "one_rank", "--training.micro_batch_size", "4", "--deepspeed", str(root / "monitored.json")
+    )
     run_ranks("tests.training.train_cases:runs", 1, all_arguments=[one_rank])
     return {name: root / name for name in [*RUNS, "one_rank"]}
 
@@ -70,7 +92,8 @@ def lines(folder: Path, name: str) -> list[dict]:
 def steps(folder: Path) -> list[dict]:
     """Step records but for their times and memory."""
     return [
-        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines(folder, "steps")
+        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")}
+        for line in lines(folder, "steps")
     ]
 
 
@@ -90,44 +113,69 @@ def test_a_run_records_every_step_and_evaluation(folders, name):
     scored = [record for record in records if record["cosine"] is not None]
     assert scored and all(-1 <= record["cosine"] <= 1 and record["dropped"] == [] for record in scored)
     assert [line["step"] for line in lines(folders[name], "evaluations")] == [0, 3, 6]
-    sums = [sum(line["weight"] for line in lines(folders[name], "kept") if line["step"] == step) for step in range(STEPS)]
+    sums = [
+        sum(line["weight"] for line in lines(folders[name], "kept") if line["step"] == step)
+        for step in range(STEPS)
+    ]
     assert sums == pytest.approx([1] * STEPS)
 
 
 def test_two_runs_with_one_seed_write_identical_records(folders):
     for name in ("steps", "kept", "passed", "evaluations"):
-        first, second = (steps(folders[run]) if name == "steps" else lines(folders[run], name) for run in ("lora", "again"))
+        first, second = (
+            steps(folders[run]) if name == "steps" else lines(folders[run], name) for run in ("lora", "again")
+        )
         assert first == second, name
 
 
 def test_another_stage_and_another_number_of_ranks_see_and_keep_the_same_candidates(folders):
-    """fp32 sums come in another order; losses agree to 1e-3 after six steps of 1e-2, and no kept sample changes."""
+    """fp32 sums come in another order; losses agree to 1e-3 after six steps of 1e-2, and no kept sample
+    changes."""
     for name in ("one_rank", "zero3-lora"):
         for mine, other in zip(steps(folders["lora"]), steps(folders[name])):
-            for key in ("candidate_tokens", "num_candidates", "num_kept", "epoch", "trained_tokens", "learning_rate"):
+            for key in (
+                "candidate_tokens",
+                "num_candidates",
+                "num_kept",
+                "epoch",
+                "trained_tokens",
+                "learning_rate",
+            ):
                 assert mine[key] == other[key], f"{name}, step {mine['step']}: {key}"
             assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
         assert kept_ids(folders["lora"]) == kept_ids(folders[name]), name
 
 
 def test_a_mixture_is_counted_and_kept_by_its_shares(folders):
-    """demo:pool holds 1,200 samples and demo:target 16; three quarters of what the run looks at are from the second."""
+    """demo:pool holds 1,200 samples and demo:target 16; three quarters of what the run looks at are from the
+    second."""
     folder = folders["mixture"]
     pool = json.loads((folder / "pool.json").read_text())
     assert pool["num_samples"] == 1216 == pytest.approx(sum(pool["by_source"].values()))
-    assert pool["by_source"]["shelf"] == pytest.approx(912 + 304 * 307 / 1200)  # the kind of all 16, and of 307 in the pool
-    looked_at = [line["id"] for line in lines(folder, "kept")] + [i for line in lines(folder, "passed") for i in line["ids"]]
+    # the kind of all 16, and of 307 in the pool
+    assert pool["by_source"]["shelf"] == pytest.approx(912 + 304 * 307 / 1200)
+    looked_at = [line["id"] for line in lines(folder, "kept")] + [
+        i for line in lines(folder, "passed") for i in line["ids"]
+    ]
     assert len(looked_at) == STEPS * NUM_CANDIDATES
     assert 0.55 < sum(i.startswith("target-") for i in looked_at) / len(looked_at) < 0.9
-    assert [record["epoch"] for record in steps(folder)] == [step * NUM_CANDIDATES / 1216 for step in range(STEPS)]
+    assert [record["epoch"] for record in steps(folder)] == [
+        step * NUM_CANDIDATES / 1216 for step in range(STEPS)
+    ]
     identity = json.loads((folder / "finished.json").read_text())["identity"]
-    assert identity["data.pool_weights"] == [1.0, 3.0] and identity["samples of each name in data.pool"] == [1200, 16]
+    assert identity["data.pool_weights"] == [1.0, 3.0] and identity["samples of each name in data.pool"] == [
+        1200,
+        16,
+    ]
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
     """Numbers of the records by the names that the report's tables have for them."""
     run = read_run(folder)
-    found = {name: run.steps[name].dropna().astype(float).tolist() for name in run.steps.select_dtypes(["number", "bool"])}
+    found = {
+        name: run.steps[name].dropna().astype(float).tolist()
+        for name in run.steps.select_dtypes(["number", "bool"])
+    }
     return {**found, "test_loss": run.evaluations["loss"].tolist()}
 
 
@@ -135,16 +183,27 @@ def test_monitors_get_every_number_of_the_records_under_its_name(folders):
     """DeepSpeed's own CSV and TensorBoard writers; TensorBoard keeps float32."""
     expected, monitors = curves(folders["one_rank"]), folders["one_rank"].parent / "monitors"
     expected = {name: values for name, values in expected.items() if values and name != "step"}
-    assert {"train_loss", "cosine", "effective_kept", "seconds_update", "memory_mib_gram", "test_loss"} <= expected.keys()
+    assert {
+        "train_loss",
+        "cosine",
+        "effective_kept",
+        "seconds_update",
+        "memory_mib_gram",
+        "test_loss",
+    } <= expected.keys()
     written = EventAccumulator(str(monitors / "tensorboard")).Reload()
     ours = {tag for tag in written.Tags()["scalars"] if "/" not in tag}  # DeepSpeed's own have one
     assert ours == expected.keys()
     for name, values in expected.items():
         with open(monitors / "csv" / f"{name}.csv") as file:
             (_, header), *rows = csv.reader(file)
-        assert header == name and [float(value) for _, value in rows] == pytest.approx(values, rel=1e-12), name
+        assert header == name and [float(value) for _, value in rows] == pytest.approx(values, rel=1e-12), (
+            name
+        )
         assert [event.value for event in written.Scalars(name)] == pytest.approx(values, rel=1e-6), name
-    assert [event.step for event in written.Scalars("train_loss")] == [4 * (step + 1) for step in range(STEPS)]
+    assert [event.step for event in written.Scalars("train_loss")] == [
+        4 * (step + 1) for step in range(STEPS)
+    ]
 
 
 @pytest.mark.parametrize("name", ["lora", "zero3-lora", "full", "zero3-full"])
@@ -153,7 +212,9 @@ def test_the_saved_model_loads_in_peft_or_transformers_and_has_the_recorded_held
 ):
     """Losses of single samples in float64 against padded ones in float32: 1e-5 of a loss of 4."""
     final = folders[name] / "final"
-    model = AutoModelForCausalLM.from_pretrained(model_folder if "lora" in name else final, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder if "lora" in name else final, dtype=torch.float32
+    )
     if "lora" in name:
         model = PeftModel.from_pretrained(model, final)
     tokenizer = AutoTokenizer.from_pretrained(final)
@@ -168,8 +229,20 @@ def test_the_saved_model_loads_in_peft_or_transformers_and_has_the_recorded_held
 
 def test_a_method_without_gradients_needs_no_target_and_no_warm_up(arguments, model_folder, tmp_path):
     """Against a reference model that is whole on each rank beside a model that ZeRO-3 splits."""
-    changes = ["--selection.method", "rho_loss", "--selection.reference_model", model_folder, "--data.target", "[]",
-               "--deepspeed", "ds_configs/zero3.json", "--training.steps", "2", "--run.save_model", "false"]  # fmt: skip
+    changes = [
+        "--selection.method",
+        "rho_loss",
+        "--selection.reference_model",
+        model_folder,
+        "--data.target",
+        "[]",
+        "--deepspeed",
+        "ds_configs/zero3.json",
+        "--training.steps",
+        "2",
+        "--run.save_model",
+        "false",
+    ]
     run_ranks("tests.training.train_cases:runs", 2, all_arguments=[arguments(tmp_path / "run", *changes)])
     records, kept = steps(tmp_path / "run"), lines(tmp_path / "run", "kept")
     assert [record["warmup"] for record in records] == [False, False] and len(kept) == 8
@@ -179,13 +252,28 @@ def test_a_method_without_gradients_needs_no_target_and_no_warm_up(arguments, mo
 
 
 def deepspeed_launcher(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port())]
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(free_port()),
+    ]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     environment = {
-        k: v for k, v in environment.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
+        k: v
+        for k, v in environment.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
     }
     return subprocess.run(
-        [*launcher, "--module", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420
+        [*launcher, "--module", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=420,
     )
 
 
@@ -197,82 +285,109 @@ def test_the_deepspeed_launcher_gives_the_same_records(folders, arguments, tmp_p
 
 
 def test_a_rank_that_raises_alone_ends_the_others_under_the_launcher(arguments, tmp_path):
-    ended = deepspeed_launcher("tests.training.train_cases", "raise_on_one_rank", *arguments(tmp_path / "run"))
+    ended = deepspeed_launcher(
+        "tests.training.train_cases", "raise_on_one_rank", *arguments(tmp_path / "run")
+    )
     assert ended.returncode != 0
     assert "KeyError: 'only here'" in ended.stderr, ended.stderr[-4000:]
     assert [record["step"] for record in steps(tmp_path / "run")] == [0, 1, 2]
 
 
 def test_a_rank_that_stalls_ends_all_under_the_launcher_and_is_named(arguments, tmp_path):
-    """Within run.timeout_seconds, the ten seconds for notes, and the 30 that DeepSpeed's launcher waits before it kills."""
+    """Within run.timeout_seconds, the ten seconds for notes, and the 30 that DeepSpeed's launcher waits
+    before it kills."""
     changed = arguments(tmp_path / "run", "--run.timeout_seconds", "20")
     ended = deepspeed_launcher("tests.training.train_cases", "stall_on_one_rank", *changed)
     assert ended.returncode != 0
     assert "no word from rank 1 in" in ended.stderr, ended.stderr[-4000:]
     assert [record["step"] for record in steps(tmp_path / "run")] == [0, 1, 2]
     left = [
-        process.pid for process in psutil.process_iter(["cmdline"]) if str(tmp_path / "run") in (process.info["cmdline"] or [])
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(tmp_path / "run") in (process.info["cmdline"] or [])
     ]
     assert left == []
 
 
 def assert_all_fail(ended, message: str, code: int = 1) -> None:
     assert [end.code for end in ended] == [code] * len(ended), tails(ended)
-    assert any(message in " ".join(end.output.split()) for end in ended), f"no rank said '{message}'\n{tails(ended)}"
+    assert any(message in " ".join(end.output.split()) for end in ended), (
+        f"no rank said '{message}'\n{tails(ended)}"
+    )
 
 
 def test_a_rank_that_raises_alone_ends_the_other_without_a_launcher(arguments, tmp_path):
     ended = launch(
-        "tests.ranks:train", 2, arguments=arguments(tmp_path / "run"), before="tests.training.train_cases:raise_on_one_rank"
+        "tests.processes:train",
+        2,
+        arguments=arguments(tmp_path / "run"),
+        before="tests.training.train_cases:raise_on_one_rank",
     )
     assert [end.code for end in ended] == [1, 1], tails(ended)
     assert "KeyError: 'only here'" in ended[1].output
 
 
 def test_a_loss_that_is_not_finite_ends_every_rank_with_the_step_and_the_remedy(arguments, tmp_path):
-    changes = ("--training.learning_rate", "1e30", "--selection.method", "random", "--training.gradient_clipping", "0")
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", *changes))
+    changes = (
+        "--training.learning_rate",
+        "1e30",
+        "--selection.method",
+        "random",
+        "--training.gradient_clipping",
+        "0",
+    )
+    ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run", *changes))
     assert_all_fail(ended, "no update was made. Lower training.learning_rate")
     assert len(steps(tmp_path / "run")) >= 1
 
 
 def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(arguments, tmp_path):
-    """At stage 0, where nothing puts it right: at 1 and 2 a rank gets what others update afresh in every step."""
+    """At stage 0, where nothing puts it right: at 1 and 2 a rank gets what others update afresh in every
+    step."""
     changes = ("--deepspeed", "ds_configs/zero0.json", "--training.verify_every", "2")
     before = "tests.training.train_cases:flip_a_bit_on_one_rank"
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", *changes), before=before)
+    ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run", *changes), before=before)
     assert_all_fail(ended, "after step 4 ranks [1] hold other parameters than the 1 ranks that agree")
     assert len(steps(tmp_path / "run")) == 4
 
 
 def test_a_log_that_cannot_be_written_ends_every_rank_with_a_sentence(arguments, tmp_path):
     before = "tests.training.train_cases:fill_the_log"
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run"), before=before)
+    ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run"), before=before)
     assert_all_fail(ended, "standard output cannot be written (No space left on device)")
     assert "Traceback" not in ended[0].output, tails(ended)
 
 
 def test_a_failed_self_check_ends_every_rank_with_code_2_before_the_first_step(arguments, tmp_path):
     before = "tests.training.train_cases:double_factors_on_one_rank"
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run"), before=before)
+    ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run"), before=before)
     assert_all_fail(ended, "self-check failed: factors equal autograd, sample by sample: on rank 1", code=2)
     assert not (tmp_path / "run" / "steps.jsonl").exists() or not steps(tmp_path / "run")
 
 
 def test_a_setting_that_does_not_divide_ends_every_rank(arguments, tmp_path):
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", "--selection.keep_per_step", "3"))
-    assert_all_fail(ended, "selection.keep_per_step = 3 is not divisible by world size x training.micro_batch_size = 2 x 2")
+    ended = launch(
+        "tests.processes:train", 2, arguments=arguments(tmp_path / "run", "--selection.keep_per_step", "3")
+    )
+    assert_all_fail(
+        ended,
+        "selection.keep_per_step = 3 is not divisible by world size x training.micro_batch_size = 2 x 2",
+    )
 
 
 def test_a_folder_with_an_earlier_run_is_refused_on_every_rank_and_left_alone(arguments, folders):
     before = (folders["lora"] / "steps.jsonl").read_bytes()
-    ended = launch("tests.ranks:train", 2, arguments=arguments(folders["lora"]))
+    ended = launch("tests.processes:train", 2, arguments=arguments(folders["lora"]))
     assert_all_fail(ended, "holds an earlier run; name another folder or set run.overwrite")
     assert (folders["lora"] / "steps.jsonl").read_bytes() == before
 
 
 def test_a_model_that_is_not_there_ends_every_rank(arguments, tmp_path):
-    ended = launch("tests.ranks:train", 2, arguments=arguments(tmp_path / "run", "--model.name", str(tmp_path / "nothing")))
+    ended = launch(
+        "tests.processes:train",
+        2,
+        arguments=arguments(tmp_path / "run", "--model.name", str(tmp_path / "nothing")),
+    )
     assert_all_fail(ended, "nothing")
 
 

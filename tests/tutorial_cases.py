@@ -1,11 +1,12 @@
-"""The programs of docs/tutorial.md in processes of their own, forked from a server that has imported what takes long."""
+"""The programs of docs/tutorial.md in processes of their own, forked from a server that has imported what
+takes long."""
 
 import os
 import runpy
 import sys
 from pathlib import Path
 
-from tests.ranks import ForkedProgram
+from tests.processes import ForkedProgram
 
 
 class Program(ForkedProgram):

@@ -18,21 +18,31 @@ MOST_BARS = 8
 
 
 def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> list[Panel]:
-    """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard error over seeds.
+    """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard
+    error over seeds.
 
-    Where the loss before training would press all curves together, the axis ends above the second evaluation and the start is said.
+    Where the loss before training would press all curves together, the axis ends above the second evaluation
+    and the start is said.
     """
     curves = {variant: cells.loc[cells["variant"] == variant, "curve"].tolist() for variant in styles}
     curves = {variant: own for variant, own in curves.items() if own}
     means = {variant: np.mean([curve["loss"] for curve in own], axis=0) for variant, own in curves.items()}
-    start, second, low = (f(list(means.values())) for f in (
-        lambda all: max(m[0] for m in all), lambda all: max(m[1] for m in all), lambda all: min(m.min() for m in all)
-    ))  # fmt: skip
+    start, second, low = (
+        f(list(means.values()))
+        for f in (
+            lambda all: max(m[0] for m in all),
+            lambda all: max(m[1] for m in all),
+            lambda all: min(m.min() for m in all),
+        )
+    )
 
     def panel(title: str, x_label: str, x_name: str) -> Panel:
         def draw(axis: Axes) -> None:
             for variant, own in curves.items():
-                loss, x = np.array([curve["loss"] for curve in own]), np.mean([curve[x_name] for curve in own], axis=0)
+                loss, x = (
+                    np.array([curve["loss"] for curve in own]),
+                    np.mean([curve[x_name] for curve in own], axis=0),
+                )
                 error = loss.std(0, ddof=1) / len(loss) ** 0.5 if len(loss) > 1 else np.zeros(loss.shape[1])
                 axis.plot(x, means[variant], marker="o", markersize=3, label=variant, **styles[variant])
                 band = {"color": styles[variant]["color"], "alpha": 0.2, "linewidth": 0}
@@ -40,28 +50,42 @@ def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> list[Panel]
             axis.set_xlabel(x_label)
             if start - low > 2 * (second - low) > 0:
                 axis.set_ylim(low - 0.05 * (second - low), second + 0.1 * (second - low))
-                axis.text(0.99, 0.97, f"before training: {start:.2f}", transform=axis.transAxes, ha="right", va="top")
+                axis.text(
+                    0.99,
+                    0.97,
+                    f"before training: {start:.2f}",
+                    transform=axis.transAxes,
+                    ha="right",
+                    va="top",
+                )
 
         return Panel(title, draw, height=2.6)
 
     return [
         panel("test_loss, equal number of steps (nats per token)", "optimizer step", "step"),
-        panel("test_loss, equal time (nats per token)", "seconds of training, evaluations left out", "seconds"),
+        panel(
+            "test_loss, equal time (nats per token)", "seconds of training, evaluations left out", "seconds"
+        ),
     ]
 
 
 def styles_of(variants: dict[str, str]) -> dict[str, dict]:
-    """Colour and line by variant: the method's, as in reports of runs; a scale of colours where variants share a method."""
+    """Colour and line by variant: the method's, as in reports of runs; a scale of colours where variants
+    share a method."""
     if len(set(variants.values())) == len(variants):
-        return {variant: {"color": COLOURS.get(method, figures.OTHER)} for variant, method in variants.items()}
+        return {
+            variant: {"color": COLOURS.get(method, figures.OTHER)} for variant, method in variants.items()
+        }
     scale = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(variants)))
     return {
-        variant: {"color": matplotlib.colors.to_hex(scale[i]), "linestyle": LINES[i % 4]} for i, variant in enumerate(variants)
+        variant: {"color": matplotlib.colors.to_hex(scale[i]), "linestyle": LINES[i % 4]}
+        for i, variant in enumerate(variants)
     }
 
 
 def averaged(variant: str, runs: list[Run]) -> Run:
-    """The runs of a variant as one: the mean of their step records step by step, and all kept samples, each at its step."""
+    """The runs of a variant as one: the mean of their step records step by step, and all kept samples, each
+    at its step."""
     steps = pd.concat([run.steps for run in runs])
     means = steps.groupby("step", as_index=False).mean(numeric_only=True).reindex(columns=steps.columns)
     means["warmup"] = means["step"].isin(steps.loc[steps["warmup"], "step"])
@@ -70,7 +94,8 @@ def averaged(variant: str, runs: list[Run]) -> Run:
 
 
 def one_after_another(variant: str, runs: list[Run]) -> Run:
-    """The runs of a variant as one long run, so that what happened in a step of one stays apart from that of another."""
+    """The runs of a variant as one long run, so that what happened in a step of one stays apart from that of
+    another."""
     length = 1 + max(int(run.steps["step"].max()) for run in runs)
     later = lambda table, number: table.assign(step=table["step"] + number * length)
     steps, kept = (

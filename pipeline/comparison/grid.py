@@ -11,9 +11,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from pipeline import config as configuration
 from pipeline.config import Config
-from pipeline.reporting.html import flatten
-from pipeline.reporting.visible import is_secret
-from pipeline.shipped import RECIPES, by_name
+from pipeline.settings import RECIPES, by_name, flatten, is_secret
 from pipeline.yaml_text import load_yaml
 
 SECTIONS = tuple(f.name for f in fields(Config))
@@ -27,8 +25,15 @@ OF_THE_GRID = {
 """Settings of a run that the grid makes, and where it takes them from."""
 # Of these the candidates and their order are a pure function (data/stream.py), together with the step.
 STREAM = (
-    "data.pool", "data.pool_weights", "data.max_tokens", "data.on_long", "data.on_broken", "data.loss_on", "model.name", "model.revision",
-)  # fmt: skip
+    "data.pool",
+    "data.pool_weights",
+    "data.max_tokens",
+    "data.on_long",
+    "data.on_broken",
+    "data.loss_on",
+    "model.name",
+    "model.revision",
+)
 
 
 @dataclass
@@ -50,20 +55,23 @@ class Grid:
     """Methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
 
     variants: Union[list[str], dict[str, Optional[dict[str, Any]]]]
-    """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of selection methods."""
+    """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of
+    selection methods."""
     seeds: list[int]
     """Values of run.seed; every variant runs with each."""
     targets: dict[str, TargetFiles]
     """Name -> files."""
     folder: str
-    """Results; one folder a cell below it, TARGET/VARIANT/seed_N. Cells found there finished are not run again."""
+    """Results; one folder a cell below it, TARGET/VARIANT/seed_N. Cells found there finished are not run
+    again."""
     base: Union[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings of all cells: a recipe of pipeline.train, or the settings themselves. run.save_model is false unless set here;
-    data.target, data.test, run.seed and run.folder of a recipe give way to the grid's."""
+    """Settings of all cells: a recipe of pipeline.train, or the settings themselves. run.save_model is false
+    unless set here; data.target, data.test, run.seed and run.folder of a recipe give way to the grid's."""
     parallel: int = 1
     """Cells at a time. Above 1 their seconds disturb each other."""
     ranks: int = 1
-    """Ranks of a cell: 1 is a plain process, more go through the deepspeed launcher. On GPUs each takes one of its own."""
+    """Ranks of a cell: 1 is a plain process, more go through the deepspeed launcher. On GPUs each takes one
+    of its own."""
     overwrite: bool = False
     """Run finished cells again whose settings or data have changed since; without it they are an error."""
 
@@ -87,7 +95,8 @@ class Cell:
 def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], list[str]]:
     """Grid, cells and what a reader must know about them. ``--section.key value`` sets a setting of the base.
 
-    Exits with code 2 and one sentence on an unknown key, a wrong type or a contradiction, in the grid or in any cell.
+    Exits with code 2 and one sentence on an unknown key, a wrong type or a contradiction, in the grid or in
+    any cell.
     """
     parser = ArgumentParser(
         description=description,
@@ -95,7 +104,9 @@ def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], lis
         usage="%(prog)s --config grid.yaml [--key value ...] [--section.key value ...]",
     )
     parser.add_argument(
-        "--config", action=configuration.RecipeFile, help="YAML file with the keys below, or a recipe: compare_quick"
+        "--config",
+        action=configuration.RecipeFile,
+        help="YAML file with the keys below, or a recipe: compare_quick",
     )
     parser.add_class_arguments(Grid, as_group=False)
     try:
@@ -122,7 +133,8 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
-    """All cells, seed by seed, so that early results compare all variants. Raises ValueError naming the cell and its setting."""
+    """All cells, seed by seed, so that early results compare all variants. Raises ValueError naming the cell
+    and its setting."""
     variants = grid.variants
     if isinstance(variants, list):
         variants = {method: {"selection.method": method} for method in variants}
@@ -138,11 +150,15 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
         if getattr(grid, name) < 1:
             raise ValueError(f"{name} is {getattr(grid, name)}: the smallest value is 1")
     base = {"run.save_model": False, **_base(grid.base), **changes}
-    for origin, settings in (("the command line", changes), *((f"variants.{name}", v or {}) for name, v in variants.items())):
+    for origin, settings in (
+        ("the command line", changes),
+        *((f"variants.{name}", v or {}) for name, v in variants.items()),
+    ):
         for setting in set(dict(flatten(settings))) & set(OF_THE_GRID):
             raise ValueError(f"{origin} sets {setting}, which the grid makes of '{OF_THE_GRID[setting]}'")
     configs = {
-        name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))}) for name, settings in variants.items()
+        name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))})
+        for name, settings in variants.items()
     }
     return [
         _cell(grid, target, files, variant, config, seed)
@@ -164,8 +180,9 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
         for name in (*STREAM, *(name for name in settings | reference if name.startswith("data.columns."))):
             if settings.get(name) != reference.get(name):
                 raise ValueError(
-                    f"{name} is {settings.get(name)} in {cell.variant} and {reference.get(name)} in {cells[0].variant}: they would not see "
-                    "the same candidates, so their losses would not compare; make it a grid of its own"
+                    f"{name} is {settings.get(name)} in {cell.variant} and {reference.get(name)} in "
+                    f"{cells[0].variant}: they would not see the same candidates, so their losses would not "
+                    "compare; make it a grid of its own"
                 )
         looked = settings["selection.candidates_per_step"] / settings["selection.score_every"]
         trained = configuration.samples_per_step(cell.config) * cell.config.training.steps
@@ -177,7 +194,8 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
 
 
 def changed(config: Config, saved: dict) -> list[str]:
-    """'setting: before -> now' for each setting in which a saved configuration differs and that a result depends on."""
+    """'setting: before -> now' for each setting in which a saved configuration differs and that a result
+    depends on."""
     now, before = by_name(dict(flatten(configuration.plain(config)))), by_name(dict(flatten(saved)))
     names = [
         name for name in {**now, **before} if now.get(name) != before.get(name)
@@ -250,10 +268,14 @@ def _expanded(value: Any) -> Any:
 
     def environment(match: re.Match) -> str:
         if is_secret(match[1]):
-            raise ValueError(f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it out")
+            raise ValueError(
+                f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it "
+                "out"
+            )
         if match[1] not in os.environ:
             raise ValueError(
-                f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... python -m ..."
+                f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... "
+                "python -m ..."
             )
         return os.environ[match[1]]
 

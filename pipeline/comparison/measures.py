@@ -15,10 +15,10 @@ from pipeline.reporting.summary import area_mean, held_out, summarise
 def measure(cell: Cell, run: Run, texts: pd.DataFrame) -> dict:
     """Plain values for a result file.
 
-    ``auc`` is the mean held-out loss over the run: trapezoids between the evaluations, the first included, over the optimizer
-    steps, divided by their number. All steps of a run train on equally many samples, so over samples it is the same.
-    ``curve.seconds`` is the time that training had taken at each evaluation: the step records' totals, which hold neither
-    evaluations nor loading nor the self-check.
+    ``auc`` is the mean held-out loss over the run: trapezoids between the evaluations, the first included,
+    over the optimizer steps, divided by their number. All steps of a run train on equally many samples, so
+    over samples it is the same. ``curve.seconds`` is the time that training had taken at each evaluation: the
+    step records' totals, which hold neither evaluations nor loading nor the self-check.
     """
     points, summary = held_out(run), summarise([run])[0]
     kept = run.kept[~run.kept["warmup"]]
@@ -26,22 +26,41 @@ def measure(cell: Cell, run: Run, texts: pd.DataFrame) -> dict:
     clock = np.concatenate([[0.0], run.steps.sort_values("step")["seconds_total"].cumsum()])
     accuracy = points["accuracy"].iloc[-1]
     return {
-        "target": cell.target, "variant": cell.variant, "seed": cell.seed, "method": run.method,
-        "auc": area_mean(steps, losses), "before": losses[0], "final": losses[-1],
+        "target": cell.target,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "method": run.method,
+        "auc": area_mean(steps, losses),
+        "before": losses[0],
+        "final": losses[-1],
         "accuracy": None if pd.isna(accuracy) else float(accuracy),
-        "curve": {"step": steps.astype(int).tolist(), "loss": losses.tolist(), "seconds": clock[steps.astype(int)].tolist()},
-        "seconds": clock[-1], "step_seconds": summary.step_seconds, "selection_share": summary.selection_share,
+        "curve": {
+            "step": steps.astype(int).tolist(),
+            "loss": losses.tolist(),
+            "seconds": clock[steps.astype(int)].tolist(),
+        },
+        "seconds": clock[-1],
+        "step_seconds": summary.step_seconds,
+        "selection_share": summary.selection_share,
         "cells_beside": json.loads((cell.folder / FINISHED).read_text())["parallel"] - 1,
-        "trained_samples": len(run.kept), "trained_tokens": _total(run.steps["trained_tokens"]),
-        "fallbacks": summary.num_fallbacks, "dropped": summary.num_dropped,
+        "trained_samples": len(run.kept),
+        "trained_tokens": _total(run.steps["trained_tokens"]),
+        "fallbacks": summary.num_fallbacks,
+        "dropped": summary.num_dropped,
         "kept": {
-            "damaged": summary.damaged_kept, "damaged_weight": summary.damaged_weight, "target_kind": summary.target_kept,
-            "by_source": _shares(kept["source"]), "by_damage": _shares(kept["damage"]), **of_texts(kept["id"], texts),
+            "damaged": summary.damaged_kept,
+            "damaged_weight": summary.damaged_weight,
+            "target_kind": summary.target_kept,
+            "by_source": _shares(kept["source"]),
+            "by_damage": _shares(kept["damage"]),
+            **of_texts(kept["id"], texts),
         },
         "pool": {
-            "damaged": summary.damaged_pool, "target_kind": summary.target_pool, **of_texts(pd.Series(texts.index), texts),
+            "damaged": summary.damaged_pool,
+            "target_kind": summary.target_pool,
+            **of_texts(pd.Series(texts.index), texts),
         },
-    }  # fmt: skip
+    }
 
 
 def of_texts(ids: pd.Series, texts: pd.DataFrame) -> dict[str, Optional[float]]:
@@ -49,13 +68,18 @@ def of_texts(ids: pd.Series, texts: pd.DataFrame) -> dict[str, Optional[float]]:
     rows = texts.reindex(ids[ids.isin(texts.index)])
     if rows.empty:
         return {"duplicates": None, "length": None}
-    return {"duplicates": float(rows["is_duplicate"].astype(bool).mean()), "length": float(rows["length"].mean())}
+    return {
+        "duplicates": float(rows["is_duplicate"].astype(bool).mean()),
+        "length": float(rows["length"].mean()),
+    }
 
 
 def same_candidates(runs: list[Run]) -> None:
-    """Raises ValueError if a run kept a sample at a step where ``full`` did not see it; ``runs`` are of one target and seed.
+    """Raises ValueError if a run kept a sample at a step where ``full`` did not see it; ``runs`` are of one
+    target and seed.
 
-    ``full`` keeps all candidates, so its records name them. Runs that look at another number of samples a step are left out.
+    ``full`` keeps all candidates, so its records name them. Runs that look at another number of samples a
+    step are left out.
     """
     pace = lambda run: [run.config["selection"][name] for name in ("candidates_per_step", "score_every")]
     for whole in [run for run in runs if run.method == "full"][:1]:
@@ -64,7 +88,8 @@ def same_candidates(runs: list[Run]) -> None:
             for step, ids in run.kept.groupby("step")["id"].agg(set).items():
                 if strange := ids - seen.get(step, ids):
                     raise ValueError(
-                        f"{run.folder}: step {step} trained on {min(strange)}, which {whole.folder} did not look at"
+                        f"{run.folder}: step {step} trained on {min(strange)}, which {whole.folder} did not "
+                        "look at"
                     )
 
 

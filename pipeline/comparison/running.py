@@ -1,4 +1,5 @@
-"""Cells run as processes of ``pipeline.train``; what is finished stays, what fails is reported, the rest goes on."""
+"""Cells run as processes of ``pipeline.train``; what is finished stays, what fails is reported, the rest goes
+on."""
 
 import functools
 import hashlib
@@ -20,10 +21,11 @@ from tqdm import tqdm
 from pipeline import config as configuration
 from pipeline.comparison.grid import Cell, changed
 from pipeline.config import Config
-from pipeline.shipped import PRESETS
+from pipeline.settings import PRESETS
 
 FINISHED = "cell.json"
-"""In the folder of a cell whose training has ended with code 0: what it was run on, and beside how many others."""
+"""In the folder of a cell whose training has ended with code 0: what it was run on, and beside how many
+others."""
 TAIL_LINES = 15
 
 
@@ -34,23 +36,27 @@ class Failure:
     log: Path
 
     def __str__(self) -> str:
-        lines = self.log.read_text(errors="replace").replace("\r", "\n").split("\n")  # a progress bar ends no line
+        # a progress bar ends no line
+        lines = self.log.read_text(errors="replace").replace("\r", "\n").split("\n")
         tail = [f"    {line}" for line in lines if line.strip()][-TAIL_LINES:]
         return "\n".join([f"{self.cell} ended with code {self.code}; the end of {self.log}:", *tail])
 
 
 def finished(cell: Cell) -> bool:
-    """Has this very cell run to its end? Raises ValueError if a finished one stands there with other settings or data."""
+    """Has this very cell run to its end? Raises ValueError if a finished one stands there with other settings
+    or data."""
     if not (cell.folder / FINISHED).is_file():
         return False
     differences = changed(cell.config, yaml.safe_load((cell.folder / "config.yaml").read_text()))
     before, now = json.loads((cell.folder / FINISHED).read_text())["contents"], contents(cell.config)
     before = {PRESETS.name_of(name): found for name, found in before.items()}
-    differences += [f"the content of {name}" for name in {**now, **before} if now.get(name) != before.get(name)]
+    differences += [
+        f"the content of {name}" for name in {**now, **before} if now.get(name) != before.get(name)
+    ]
     if differences:
         raise ValueError(
-            f"{cell.folder} holds a finished cell with other settings or data ({'; '.join(differences)}): name another folder, or "
-            "set overwrite to run such cells again"
+            f"{cell.folder} holds a finished cell with other settings or data ({'; '.join(differences)}): "
+            "name another folder, or set overwrite to run such cells again"
         )
     return True
 
@@ -58,13 +64,16 @@ def finished(cell: Cell) -> bool:
 def run_cells(cells: list[Cell], parallel: int, ranks: int, overwrite: bool) -> list[Failure]:
     """Run the cells that are not finished, ``parallel`` at a time; the failed ones.
 
-    Raises ValueError for a finished cell that has changed (unless ``overwrite``), a folder that is no cell's, or too few GPUs.
+    Raises ValueError for a finished cell that has changed (unless ``overwrite``), a folder that is no cell's,
+    or too few GPUs.
     """
     devices = slots(parallel, ranks)
     waiting = deque(cell for cell in cells if overwrite_changed(cell, overwrite) or not finished(cell))
     running: dict[subprocess.Popen, tuple[Cell, list[int], float]] = {}
     failures = []
-    progress = tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="cell", desc="grid", mininterval=0)
+    progress = tqdm(
+        total=len(cells), initial=len(cells) - len(waiting), unit="cell", desc="grid", mininterval=0
+    )
     try:
         while waiting or running:
             while waiting and devices:
@@ -106,7 +115,9 @@ def slots(parallel: int, ranks: int) -> list[list[int]]:
     """The GPUs of each cell that runs at a time; none on a machine without."""
     num_gpus = torch.cuda.device_count()
     if num_gpus and parallel * ranks > num_gpus:
-        raise ValueError(f"parallel x ranks = {parallel} x {ranks} cells' ranks need a GPU each, and there are {num_gpus}")
+        raise ValueError(
+            f"parallel x ranks = {parallel} x {ranks} cells' ranks need a GPU each, and there are {num_gpus}"
+        )
     return [list(range(i * ranks, (i + 1) * ranks)) if num_gpus else [] for i in range(parallel)]
 
 
@@ -125,16 +136,30 @@ def start(cell: Cell, ranks: int, gpus: list[int], parallel: int) -> subprocess.
         environment["CUDA_VISIBLE_DEVICES"] = str(gpus[0])
     if not gpus:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // (parallel * ranks))), **environment}
+        environment = {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(max(1, cores // (parallel * ranks))),
+            **environment,
+        }
     if ranks > 1:
         where = ["--include", "localhost:" + ",".join(map(str, gpus))] if gpus else ["--num_gpus", str(ranks)]
-        launcher += ["deepspeed.launcher.runner", "--log_level", "error", *where, "--master_port", str(free_port()), "--module"]
+        launcher += [
+            "deepspeed.launcher.runner",
+            "--log_level",
+            "error",
+            *where,
+            "--master_port",
+            str(free_port()),
+            "--module",
+        ]
     return spawn([*launcher, "pipeline.train", "--config", str(settings)], log_of(cell), environment)
 
 
 def spawn(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
     with open(log, "w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
 
 
 def mark_finished(cell: Cell, parallel: int, seconds: float) -> None:

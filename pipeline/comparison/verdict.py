@@ -1,4 +1,5 @@
-"""The sentences that are read first: what a grid has shown, against what, at what price, and how far that can be trusted."""
+"""The sentences that are read first: what a grid has shown, against what, at what price, and how far that can
+be trusted."""
 
 from operator import attrgetter
 from typing import Optional
@@ -8,13 +9,23 @@ from pipeline.reporting.verdict import times
 
 
 def main_variant(rows: list[Row], methods: dict[str, str]) -> Row:
-    """The one that the verdict is about: ours, the best by auc where there are several; the first variant where there is none."""
+    """The one that the verdict is about: ours, the best by auc where there are several; the first variant
+    where there is none."""
     ours = [row for row in rows if methods[row.variant] == OURS and row.auc.mean is not None]
-    return min(ours, key=attrgetter("auc.mean")) if ours else next(row for row in rows if row.auc.mean is not None)
+    return (
+        min(ours, key=attrgetter("auc.mean"))
+        if ours
+        else next(row for row in rows if row.auc.mean is not None)
+    )
 
 
 def verdict(
-    rows: list[Row], methods: dict[str, str], reference: Optional[str], baseline: str, num_targets: int, num_seeds: int
+    rows: list[Row],
+    methods: dict[str, str],
+    reference: Optional[str],
+    baseline: str,
+    num_targets: int,
+    num_seeds: int,
 ) -> str:
     """Args are the fields of ``outcome.Outcome``, and how many targets and seeds have finished cells."""
     mine, by_name = main_variant(rows, methods), {row.variant: row for row in rows}
@@ -57,6 +68,6 @@ def _price(mine: Row, reference: Row) -> str:
         return said + "."
     ahead = "still ahead" if mine.in_random_time.mean < reference.final.mean else "behind"
     return (
-        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, {mine.variant} is {ahead} "
-        f"({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
+        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, {mine.variant} "
+        f"is {ahead} ({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
     )

@@ -26,20 +26,22 @@ def tokenize_all(
     """Tokenise all records, in order.
 
     Returns:
-        The samples that have something to learn, and counts: {'samples': n, 'truncated': ..., 'too long, dropped': ...,
-        'no supervised token, dropped': ..., 'spelling special tokens, kept as text': ..., and with ``data.on_broken`` 'skip' the
-        records that the template refuses, by reason} (zeros left out).
+        The samples that have something to learn, and counts: {'samples': n, 'truncated': ..., 'too long,
+        dropped': ..., 'no supervised token, dropped': ..., 'spelling special tokens, kept as text': ..., and
+        with ``data.on_broken`` 'skip' the records that the template refuses, by reason} (zeros left out).
 
     Raises:
-        ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the records, or a template that
-            refuses one.
+        ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the
+            records, or a template that refuses one.
     """
     counts: Counter[str] = Counter()
     samples = list(tokenize_each(records, tokenizer, data, counts))
     return samples, summary(counts, len(records), data, setting)
 
 
-def tokenize_each(records: Iterable[Record], tokenizer, data: DataConfig, counts: Counter) -> Iterator[Sample]:
+def tokenize_each(
+    records: Iterable[Record], tokenizer, data: DataConfig, counts: Counter
+) -> Iterator[Sample]:
     """The samples of ``tokenize_all``, as they are asked for; ``counts`` is added to as they come."""
     for record in records:
         try:
@@ -49,7 +51,9 @@ def tokenize_each(records: Iterable[Record], tokenizer, data: DataConfig, counts
                 raise broken.at(record.origin) from broken
             counts[broken.reason] += 1
             continue
-        counts["spelling special tokens, kept as text"] += any(map(special_tokens(tokenizer).search, record.parts()))
+        counts["spelling special tokens, kept as text"] += any(
+            map(special_tokens(tokenizer).search, record.parts())
+        )
         sample = _fit(whole, data.max_tokens, data.on_long)
         if sample is None:
             counts["too long, dropped"] += 1
@@ -62,12 +66,14 @@ def tokenize_each(records: Iterable[Record], tokenizer, data: DataConfig, counts
 
 
 def summary(counts: Counter, num_records: int, data: DataConfig, setting: str) -> dict[str, int]:
-    """The counts of ``tokenize_each`` as they are told, zeros left out. Raises ValueError where no sample is left."""
+    """The counts of ``tokenize_each`` as they are told, zeros left out. Raises ValueError where no sample is
+    left."""
     found = {"samples": counts["samples"], **+counts}
     if not found["samples"]:
         raise ValueError(
             f"{setting}: none of the {num_records} samples is left after tokenising with data.max_tokens = "
-            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look at the data"
+            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look at "
+            "the data"
         )
     return found
 
@@ -75,14 +81,14 @@ def summary(counts: Counter, num_records: int, data: DataConfig, setting: str) -
 def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: str) -> Optional[Sample]:
     """Tokenise one record; None if it is longer than ``max_tokens`` and ``on_long`` is 'drop'.
 
-    Supervised are, with ``loss_on`` 'assistant': in chats the assistant's turns with their end token, but not what a
-    template adds behind it; of prompt and completion the completion and the end token; of text everything. 'all'
-    supervises every token. Truncation may leave no supervised token.
+    Supervised are, with ``loss_on`` 'assistant': in chats the assistant's turns with their end token, but not
+    what a template adds behind it; of prompt and completion the completion and the end token; of text
+    everything. 'all' supervises every token. Truncation may leave no supervised token.
 
     Raises:
         ValueError: the tokenizer has no chat template, end token or offsets where one is needed.
-        BrokenLine: its template refuses the chat, or renders earlier turns differently once later ones follow, so that the
-            assistant's tokens cannot be told exactly.
+        BrokenLine: its template refuses the chat, or renders earlier turns differently once later ones
+            follow, so that the assistant's tokens cannot be told exactly.
     """
     return _fit(_encode(record, tokenizer, loss_on), max_tokens, on_long)
 
@@ -106,12 +112,17 @@ def _encode(record: Record, tokenizer, loss_on: str) -> Sample:
 def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], list[bool]]:
     """Tokens of prompt and completion, or of text, without template, and which of them are supervised."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{record.origin}: the tokenizer has no end token (eos_token) to put behind a completion or text")
-    context = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]  # of those that set one
+        raise ValueError(
+            f"{record.origin}: the tokenizer has no end token (eos_token) to put behind a completion or text"
+        )
+    # of those that set one
+    context = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
     if tokenizer.is_fast:
         encode = markers_of(tokenizer, "").encode_plain
     else:
-        encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
         context += encode(record.prompt or "")
@@ -127,10 +138,15 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
             "take the tokenizer of an instruction-tuned model, or 'prompt' and 'completion' fields"
         )
     if not tokenizer.is_fast:
-        raise ValueError(f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast version")
+        raise ValueError(
+            f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast "
+            "version"
+        )
     template = tokenizer.get_chat_template(tools=record.tools)  # some have another one where there are tools
     markers = markers_of(tokenizer, template)
-    chat, text = as_template_takes_it(Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer))
+    chat, text = as_template_takes_it(
+        Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer)
+    )
     is_marked = bool(GENERATION_TAG.search(template)) and not record.num_context and loss_on != "all"
     spans = chat.text_and_spans()[1] if is_marked else None
     check_tools(chat, text, spans)
@@ -138,36 +154,48 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
     if loss_on == "all":
         return ids, [True] * len(ids)
     if spans is None:
-        answers = [turn for turn in range(record.num_context, len(chat.messages)) if chat.messages[turn]["role"] == "assistant"]
+        answers = [
+            turn
+            for turn in range(record.num_context, len(chat.messages))
+            if chat.messages[turn]["role"] == "assistant"
+        ]
         spans = [_turn_span(chat, turn, text, special_tokens(tokenizer)) for turn in answers]
 
     special = {place for place, token in tokenizer.added_tokens_decoder.items() if token.special}
     supervised = [False] * len(ids)
     for start, stop in spans:
         # A token across the start (two line breaks in one) counts: it holds the answer's first character.
-        inside = [i for i, (left, right) in enumerate(offsets) if left < right and left < stop and right > start]
+        inside = [
+            i for i, (left, right) in enumerate(offsets) if left < right and left < stop and right > start
+        ]
         # Templates often put a line break behind the end token; the model is asked to stop before it.
-        ends = [] if is_marked else [i for i in inside if ids[i] in special and not text[offsets[i][1] : stop].strip()]
+        ends = (
+            []
+            if is_marked
+            else [i for i in inside if ids[i] in special and not text[offsets[i][1] : stop].strip()]
+        )
         for i in range(inside[0], (ends or inside)[-1] + 1) if inside else ():
             supervised[i] = True
     return ids, supervised
 
 
 def _turn_span(chat: Chat, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
-    """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this turn."""
+    """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this
+    turn."""
     before = chat.text(turn, add_generation_prompt=True)
     after = chat.text(turn + 1) if turn + 1 < len(chat.messages) else text
     if text.startswith(before):
         if text.startswith(after) and len(before) < len(after):
             return len(before), len(after)
-        # Reasoning templates render the last answer differently from earlier ones: then the answer itself is the anchor.
+        # Reasoning templates render the last answer differently from earlier ones: then the answer itself is
+        # the anchor.
         if stop := _end_of_answer(chat.messages[turn], text, after, len(before), special):
             return len(before), stop
     raise BrokenLine(
         "answer not told from the rest",
-        f"the chat template renders message {turn + 1} of {len(chat.messages)} differently when it is asked for and when it stands in the "
-        "chat, so its tokens cannot be told exactly: take a template with {% generation %} marks, end chats after the first answer, "
-        "or set data.loss_on = all",
+        f"the chat template renders message {turn + 1} of {len(chat.messages)} differently when it is asked "
+        "for and when it stands in the chat, so its tokens cannot be told exactly: take a template with "
+        "{% generation %} marks, end chats after the first answer, or set data.loss_on = all",
     )
 
 

@@ -1,4 +1,5 @@
-"""What rows are checked with: strict JSON, strings that UTF-8 has, and the error that names what is wrong with a row."""
+"""What rows are checked with: strict JSON, strings that UTF-8 has, and the error that names what is wrong
+with a row."""
 
 import json
 from collections import Counter
@@ -27,7 +28,9 @@ def decode(raw: bytes) -> Any:
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant)
     except UnicodeDecodeError as error:
-        raise BrokenLine("wrong encoding", f"expected UTF-8, found {error.reason} at byte {error.start + 1}") from error
+        raise BrokenLine(
+            "wrong encoding", f"expected UTF-8, found {error.reason} at byte {error.start + 1}"
+        ) from error
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise BrokenLine("malformed JSON", f"{error.msg} at {place} of {shown(error.doc)}") from error
@@ -40,7 +43,8 @@ def decode(raw: bytes) -> Any:
 
 
 def from_text(value: Any, what: str) -> Any:
-    """``value``, or what it spells as JSON if it is a text: cells of a table hold nothing else. Raises BrokenLine."""
+    """``value``, or what it spells as JSON if it is a text: cells of a table hold nothing else. Raises
+    BrokenLine."""
     if not isinstance(value, str):
         return value
     try:
@@ -83,8 +87,11 @@ def encodable(value: Any, what: str, depth: int = 0) -> None:
     if isinstance(value, str):
         try:
             value.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer takes
-            raise BrokenLine("wrong encoding", f"{what} has an unpaired surrogate at character {error.start + 1}") from error
+        # JSON can spell half of a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError as error:
+            raise BrokenLine(
+                "wrong encoding", f"{what} has an unpaired surrogate at character {error.start + 1}"
+            ) from error
     elif isinstance(value, (dict, list, tuple)):
         if depth == MAX_DEPTH:
             raise BrokenLine("wrong type", f"{what} is nested more than {MAX_DEPTH} levels deep")

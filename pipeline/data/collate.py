@@ -1,8 +1,9 @@
 # B samples, T tokens, N tokens of all samples
 """Samples to tensors: a row for each, padded, or one row for all.
 
-Padding is on the right: under causal attention no real token sees a pad, so no attention mask is needed, and the flash kernels that
-refuse masks run.  A packed row has no pads; the lengths of its samples go with it, to everything that must tell them apart.
+Padding is on the right: under causal attention no real token sees a pad, so no attention mask is needed, and
+the flash kernels that refuse masks run.  A packed row has no pads; the lengths of its samples go with it, to
+everything that must tell them apart.
 """
 
 from typing import Optional
@@ -15,20 +16,29 @@ from pipeline.data.sample import IGNORED, Sample
 def to_batch(
     samples: list[Sample], pad_token_id: int, num_rows: int, device: torch.device, is_packed: bool
 ) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
-    """``(input_ids_BT, labels_BT, lengths)``: ``pack`` without blank rows, or ``collate``, whose rows need no lengths (None)."""
-    return pack(samples, pad_token_id, device) if is_packed else (*collate(samples, pad_token_id, num_rows, device), None)
+    """``(input_ids_BT, labels_BT, lengths)``: ``pack`` without blank rows, or ``collate``, whose rows need no
+    lengths (None)."""
+    return (
+        pack(samples, pad_token_id, device)
+        if is_packed
+        else (*collate(samples, pad_token_id, num_rows, device), None)
+    )
 
 
 def pack(
     samples: list[Sample], pad_token_id: int, device: Optional[torch.device] = None
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """One row of all samples, one behind the other: ``(input_ids_1N, labels_1N, lengths)``, int64, ``lengths`` their tokens.
+    """One row of all samples, one behind the other: ``(input_ids_1N, labels_1N, lengths)``, int64,
+    ``lengths`` their tokens.
 
-    The first token of a sample is labelled ``IGNORED``: nothing before it predicts it. As in ``collate``, N is at least 2: what is missing
-    are pads at the end of the last sample, or a sample of pads where there is none.
+    The first token of a sample is labelled ``IGNORED``: nothing before it predicts it. As in ``collate``, N
+    is at least 2: what is missing are pads at the end of the last sample, or a sample of pads where there is
+    none.
     """
     input_ids = [token for sample in samples for token in sample.input_ids]
-    labels = [label for sample in samples for label in ([IGNORED, *sample.labels[1:]] if sample.labels else [])]
+    labels = [
+        label for sample in samples for label in ([IGNORED, *sample.labels[1:]] if sample.labels else [])
+    ]
     lengths = [len(sample.input_ids) for sample in samples] or [0]
     missing = max(0, 2 - len(input_ids))
     lengths[-1] += missing
@@ -37,12 +47,15 @@ def pack(
 
 
 def collate(
-    samples: list[Sample], pad_token_id: int, num_rows: Optional[int] = None, device: Optional[torch.device] = None
+    samples: list[Sample],
+    pad_token_id: int,
+    num_rows: Optional[int] = None,
+    device: Optional[torch.device] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad to the longest sample: ``(input_ids_BT, labels_BT)``, both int64, pads labelled ``IGNORED``.
 
-    ``num_rows`` is B where ranks must agree on it: blank rows (pads without labels) are appended. No sample at all gives
-    (num_rows, 2), the smallest input on which a causal model predicts something.
+    ``num_rows`` is B where ranks must agree on it: blank rows (pads without labels) are appended. No sample
+    at all gives (num_rows, 2), the smallest input on which a causal model predicts something.
     """
     num_rows = len(samples) if num_rows is None else num_rows
     assert num_rows >= len(samples), f"{len(samples)} samples do not fit {num_rows} rows"

@@ -1,8 +1,10 @@
-"""Generate a small pool with known damage, a target set and a held-out test: ``python -m pipeline.data.demo --folder DIR``.
+"""Generate a small pool with known damage, a target set and a held-out test: ``python -m pipeline.data.demo
+--folder DIR``.
 
-Nine kinds of short tasks. The target kind, ``shelf``, cannot be known beforehand: size, colour and animal each stand for a
-code that was made up here and has to be learned from clean samples of the pool. Its wrong answers follow a second, consistent
-code, so that a selection that cannot tell them apart learns a mixture of the two.
+Nine kinds of short tasks. The target kind, ``shelf``, cannot be known beforehand: size, colour and animal
+each stand for a code that was made up here and has to be learned from clean samples of the pool. Its wrong
+answers follow a second, consistent code, so that a selection that cannot tell them apart learns a mixture of
+the two.
 """
 
 import argparse
@@ -17,7 +19,22 @@ ANIMALS = ("fox", "cat", "dog", "bear", "owl", "frog", "horse", "duck", "goat", 
 ROWS = ("north", "east", "south", "west", "upper", "lower")
 SIGNS = ("moon", "river", "stone", "cloud", "seed", "bell", "wheel", "lamp", "rope", "glass")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-NAMES = ("Anna", "Ben", "Clara", "David", "Eva", "Frank", "Grace", "Henry", "Ida", "Jack", "Karl", "Laura", "Maria", "Nora")
+NAMES = (
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Eva",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Ida",
+    "Jack",
+    "Karl",
+    "Laura",
+    "Maria",
+    "Nora",
+)
 PLACES = ("garden", "kitchen", "street", "river", "school", "forest", "market", "tower")
 
 TARGET_KIND, TARGET_SHARE = "shelf", 0.25  # share of the pool; the other kinds share the rest equally
@@ -25,14 +42,19 @@ POOL_SAMPLES, TARGET_SAMPLES, TEST_SAMPLES = 1200, 16, 64
 DAMAGE_SHARES = {"wrong_answer": 0.12, "duplicate": 0.06, "gibberish": 0.06, "truncation": 0.06}
 
 
-# Each kind draws a (prompt, right answer, wrong answer); a wrong answer is plausible and wrong in the same way every time.
+# Each kind draws a (prompt, right answer, wrong answer); a wrong answer is plausible and wrong in the same
+# way every time.
 
 
 def shelf(rng):
     size, colour, animal = rng.randrange(len(SIZES)), rng.randrange(len(COLOURS)), rng.randrange(len(ANIMALS))
 
     def code(shift):
-        row, sign, number = (size + shift) % len(SIZES), (colour + shift) % len(COLOURS), (animal * 3 + shift) % len(ANIMALS)
+        row, sign, number = (
+            (size + shift) % len(SIZES),
+            (colour + shift) % len(COLOURS),
+            (animal * 3 + shift) % len(ANIMALS),
+        )
         return f"{ROWS[row]} {SIGNS[sign]} {number}"
 
     return f"Shelf of the {SIZES[size]} {COLOURS[colour]} {ANIMALS[animal]}:", code(0), code(1)
@@ -84,11 +106,14 @@ KINDS = (shelf, addition, larger, sorting, reversal, capitals, weekday, initials
 
 
 def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
-    """Lines of the three files by name, ``pool``, ``target`` and ``test``; no prompt is shared between any two of them.
+    """Lines of the three files by name, ``pool``, ``target`` and ``test``; no prompt is shared between any
+    two of them.
 
-    Raises ValueError if ``num_samples`` is too small for every kind and damage to occur, or exceeds the distinct prompts.
+    Raises ValueError if ``num_samples`` is too small for every kind and damage to occur, or exceeds the
+    distinct prompts.
     """
-    most = 1200  # initials, the smallest kind, has 182 distinct prompts; weekday 420; shelf 600, 80 of them held out
+    # initials, the smallest kind, has 182 distinct prompts; weekday 420; shelf 600, 80 of them held out
+    most = 1200
     if not 100 <= num_samples <= most:
         raise ValueError(f"--samples is {num_samples}: the generator has distinct prompts for 100 to {most}")
     rng = random.Random(seed)
@@ -106,7 +131,10 @@ def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
     clean = [line for line in pool if line and line["damage"] == "none"]
     pool = [line or {**rng.choice(clean), "damage": "duplicate"} for line in pool]
     parts = {"pool": pool, "target": held_out[:TARGET_SAMPLES], "test": held_out[TARGET_SAMPLES:]}
-    return {part: [{"id": f"{part}-{i:04d}", **line} for i, line in enumerate(lines)] for part, lines in parts.items()}
+    return {
+        part: [{"id": f"{part}-{i:04d}", **line} for i, line in enumerate(lines)]
+        for part, lines in parts.items()
+    }
 
 
 def _draw(kind, rng, seen):
@@ -130,10 +158,18 @@ def _line(drawn, damage, rng):
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where pool.jsonl, target.jsonl and test.jsonl are written")
-    parser.add_argument("--samples", type=int, default=POOL_SAMPLES, help="size of the pool (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="where pool.jsonl, target.jsonl and test.jsonl are written"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=POOL_SAMPLES, help="size of the pool (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed writes the same bytes (default: 0)"
+    )
     options = parser.parse_args(arguments)
     try:
         parts = generate(options.samples, options.seed)
@@ -143,7 +179,9 @@ def main(arguments=None) -> None:
     for part, lines in parts.items():
         path = options.folder / f"{part}.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        damage = ", ".join(f"{name} {count}" for name, count in Counter(line["damage"] for line in lines).most_common())
+        damage = ", ".join(
+            f"{name} {count}" for name, count in Counter(line["damage"] for line in lines).most_common()
+        )
         print(f"{path}: {len(lines)} samples ({damage})")
 
 

@@ -1,11 +1,13 @@
-"""Rows of Hugging Face datasets: of the hub, of a folder, of a folder that ``save_to_disk`` made, or streamed.
+"""Rows of Hugging Face datasets: of the hub, of a folder, of a folder that ``save_to_disk`` made, or
+streamed.
 
     NAME                        the split train
     NAME:SPLIT                  or a part of it, train[:1000], train[10%:20%], or several, train+test
     NAME:CONFIGURATION:SPLIT    of a dataset that has several configurations
     stream:NAME...              row by row, without downloading the dataset first; of a split, or of its beginning, train[:1000]
 
-NAME is a hub name or a folder. None of this runs code that comes with a dataset: the library has no such thing from version 4 on.
+NAME is a hub name or a folder. None of this runs code that comes with a dataset: the library has no such
+thing from version 4 on.
 """
 
 import os
@@ -25,22 +27,30 @@ FIRST_ROWS = re.compile(r"(?P<split>[\w.-]+)(\[:(?P<count>\d+)\])?")
 
 
 def dataset_rows(name: str, setting: str) -> Iterator[dict]:
-    """The rows of a dataset in order, one at a time. Raises ValueError where it cannot be loaded or read, with the reason."""
+    """The rows of a dataset in order, one at a time. Raises ValueError where it cannot be loaded or read,
+    with the reason."""
     with _reasons(name, setting) as hint:
         for row in _open(name, hint):
             yield without_nulls(row)
 
 
 def fingerprint(name: str, setting: str) -> Optional[str]:
-    """Follows from a dataset's content; None of a stream, which has not been read yet. Raises as ``dataset_rows``.
+    """Follows from a dataset's content; None of a stream, which has not been read yet. Raises as
+    ``dataset_rows``.
 
-    The library's own hash is of the functions that have made a dataset, and one that draws or reads a file makes others of the same hash.
+    The library's own hash is of the functions that have made a dataset, and one that draws or reads a file
+    makes others of the same hash.
     """
     if name.startswith(STREAM):
         return None
     with _reasons(name, setting) as hint:
         found = _open(name, hint)
-        return " ".join([found._fingerprint, *(hash_of(Path(file["filename"]), lambda: None)[1] for file in found.cache_files)])
+        return " ".join(
+            [
+                found._fingerprint,
+                *(hash_of(Path(file["filename"]), lambda: None)[1] for file in found.cache_files),
+            ]
+        )
 
 
 @contextmanager
@@ -49,7 +59,8 @@ def _reasons(name: str, setting: str) -> Iterator[str]:
     hint = f"{setting}: {name} is not a file of the kinds {', '.join(DATA_SUFFIXES)}, and as a Hugging Face dataset it "
     try:
         yield hint
-    except Exception as error:  # of the network, the hub, the dataset's builder, the name of a split or configuration
+    # of the network, the hub, the dataset's builder, the name of a split or configuration
+    except Exception as error:
         if str(error).startswith(hint):
             raise
         reason = " ".join(str(error).split())
@@ -66,9 +77,14 @@ def _open(name: str, hint: str) -> Any:
     path, configuration, split = _split_name(name.removeprefix(STREAM), hint)
     if os.path.isdir(path) and not os.listdir(path):
         raise ValueError("the folder is empty")
-    if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(os.path.join(path, "dataset_dict.json")):
+    if os.path.isfile(os.path.join(path, "state.json")) or os.path.isfile(
+        os.path.join(path, "dataset_dict.json")
+    ):
         if configuration or name.startswith(STREAM):
-            raise ValueError("what save_to_disk wrote has no configurations, and is read row by row anyhow: NAME or NAME:SPLIT")
+            raise ValueError(
+                "what save_to_disk wrote has no configurations, and is read row by row anyhow: NAME or "
+                "NAME:SPLIT"
+            )
         return _saved(datasets, path, split)
     if name.startswith(STREAM):
         return _streamed(datasets, path, configuration, split)
@@ -88,14 +104,16 @@ def _streamed(datasets: Any, path: str, configuration: Optional[str], split: str
     found = FIRST_ROWS.fullmatch(split)
     if not found:
         raise ValueError(
-            f"a stream is read from its first row on: {split} must be a split, or the beginning of one, train[:1000]"
+            f"a stream is read from its first row on: {split} must be a split, or the beginning of one, "
+            "train[:1000]"
         )
     rows = datasets.load_dataset(path, configuration, split=found["split"], streaming=True)
     return rows.take(int(found["count"])) if found["count"] else rows
 
 
 def _saved(datasets: Any, path: str, split: str) -> Any:
-    """What ``save_to_disk`` wrote, a dataset (its rows are 'train', whatever it was called) or several by split."""
+    """What ``save_to_disk`` wrote, a dataset (its rows are 'train', whatever it was called) or several by
+    split."""
     found = datasets.load_from_disk(path)
     parts = {"train": found, str(found.split): found} if isinstance(found, datasets.Dataset) else dict(found)
     lengths = {part: len(rows) for part, rows in parts.items()}

@@ -1,11 +1,13 @@
-"""Target sets and held-out samples of MMLU and TyDiQA from the evaluation files of LESS (M. Xia et al., arXiv 2402.04333).
+"""Target sets and held-out samples of MMLU and TyDiQA from the evaluation files of LESS (M. Xia et al., arXiv
+2402.04333).
 
     hf download princeton-nlp/less_data --repo-type dataset --local-dir data/less
     python -m pipeline.data.less --data data/less/data --folder data/paper
 
-Targets are what LESS aims at: five dev questions of each MMLU subject, one passage and question of each TyDiQA language. A question is
-asked as in LESS, in Tulu's format with the beginning of the answer given, so that the answer alone is supervised, and then the end
-token, which LESS leaves out. TyDiQA's instruction is English here; LESS takes one in each language.
+Targets are what LESS aims at: five dev questions of each MMLU subject, one passage and question of each
+TyDiQA language. A question is asked as in LESS, in Tulu's format with the beginning of the answer given, so
+that the answer alone is supervised, and then the end token, which LESS leaves out. TyDiQA's instruction is
+English here; LESS takes one in each language.
 """
 
 import argparse
@@ -14,15 +16,20 @@ import json
 from pathlib import Path
 
 TEST_PER_PART = 5
-"""Held-out samples of each subject and language: their loss is watched, benchmarks are for scores (pipeline.evaluate)."""
+"""Held-out samples of each subject and language: their loss is watched, benchmarks are for scores
+(pipeline.evaluate)."""
 LETTERS = "ABCD"
 
 
 def mmlu(folder: Path, part: str) -> list[dict]:
-    """The first five questions of each subject in ``part``, 'dev' or 'test'. A row is a question, four answers and a letter."""
+    """The first five questions of each subject in ``part``, 'dev' or 'test'. A row is a question, four
+    answers and a letter."""
     files = sorted((folder / part).glob(f"*_{part}.csv"))
     if not files:
-        raise ValueError(f"there are no files *_{part}.csv in {folder / part}: --data is the folder that holds LESS's eval/")
+        raise ValueError(
+            f"there are no files *_{part}.csv in {folder / part}: --data is the folder that holds LESS's "
+            "eval/"
+        )
     lines = []
     for file in files:
         subject = file.name.removesuffix(f"_{part}.csv")
@@ -42,7 +49,8 @@ def tydiqa_target(folder: Path) -> list[dict]:
 
 
 def tydiqa_test(folder: Path) -> list[dict]:
-    """The first questions of each language in GoldP's dev file, in SQuAD's format; ids begin with the language."""
+    """The first questions of each language in GoldP's dev file, in SQuAD's format; ids begin with the
+    language."""
     found = json.loads(_existing(folder / "tydiqa-goldp-v1.1-dev.json").read_text(encoding="utf-8"))
     lines: dict[str, list[dict]] = {}
     for article in found["data"]:
@@ -55,7 +63,9 @@ def tydiqa_test(folder: Path) -> list[dict]:
 
 
 def _question(name: str, context: str, item: dict) -> dict:
-    prompt = _asked(f"Answer the question from the passage.\nPassage: {context}\nQuestion: {item['question']}", "Answer:")
+    prompt = _asked(
+        f"Answer the question from the passage.\nPassage: {context}\nQuestion: {item['question']}", "Answer:"
+    )
     return _line(name, "tydiqa", prompt, item["answers"][0]["text"])
 
 
@@ -74,24 +84,35 @@ def _existing(path: Path) -> Path:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="LESS's data folder: eval/mmlu and eval/tydiqa are in it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--folder", type=Path, required=True, help="where mmlu_target.jsonl, tydiqa_test.jsonl and so on are written"
+        "--data", type=Path, required=True, help="LESS's data folder: eval/mmlu and eval/tydiqa are in it"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="where mmlu_target.jsonl, tydiqa_test.jsonl and so on are written",
     )
     options = parser.parse_args(arguments)
     evaluation = options.data / "eval"
     try:
         parts = {
-            "mmlu_target": mmlu(evaluation / "mmlu", "dev"), "mmlu_test": mmlu(evaluation / "mmlu", "test"),
-            "tydiqa_target": tydiqa_target(evaluation / "tydiqa"), "tydiqa_test": tydiqa_test(evaluation / "tydiqa"),
-        }  # fmt: skip
+            "mmlu_target": mmlu(evaluation / "mmlu", "dev"),
+            "mmlu_test": mmlu(evaluation / "mmlu", "test"),
+            "tydiqa_target": tydiqa_target(evaluation / "tydiqa"),
+            "tydiqa_test": tydiqa_test(evaluation / "tydiqa"),
+        }
     except ValueError as error:
         parser.error(str(error))
     options.folder.mkdir(parents=True, exist_ok=True)
     for part, lines in parts.items():
         path = options.folder / f"{part}.jsonl"
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+        )
         print(f"{path}: {len(lines)} samples")
 
 

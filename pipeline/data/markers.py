@@ -1,6 +1,8 @@
-"""Chats to tokens so that a text which spells a special token stays text: only the template itself writes special tokens.
+"""Chats to tokens so that a text which spells a special token stays text: only the template itself writes
+special tokens.
 
-    messages --hide--> no message spells one --template--> all that are spelt are the template's --encode--> ids, offsets
+    messages --hide--> no message spells one --template--> all that are spelt are the template's --encode-->
+    ids, offsets
 
 Hiding and marking keep the number of characters, so that places in the rendered chat stay what they are.
 """
@@ -15,7 +17,8 @@ from tokenizers import AddedToken, Tokenizer
 from pipeline.data.checks import BrokenLine
 from pipeline.data.record import Record
 
-# The end of Unicode's last private plane stands for hidden characters, and for the template's tokens while a chat is encoded.
+# The end of Unicode's last private plane stands for hidden characters, and for the template's tokens while a
+# chat is encoded.
 FIRST_HIDDEN, FIRST_MARK, LAST = 0x108000, 0x109000, 0x10FFFD
 RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
 
@@ -23,15 +26,17 @@ RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
 class Markers:
     """The special tokens of a tokenizer and its template, and how both are kept apart from what messages say.
 
-    What stands around turns is special here, even where it was added as an ordinary token. A user's or a tool's words, tools and the
-    arguments of calls cannot be other added tokens either that the template's source spells; an assistant's words can (``<think>``,
-    ``<tool_call>``): it is to learn them.
+    What stands around turns is special here, even where it was added as an ordinary token. A user's or a
+    tool's words, tools and the arguments of calls cannot be other added tokens either that the template's
+    source spells; an assistant's words can (``<think>``, ``<tool_call>``): it is to learn them.
     """
 
     def __init__(self, tokenizer, template: str):
         added = sorted(tokenizer.added_tokens_decoder.items())
         special = {token.content for _, token in added if token.special} | set(tokenizer.all_special_tokens)
-        spelt = {token.content for _, token in added if token.content in template and not token.content.isspace()}
+        spelt = {
+            token.content for _, token in added if token.content in template and not token.content.isspace()
+        }
         special |= {token for token in spelt if token in _plain_turns(tokenizer, template)}
         self.special, self.control = _any_of(special), _any_of(special | spelt)
         alphabet = sorted(set("".join(special | spelt)))
@@ -39,24 +44,39 @@ class Markers:
         self.hidden = {ord(character): chr(FIRST_HIDDEN + i) for i, character in enumerate(alphabet)}
         self.shown = {ord(stand_in): chr(character) for character, stand_in in self.hidden.items()}
         tokens = [token for _, token in added if token.content in special | spelt]
-        self.marks = {token.content: chr(FIRST_MARK + i) * len(token.content) for i, token in enumerate(tokens)}
+        self.marks = {
+            token.content: chr(FIRST_MARK + i) * len(token.content) for i, token in enumerate(tokens)
+        }
         # A tokenizer of its own, which reads marks as tokens and takes every special or spelt token for text.
-        self.backend = Tokenizer.from_str(_with_special(tokenizer.backend_tokenizer.to_str(), special | spelt))
+        self.backend = Tokenizer.from_str(
+            _with_special(tokenizer.backend_tokenizer.to_str(), special | spelt)
+        )
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True
-        self.backend.add_tokens([
-            AddedToken(self.marks[token.content], lstrip=token.lstrip, rstrip=token.rstrip, normalized=False, special=False)
-            for token in tokens
-        ])  # fmt: skip
+        self.backend.add_tokens(
+            [
+                AddedToken(
+                    self.marks[token.content],
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=False,
+                    special=False,
+                )
+                for token in tokens
+            ]
+        )
         self.not_from_text = {place: token.content for place, token in added if token.content in self.marks}
         self.not_from_text.pop(tokenizer.unk_token_id, None)  # any unknown character is made into it
         self.id_of_mark = {
-            self.backend.token_to_id(self.marks[token.content]): place for place, token in added if token.content in self.marks
+            self.backend.token_to_id(self.marks[token.content]): place
+            for place, token in added
+            if token.content in self.marks
         }
 
     def hide(self, record: Record) -> list[dict]:
-        """The messages without any special token spelt in them. Raises BrokenLine for characters that stand for something here."""
+        """The messages without any special token spelt in them. Raises BrokenLine for characters that stand
+        for something here."""
         assert record.messages is not None, record.origin
         return [
             {
@@ -79,26 +99,31 @@ class Markers:
         for token in encoding.ids:
             if token in self.not_from_text:
                 raise BrokenLine(
-                    "special token in text", f"the tokenizer makes {self.not_from_text[token]} of plain text: replace it"
+                    "special token in text",
+                    f"the tokenizer makes {self.not_from_text[token]} of plain text: replace it",
                 )
         return [self.id_of_mark.get(token, token) for token in encoding.ids], encoding.offsets
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is special. Raises BrokenLine as ``hide``, and where the tokenizer cannot."""
+        """Ids of a text in which nothing is special. Raises BrokenLine as ``hide``, and where the tokenizer
+        cannot."""
         return self.encode(self._hide(text, "user", "the text"))[0]
 
     def _hide(self, value: Any, role: str, place: str) -> Any:
         if isinstance(value, dict):
-            return {self._hide(key, role, place): self._hide(item, role, place) for key, item in value.items()}
+            return {
+                self._hide(key, role, place): self._hide(item, role, place) for key, item in value.items()
+            }
         if isinstance(value, list):
             return [self._hide(item, role, place) for item in value]
         if not isinstance(value, str):
             return value
         if found := RESERVED.search(value):
             raise BrokenLine(
-                "reserved character", f"{place} has U+{ord(found[0]):X} at character {found.start() + 1}, and private-use "
-                f"characters from U+{FIRST_HIDDEN:X} on stand for special tokens here: replace it"
-            )  # fmt: skip
+                "reserved character",
+                f"{place} has U+{ord(found[0]):X} at character {found.start() + 1}, and private-use "
+                f"characters from U+{FIRST_HIDDEN:X} on stand for special tokens here: replace it",
+            )
         tokens = self.control if role in ("user", "tool") else self.special
         return tokens.sub(lambda found: found[0].translate(self.hidden), value)
 
@@ -112,7 +137,8 @@ def markers_of(tokenizer, template: str) -> Markers:
 def special_tokens(tokenizer) -> re.Pattern:
     """Matches what spells a special token."""
     return _any_of(
-        set(tokenizer.all_special_tokens) | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        set(tokenizer.all_special_tokens)
+        | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     )
 
 
@@ -125,7 +151,9 @@ def _plain_turns(tokenizer, template: str) -> str:
     """A chat that ends with a user's turn: templates may write an assistant's thoughts into the last turn."""
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     try:
-        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False) if template else ""
+        return (
+            tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False) if template else ""
+        )
     except Exception:  # a template that refuses this refuses it in the data too, with its place
         return ""
 
@@ -135,7 +163,8 @@ def _with_special(description: str, tokens: set[str]) -> str:
     described = json.loads(description)
     for token in described["added_tokens"]:
         token["special"] = token["special"] or token["content"] in tokens
-    if described["model"]["type"] == "Unigram":  # its vocabulary holds them as pieces too, which text would be made of
+    # its vocabulary holds them as pieces too, which text would be made of
+    if described["model"]["type"] == "Unigram":
         described["model"]["vocab"] = [
             [piece, -1e6 if piece in tokens else score] for piece, score in described["model"]["vocab"]
         ]

@@ -1,4 +1,5 @@
-"""Preference data: several answers to one prompt, and which is better. They are no samples here, and the refusal says why."""
+"""Preference data: several answers to one prompt, and which is better. They are no samples here, and the
+refusal says why."""
 
 from pipeline.data.checks import BrokenLine
 
@@ -8,9 +9,11 @@ LISTS = ("completions", "responses", "generations", "candidates", "rankings", "r
 
 
 def refuse(row: dict) -> None:
-    """Raise BrokenLine for a pair, for an answer with a verdict (KTO) and for a ranking, with the way to keep the good answers.
+    """Raise BrokenLine for a pair, for an answer with a verdict (KTO) and for a ranking, with the way to keep
+    the good answers.
 
-    A row with messages is none: data sets of pairs often have the preferred chat there, and data.columns can put it there.
+    A row with messages is none: data sets of pairs often have the preferred chat there, and data.columns can
+    put it there.
     """
     if "messages" in row:
         return
@@ -18,17 +21,25 @@ def refuse(row: dict) -> None:
         raise BrokenLine(REASON, f"'chosen' and 'rejected' are a pair, and {WHY}: {_way_out_of_pair(row)}")
     if "completion" in row and _is_verdict(row.get("label")):
         raise BrokenLine(
-            REASON, f"'completion' has a verdict, 'label': {row['label']}, and {WHY}: keep the good ones and drop the column, as in "
-            "dataset.filter(lambda row: row['label']).remove_columns('label')"
-        )  # fmt: skip
+            REASON,
+            f"'completion' has a verdict, 'label': {row['label']}, and {WHY}: keep the good ones and drop the "
+            "column, as in dataset.filter(lambda row: row['label']).remove_columns('label')",
+        )
     several = [key for key in LISTS if isinstance(row.get(key), list)] or [
         key for key in row if str(key).startswith("response_")
     ]
-    if several and "completion" not in row and "output" not in row and "conversations" not in row and "text" not in row:
+    if (
+        several
+        and "completion" not in row
+        and "output" not in row
+        and "conversations" not in row
+        and "text" not in row
+    ):
         raise BrokenLine(
-            REASON, f"'{several[0]}' holds several answers or their order, and {WHY}: keep the best one, as in "
-            "{'prompt': row['prompt'], 'completion': best}"
-        )  # fmt: skip
+            REASON,
+            f"'{several[0]}' holds several answers or their order, and {WHY}: keep the best one, as in "
+            "{'prompt': row['prompt'], 'completion': best}",
+        )
 
 
 def _way_out_of_pair(row: dict) -> str:

@@ -1,4 +1,5 @@
-"""From names of files and datasets to tokenised samples, one at a time: what is in memory does not grow with a pool."""
+"""From names of files and datasets to tokenised samples, one at a time: what is in memory does not grow with
+a pool."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +18,20 @@ class Reading:
     """
 
     def __init__(
-        self, names: list[str], tokenizer, data: DataConfig, setting: str, on_record: Callable[[], None] = lambda: None
+        self,
+        names: list[str],
+        tokenizer,
+        data: DataConfig,
+        setting: str,
+        on_record: Callable[[], None] = lambda: None,
     ):
-        self.names, self.tokenizer, self.data, self.setting, self.on_record = names, tokenizer, data, setting, on_record
+        self.names, self.tokenizer, self.data, self.setting, self.on_record = (
+            names,
+            tokenizer,
+            data,
+            setting,
+            on_record,
+        )
         self._num_records = 0
         self._skipped: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -27,11 +39,14 @@ class Reading:
     def parts(self) -> Iterator[Iterator[Sample]]:
         """The samples of each name; a part must have been read when the next is asked for."""
         for name in self.names:
-            records = sources.records_of(name, self.data.on_broken, self.setting, self._skipped, self.data.columns)
+            records = sources.records_of(
+                name, self.data.on_broken, self.setting, self._skipped, self.data.columns
+            )
             yield tokenize_each(self._passing(records), self.tokenizer, self.data, self._counts)
 
     def counts(self) -> dict[str, int]:
-        """Of a pass that has come to its end: samples, lines skipped by reason, and what tokenising has changed or dropped."""
+        """Of a pass that has come to its end: samples, lines skipped by reason, and what tokenising has
+        changed or dropped."""
         told = summary(self._counts, self._num_records, self.data, self.setting)
         return {"samples": self._num_records, **self._skipped, **told}
 

@@ -8,21 +8,35 @@ from pipeline.data import preferences
 from pipeline.data.checks import BrokenLine, label, shown, string
 from pipeline.data.messages import calls_of, read_messages, read_tools
 
-FORMATS = (
-    "'messages', 'conversations', 'prompt' and 'completion', 'instruction' and 'output' (with optional 'input'), or 'text'"
-)
+FORMATS = "'messages', 'conversations', 'prompt' and 'completion', 'instruction' and 'output' (with optional 'input'), or 'text'"
 FIELDS = (
-    "messages", "conversations", "tools", "functions", "system", "prompt", "completion", "instruction", "input", "output", "history",
-    "text", "id", "source", "damage", "corruption",
-)  # fmt: skip
+    "messages",
+    "conversations",
+    "tools",
+    "functions",
+    "system",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "text",
+    "id",
+    "source",
+    "damage",
+    "corruption",
+)
 """All that is read of a row."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A sample as text, in exactly one of three forms: ``messages``, ``prompt`` with ``completion``, or ``text``.
+    """A sample as text, in exactly one of three forms: ``messages``, ``prompt`` with ``completion``, or
+    ``text``.
 
-    ShareGPT's conversations, Alpaca fields, and prompts and completions that are lists of messages, arrive as ``messages``.
+    ShareGPT's conversations, Alpaca fields, and prompts and completions that are lists of messages, arrive as
+    ``messages``.
     """
 
     id: str
@@ -32,7 +46,8 @@ class Record:
     """Where it was read, 'file:line' (the row's number where there are no lines, counted from 1)."""
     messages: Optional[list[dict]] = None
     tools: Optional[list[dict]] = None
-    """What the assistant may call, of ``messages``; each as {'type': 'function', 'function': {'name': ..., ...}}."""
+    """What the assistant may call, of ``messages``; each as {'type': 'function', 'function': {'name': ...,
+    ...}}."""
     num_context: int = 0
     """Leading messages that belong to a prompt: an assistant's turn among them is not supervised."""
     prompt: Optional[str] = None
@@ -48,10 +63,12 @@ class Record:
 
 
 def parse(row: Any, stem: str, number: int, origin: str) -> Record:
-    """Turn a decoded row into a record; ``stem`` and ``number`` name it where it has no id or source. Raises BrokenLine."""
+    """Turn a decoded row into a record; ``stem`` and ``number`` name it where it has no id or source. Raises
+    BrokenLine."""
     if not isinstance(row, dict):
         raise BrokenLine("wrong type", f"expected an object with {FORMATS}, got {shown(row)}")
-    row = {key: value for key, value in row.items() if value is not None}  # Parquet fills absent fields with nulls
+    # Parquet fills absent fields with nulls
+    row = {key: value for key, value in row.items() if value is not None}
     preferences.refuse(row)
     about: dict[str, Any] = {
         "id": label(row, "id", f"{stem}:{number}"),
@@ -75,12 +92,15 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
     if "prompt" in row and "completion" in row:
         for key in ("prompt", "completion"):
             _refuse_chat_in_text(row[key], key)
-        return Record(**about, prompt=string(row, "prompt", "prompt"), completion=string(row, "completion", "answer"))
+        return Record(
+            **about, prompt=string(row, "prompt", "prompt"), completion=string(row, "completion", "answer")
+        )
     if "text" in row:
         return Record(**about, text=string(row, "text", "text"))
     raise BrokenLine(
         "missing field",
-        f"expected {FORMATS}, got the fields {shown(sorted(row, key=str))}; data.columns gives them other names",
+        f"expected {FORMATS}, got the fields {shown(sorted(row, key=str))}; data.columns gives them other "
+        "names",
     )
 
 
@@ -90,11 +110,16 @@ def _refuse_chat_in_text(text: Any, key: str) -> None:
         found = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else None
     except (ValueError, RecursionError):
         return
-    if isinstance(found, list) and found and all(isinstance(message, dict) and "role" in message for message in found):
+    if (
+        isinstance(found, list)
+        and found
+        and all(isinstance(message, dict) and "role" in message for message in found)
+    ):
         raise BrokenLine(
-            "wrong type", f"'{key}' is the JSON text of messages: put the whole chat into 'messages', where text is decoded, or make "
-            f"'{key}' a list"
-        )  # fmt: skip
+            "wrong type",
+            f"'{key}' is the JSON text of messages: put the whole chat into 'messages', where text is "
+            f"decoded, or make '{key}' a list",
+        )
 
 
 def _alpaca(row: dict) -> list[dict]:
@@ -106,10 +131,17 @@ def _alpaca(row: dict) -> list[dict]:
 
 def _turns(pairs: Any) -> list[dict]:
     """[[question, answer], ...] as messages."""
-    if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise BrokenLine("wrong type", f"'history' must be a list of pairs, question and answer, got {shown(pairs)}")
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    ):
+        raise BrokenLine(
+            "wrong type", f"'history' must be a list of pairs, question and answer, got {shown(pairs)}"
+        )
     return [
-        {"role": role, "content": string({"history": text}, "history", "answer" if role == "assistant" else None)}
+        {
+            "role": role,
+            "content": string({"history": text}, "history", "answer" if role == "assistant" else None),
+        }
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair)
     ]
@@ -126,5 +158,7 @@ def _with_system(row: dict, messages: list[dict]) -> list[dict]:
 
 
 def _said(message: dict) -> list[str]:
-    calls = [f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls_of(message)]
+    calls = [
+        f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})" for call in calls_of(message)
+    ]
     return calls if calls and not message["content"] else [message["content"], *calls]

@@ -1,4 +1,5 @@
-"""A chat through the tokenizer's template, and whether its tools and tool calls come out of it: many templates leave them out."""
+"""A chat through the tokenizer's template, and whether its tools and tool calls come out of it: many
+templates leave them out."""
 
 import json
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from pipeline.data.checks import BrokenLine
 
 DAY = date(2024, 7, 26)
-"""What a template that writes the date gets, on every day: a run that goes on tomorrow must train on the same tokens. It is Llama 3's own
-day for renderers without a clock."""
+"""What a template that writes the date gets, on every day: a run that goes on tomorrow must train on the same
+tokens. It is Llama 3's own day for renderers without a clock."""
 # As a macro, since values alone reach a template; +%} keeps a line break behind it.
-CLOCK = "{%- macro strftime_now(format) -%}{{ format" + "".join(
-    f".replace('%{letter}', '{DAY.strftime(f'%{letter}')}')" for letter in "YymdeBbAaHIMSpj"
-) + " }}{%- endmacro +%}"  # fmt: skip
+CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f".replace('%{letter}', '{DAY.strftime(f'%{letter}')}')" for letter in "YymdeBbAaHIMSpj")
+    + " }}{%- endmacro +%}"
+)
 TAGS = range(0xF0000, 0xFFFFE)  # private use, and not the plane that stands for special tokens
 
 
@@ -46,21 +49,25 @@ class Chat:
         if self.has_text_arguments:
             messages = [_with_text_arguments(message) for message in messages]
         if self.has_parts:
-            messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages
+            ]
         template = CLOCK + self.template if "strftime_now" in self.template else self.template
         try:
-            texts, spans = render_jinja_template([messages], self.tools, chat_template=template, **known, **options)
+            texts, spans = render_jinja_template(
+                [messages], self.tools, chat_template=template, **known, **options
+            )
         except Exception as error:  # a template is a program, and may raise anything
             raise BrokenLine("refused by the chat template", f"{type(error).__name__}: {error}") from error
         return texts[0], spans[0] if spans else []
 
 
 def as_template_takes_it(chat: Chat) -> tuple[Chat, str]:
-    """The chat, with content as text and arguments of calls as objects or in the first other form in which no content is left out,
-    and what it renders to.
+    """The chat, with content as text and arguments of calls as objects or in the first other form in which no
+    content is left out, and what it renders to.
 
-    Templates of DeepSeek's kind ask for arguments as text; those of models that see take content in parts, and leave text out.
-    Raises BrokenLine where no form comes out whole.
+    Templates of DeepSeek's kind ask for arguments as text; those of models that see take content in parts,
+    and leave text out. Raises BrokenLine where no form comes out whole.
     """
     forms = [chat, replace(chat, has_parts=True)]
     if any("tool_calls" in message for message in chat.messages):
@@ -83,23 +90,28 @@ def _whole_text(chat: Chat) -> str:
         content = message["content"].strip()
         if not content or content in text:
             continue
-        # It may come out otherwise, in quotes or without its thoughts: then another content makes another chat.
+        # It may come out otherwise, in quotes or without its thoughts: then another content makes another
+        # chat.
         others = [
             *chat.messages[: place - 1],
             {**message, "content": message["content"] + chr(TAGS[0])},
             *chat.messages[place:],
         ]
         if replace(chat, messages=others).text() == text:
-            raise BrokenLine("content left out", f"the chat template leaves out what message {place} says, which is a message of the "
-                             f"{message['role']}: say it elsewhere, or take a template that has it")  # fmt: skip
+            raise BrokenLine(
+                "content left out",
+                f"the chat template leaves out what message {place} says, which is a message of the "
+                f"{message['role']}: say it elsewhere, or take a template that has it",
+            )
     return text
 
 
 def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -> None:
-    """Raise BrokenLine where the template leaves out a tool's name, or the name, a key or a string of the arguments of a call.
+    """Raise BrokenLine where the template leaves out a tool's name, or the name, a key or a string of the
+    arguments of a call.
 
-    Each of these is rendered once more with a character of its own behind it, which must be in what comes out. With ``spans``, the
-    characters between generation tags, those of calls must be in one of them.
+    Each of these is rendered once more with a character of its own behind it, which must be in what comes
+    out. With ``spans``, the characters between generation tags, those of calls must be in one of them.
 
     Args:
         text: the chat as rendered.
@@ -121,24 +133,38 @@ def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -
         return tagged
 
     tools = [
-        {**tool, "function": {**tool["function"], "name": tagged_by(of_tools, place)(tool["function"]["name"])}}
+        {
+            **tool,
+            "function": {**tool["function"], "name": tagged_by(of_tools, place)(tool["function"]["name"])},
+        }
         for place, tool in enumerate(chat.tools or (), 1)
     ]
-    messages = [_with_tags(message, tagged_by(of_calls, place)) for place, message in enumerate(chat.messages, 1)]
+    messages = [
+        _with_tags(message, tagged_by(of_calls, place)) for place, message in enumerate(chat.messages, 1)
+    ]
     tagged = replace(chat, messages=messages, tools=tools or None)
     found, found_spans = tagged.text_and_spans() if spans is not None else (tagged.text(), None)
     for tag, place in of_tools.items():
         if tag not in found:
-            raise BrokenLine("tool call", f"the chat template leaves out tool {place} of 'tools': say in a system message which tools "
-                             "there are, or take a template that does")  # fmt: skip
+            raise BrokenLine(
+                "tool call",
+                f"the chat template leaves out tool {place} of 'tools': say in a system message which tools "
+                "there are, or take a template that does",
+            )
     for tag, place in of_calls.items():
         where = found.find(tag)
         if where < 0:
-            raise BrokenLine("tool call", f"message {place} calls a tool in a field of its own, and the chat template leaves out its name "
-                             "or arguments: write the call into its content, as the model is to write it")  # fmt: skip
+            raise BrokenLine(
+                "tool call",
+                f"message {place} calls a tool in a field of its own, and the chat template leaves out its "
+                "name or arguments: write the call into its content, as the model is to write it",
+            )
         if found_spans is not None and not any(start <= where < stop for start, stop in found_spans):
-            raise BrokenLine("tool call", f"message {place} calls a tool outside of the chat template's {{% generation %}} marks, so that "
-                             "the call would not be learnt: move the marks, or write the call into the content")  # fmt: skip
+            raise BrokenLine(
+                "tool call",
+                f"message {place} calls a tool outside of the chat template's {{% generation %}} marks, so "
+                "that the call would not be learnt: move the marks, or write the call into the content",
+            )
 
 
 def _with_text_arguments(message: dict) -> dict:
@@ -161,4 +187,7 @@ def _with_functions(message: dict, change: Callable[[dict], dict]) -> dict:
     """The message with every call's name and arguments changed."""
     if "tool_calls" not in message:
         return message
-    return {**message, "tool_calls": [{**call, "function": change(call["function"])} for call in message["tool_calls"]]}
+    return {
+        **message,
+        "tool_calls": [{**call, "function": change(call["function"])} for call in message["tool_calls"]],
+    }

@@ -21,7 +21,8 @@ class Sample:
     source: str = ""
     """Where it comes from, for reports."""
     damage: str = ""
-    """Known damage, where the pool carries the truth (field ``corruption``); '' where it does not, 'none' for clean."""
+    """Known damage, where the pool carries the truth (field ``corruption``); '' where it does not, 'none' for
+    clean."""
 
     @property
     def num_supervised(self) -> int:

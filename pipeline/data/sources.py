@@ -1,4 +1,5 @@
-"""Read samples from files and Hugging Face datasets; a line that cannot be read is named or counted, never lost."""
+"""Read samples from files and Hugging Face datasets; a line that cannot be read is named or counted, never
+lost."""
 
 import os
 from collections import Counter
@@ -31,21 +32,23 @@ def records_of(
     """The samples of one file or dataset, in order, as they are asked for.
 
     Args:
-        name: a .jsonl, .json (a list of objects), .csv, .tsv or .parquet file in UTF-8, a Hugging Face dataset (pipeline/data/hub.py
-            says how they are named), or 'demo:pool', 'demo:target', 'demo:test': what pipeline.data.demo writes, without the files.
+        name: a .jsonl, .json (a list of objects), .csv, .tsv or .parquet file in UTF-8, a Hugging Face
+            dataset (pipeline/data/hub.py says how they are named), or 'demo:pool', 'demo:target',
+            'demo:test': what pipeline.data.demo writes, without the files.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
         setting: the setting that ``name`` came from, for error messages.
         skipped: is counted up.
         columns: fields of a row by the names that the file has for them; every file has all of these.
 
     Raises:
-        ValueError: a broken line, with file and line number; a name without any sample, or that cannot be read at all; columns
-            that a file does not have, or has under both names.
+        ValueError: a broken line, with file and line number; a name without any sample, or that cannot be
+            read at all; columns that a file does not have, or has under both names.
     """
     columns = dict(columns or {})
     if unknown := [meant for meant in columns.values() if meant not in FIELDS]:
         raise ValueError(
-            f"data.columns gives a column the name {unknown[0]!r}, which nothing reads; read are {', '.join(FIELDS)}"
+            f"data.columns gives a column the name {unknown[0]!r}, which nothing reads; read are "
+            f"{', '.join(FIELDS)}"
         )
     path = Path(name.removeprefix(STREAM))
     stem = path.stem if path.suffix in DATA_SUFFIXES else path.name
@@ -70,8 +73,9 @@ def records_of(
             yield record
     if missing and last_row is not None:
         raise ValueError(
-            f"{name}: data.columns names the column {sorted(missing)[0]!r}, which no row has; the last row has "
-            f"{shown(sorted(last_row, key=str))}. Files of the pool, the target and the test must all have it: name it alike in them"
+            f"{name}: data.columns names the column {sorted(missing)[0]!r}, which no row has; the last row "
+            f"has {shown(sorted(last_row, key=str))}. Files of the pool, the target and the test must all "
+            "have it: name it alike in them"
         )
     if not num_samples:
         why = f"; the first: {first_broken}" if first_broken else ""
@@ -85,20 +89,26 @@ def _renamed(row: dict, columns: Mapping[str, str], origin: str) -> dict:
             continue
         name = columns.get(key, key)
         if name in renamed:
-            raise ValueError(f"{origin}: data.columns gives a second column the name {name!r}: leave it out, or name both")
+            raise ValueError(
+                f"{origin}: data.columns gives a second column the name {name!r}: leave it out, or name both"
+            )
         renamed[name] = value
     return renamed
 
 
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of one file or dataset; lines of a .jsonl file as bytes, so that each can fail by itself."""
+    """(number from 1, row) of one file or dataset; lines of a .jsonl file as bytes, so that each can fail by
+    itself."""
     suffix = Path(name).suffix
     if name != name.encode("utf-8", "replace").decode():  # it names samples, in records that are UTF-8
         raise ValueError(f"{setting}: the name {name!r} is no UTF-8: rename the file")
     if name.startswith("demo:"):
         parts = demo.generate(demo.POOL_SAMPLES, seed=0)
         if name.removeprefix("demo:") not in parts:
-            raise ValueError(f"{setting}: there is no {name}; the demo data are {', '.join(f'demo:{part}' for part in parts)}")
+            raise ValueError(
+                f"{setting}: there is no {name}; the demo data are "
+                f"{', '.join(f'demo:{part}' for part in parts)}"
+            )
         yield from enumerate(parts[name.removeprefix("demo:")], 1)
     elif suffix not in DATA_SUFFIXES:
         yield from enumerate(dataset_rows(name, setting), 1)
@@ -122,10 +132,17 @@ def _json_list(name: str) -> Iterator[tuple[int, Any]]:
     except BrokenLine as broken:
         raise ValueError(f"{name}: {broken}; a file with one object a line must be named .jsonl") from broken
     if not isinstance(rows, list):
-        raise ValueError(f"{name}: expected a list of objects, got {shown(rows)}; name it .jsonl if it has one object a line")
+        raise ValueError(
+            f"{name}: expected a list of objects, got {shown(rows)}; name it .jsonl if it has one object a "
+            "line"
+        )
     return enumerate(rows, 1)
 
 
 READERS: dict[str, Callable[[str], Iterable[tuple[int, Any]]]] = {
-    ".jsonl": _json_lines, ".json": _json_list, ".csv": csv_rows, ".tsv": lambda name: csv_rows(name, "\t"), ".parquet": parquet_rows,
-}  # fmt: skip
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".csv": csv_rows,
+    ".tsv": lambda name: csv_rows(name, "\t"),
+    ".parquet": parquet_rows,
+}

@@ -1,5 +1,6 @@
 # C candidates per step, over all ranks
-"""Which candidates a step looks at: a pure function of the seed and the step, so resuming needs one integer."""
+"""Which candidates a step looks at: a pure function of the seed and the step, so resuming needs one
+integer."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -13,22 +14,31 @@ from pipeline.data.sample import Sample
 class CandidateStream:
     """Epoch after epoch of the pool, each in its own seeded order, cut into steps of C candidates.
 
-    A step may straddle two epochs, and then hold a sample twice; with a mixture also where a name has fewer samples than its share of
-    a step. No state, and no dependence on the number of ranks.
+    A step may straddle two epochs, and then hold a sample twice; with a mixture also where a name has fewer
+    samples than its share of a step. No state, and no dependence on the number of ranks.
     """
 
-    def __init__(self, pool: Sequence[Sample], candidates_per_step: int, seed: int, mixture: Optional[Mixture] = None):
+    def __init__(
+        self, pool: Sequence[Sample], candidates_per_step: int, seed: int, mixture: Optional[Mixture] = None
+    ):
         """Raises ValueError if the pool does not fill one step."""
         if len(pool) < candidates_per_step:
             raise ValueError(
-                f"data.pool has {len(pool)} usable samples, fewer than selection.candidates_per_step = {candidates_per_step}: "
-                "add data or lower the setting"
+                f"data.pool has {len(pool)} usable samples, fewer than selection.candidates_per_step = "
+                f"{candidates_per_step}: add data or lower the setting"
             )
-        self.pool, self.candidates_per_step, self.seed, self.mixture = pool, candidates_per_step, seed, mixture
+        self.pool, self.candidates_per_step, self.seed, self.mixture = (
+            pool,
+            candidates_per_step,
+            seed,
+            mixture,
+        )
 
     def positions(self, step: int) -> np.ndarray:
         """Indices into the pool, int64 (C,), of the candidates of ``step`` (from 0)."""
-        epoch_C, place_C = np.divmod(step * self.candidates_per_step + np.arange(self.candidates_per_step), len(self.pool))
+        epoch_C, place_C = np.divmod(
+            step * self.candidates_per_step + np.arange(self.candidates_per_step), len(self.pool)
+        )
         orders = {epoch: self._order(epoch) for epoch in {int(epoch_C[0]), int(epoch_C[-1])}}
         return np.array([orders[epoch][place] for epoch, place in zip(epoch_C.tolist(), place_C.tolist())])
 
@@ -38,7 +48,8 @@ class CandidateStream:
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
         """This rank's C / world_size candidates: shards in the order of ranks are the whole step in order."""
-        assert self.candidates_per_step % world_size == 0  # config.check_world_size has refused it with a sentence
+        # config.check_world_size has refused it with a sentence
+        assert self.candidates_per_step % world_size == 0
         share = self.candidates_per_step // world_size
         return [self.pool[i] for i in self.positions(step)[rank * share : (rank + 1) * share]]
 

@@ -16,7 +16,8 @@ NO_UTF_8 = re.compile("[\udc80-\udcff]")  # as Python reads bytes that are none
 
 
 def csv_rows(name: str, delimiter: str = ",") -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
-    """(line where it begins, row) of a file with a header; cells are text, and may hold line breaks in quotes. Empty rows are none.
+    """(line where it begins, row) of a file with a header; cells are text, and may hold line breaks in
+    quotes. Empty rows are none.
 
     Raises ValueError for a header that names a column twice or is no UTF-8.
     """
@@ -43,7 +44,9 @@ def _header(name: str, line: int, cells: Union[list[str], BrokenLine]) -> list[s
     if isinstance(cells, BrokenLine):
         raise ValueError(f"{name}:{line}: {cells}")
     if broken := [cell for cell in cells if NO_UTF_8.search(cell)]:
-        raise ValueError(f"{name}:{line}: wrong encoding: expected UTF-8, found the column {shown(broken[0])}")
+        raise ValueError(
+            f"{name}:{line}: wrong encoding: expected UTF-8, found the column {shown(broken[0])}"
+        )
     _check_columns(name, cells)
     return cells
 
@@ -52,16 +55,22 @@ def _csv_row(cells: Union[list[str], BrokenLine], header: list[str]) -> Union[di
     if isinstance(cells, BrokenLine):
         return cells
     if len(cells) != len(header):
-        return BrokenLine("wrong number of cells", f"{len(cells)}, and the header names {len(header)} columns: {shown(header)}")
+        return BrokenLine(
+            "wrong number of cells",
+            f"{len(cells)}, and the header names {len(header)} columns: {shown(header)}",
+        )
     for column, cell in zip(header, cells):
         if found := NO_UTF_8.search(cell):
             byte = ord(found[0]) - 0xDC00
-            return BrokenLine("wrong encoding", f"expected UTF-8, found byte 0x{byte:02x} in the column {shown(column)}")
+            return BrokenLine(
+                "wrong encoding", f"expected UTF-8, found byte 0x{byte:02x} in the column {shown(column)}"
+            )
     return dict(zip(header, cells))
 
 
 def parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
-    """(number from 1, row). Raises ValueError for what is no Parquet file, and for a column that is there twice."""
+    """(number from 1, row). Raises ValueError for what is no Parquet file, and for a column that is there
+    twice."""
     try:
         with pyarrow.parquet.ParquetFile(name) as file:
             _check_columns(name, file.schema_arrow.names)
@@ -89,7 +98,12 @@ def _check_columns(name: str, columns: list[str]) -> None:
 def _python_rows(batch: pyarrow.RecordBatch) -> list[Union[dict, BrokenLine]]:
     try:
         return batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is no UTF-8, a date before the year 1: find the row
+    # text that is no UTF-8, a date before the year 1: find the row
+    except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            return [BrokenLine("wrong encoding" if isinstance(error, UnicodeDecodeError) else "wrong type", str(error))]
+            return [
+                BrokenLine(
+                    "wrong encoding" if isinstance(error, UnicodeDecodeError) else "wrong type", str(error)
+                )
+            ]
         return [row for i in range(batch.num_rows) for row in _python_rows(batch.slice(i, 1))]

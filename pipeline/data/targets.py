@@ -25,7 +25,9 @@ class TargetSet:
             ValueError: there are no samples.
         """
         if not samples:
-            raise ValueError("data.target has no usable sample: selection needs at least one example to aim at")
+            raise ValueError(
+                "data.target has no usable sample: selection needs at least one example to aim at"
+            )
         self.samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))]
         self.num_per_step, self.rotate = min(target_per_step, len(samples)), rotate
 
@@ -35,5 +37,6 @@ class TargetSet:
         return [self.samples[(start + i) % len(self.samples)] for i in range(self.num_per_step)]
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
-        """This rank's part of the batch, dealt in turn; with few samples parts are unequal or empty, and the caller pads."""
+        """This rank's part of the batch, dealt in turn; with few samples parts are unequal or empty, and the
+        caller pads."""
         return self.batch(step)[rank::world_size]

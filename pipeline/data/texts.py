@@ -1,4 +1,5 @@
-"""What the samples of a pool say, for questions that token counts cannot answer: their text, duplicates, lengths."""
+"""What the samples of a pool say, for questions that token counts cannot answer: their text, duplicates,
+lengths."""
 
 import hashlib
 import os
@@ -17,10 +18,12 @@ MAX_CHARACTERS = 600
 
 
 def read_texts(data: DataConfig) -> pd.DataFrame:
-    """One row a sample of ``data.pool`` by its id: ``source``, ``damage``, ``text`` (its first MAX_CHARACTERS), ``length`` in
-    characters, ``digest`` (two samples share it if they differ in case and white space alone), and ``is_duplicate``: others share it.
+    """One row a sample of ``data.pool`` by its id: ``source``, ``damage``, ``text`` (its first
+    MAX_CHARACTERS), ``length`` in characters, ``digest`` (two samples share it if they differ in case and
+    white space alone), and ``is_duplicate``: others share it.
 
-    Samples with an id that occurs twice are left out, as kept records name samples by id. Raises ValueError as ``sources.read`` does.
+    Samples with an id that occurs twice are left out, as kept records name samples by id. Raises ValueError
+    as ``sources.read`` does.
     """
     records, _ = sources.read(data.pool, data.on_broken, columns=data.columns)
     ids = Counter(record.id for record in records)
@@ -28,21 +31,28 @@ def read_texts(data: DataConfig) -> pd.DataFrame:
     occurrences = Counter(digests)
     rows = [
         {
-            "id": _in_utf_8(record.id), "source": _in_utf_8(record.source), "damage": _in_utf_8(record.damage),
+            "id": _in_utf_8(record.id),
+            "source": _in_utf_8(record.source),
+            "damage": _in_utf_8(record.damage),
             "text": "\n".join(record.parts())[:MAX_CHARACTERS],
-            "length": sum(map(len, record.parts())), "digest": digest, "is_duplicate": occurrences[digest] > 1,
+            "length": sum(map(len, record.parts())),
+            "digest": digest,
+            "is_duplicate": occurrences[digest] > 1,
         }
         for record, digest in zip(records, digests)
         if ids[record.id] == 1
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["id", "source", "damage", "text", "length", "digest", "is_duplicate"]).set_index("id")
+    ]
+    return pd.DataFrame(
+        rows, columns=["id", "source", "damage", "text", "length", "digest", "is_duplicate"]
+    ).set_index("id")
 
 
 def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optional[pd.DataFrame], str]:
     """The texts of the pool that runs were trained on, or None and the reason in a sentence.
 
     Args:
-        runs: of each its ``data`` settings and the bytes that the pool's files had (None where this was not recorded).
+        runs: of each its ``data`` settings and the bytes that the pool's files had (None where this was not
+            recorded).
     """
     (data, file_bytes), *others = runs
     names = data.get("pool") or []
@@ -53,11 +63,15 @@ def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optio
         if not Path(name).is_file():
             return (
                 None,
-                f"Texts are not shown: there is no file {name} here. Make the report where the run was made, in the same folder.",
+                f"Texts are not shown: there is no file {name} here. Make the report where the run was made, "
+                "in the same folder.",
             )
         size, before = Path(name).stat().st_size, (file_bytes or {}).get(name)
         if before not in (None, size):
-            return None, f"Texts are not shown: {name} had {before:,} bytes when the run began and has {size:,} now."
+            return (
+                None,
+                f"Texts are not shown: {name} had {before:,} bytes when the run began and has {size:,} now.",
+            )
     os.environ.setdefault(
         "HF_DATASETS_OFFLINE", "1"
     )  # a report downloads nothing: a dataset is in the cache since the run, or it is not

@@ -1,7 +1,7 @@
 """Tokenise files and datasets once: what comes out is kept under a key that all of it follows from.
 
-Other content, another tokenizer, template or setting, other libraries, or a change in this folder's code have another key. Nothing
-that is kept is ever out of date; what is not used any more may be deleted at any time.
+Other content, another tokenizer, template or setting, other libraries, or a change in this folder's code have
+another key. Nothing that is kept is ever out of date; what is not used any more may be deleted at any time.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ from pipeline.data.hub import fingerprint
 from pipeline.data.reading import Reading
 
 CHANGE_NO_TOKEN = ("pool", "pool_weights", "target", "test", "rotate_targets", "cache_folder")
-"""Settings of ``data``: the names are in the key by what they hold. Others count, so that one that is new cannot be forgotten."""
+"""Settings of ``data``: the names are in the key by what they hold. Others count, so that one that is new
+cannot be forgotten."""
 Result = TypeVar("Result")
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
 
@@ -51,7 +52,14 @@ def folder_of(data: DataConfig) -> Optional[Path]:
     return Path(os.path.expandvars(data.cache_folder)).expanduser() if data.cache_folder else None
 
 
-def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None], shows_progress: bool) -> Kept:
+def obtain(
+    names: list[str],
+    tokenizer,
+    data: DataConfig,
+    setting: str,
+    beat: Callable[[], None],
+    shows_progress: bool,
+) -> Kept:
     """The samples of ``names``, from the cache if it has them, else made and put there.
 
     Args:
@@ -59,7 +67,8 @@ def obtain(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Ca
         beat: called several times a second as long as the work goes on; what it raises ends it.
 
     Raises:
-        ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; a file that is written to meanwhile, or a folder that cannot be.
+        ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; a file that is written to meanwhile, or
+            a folder that cannot be.
     """
     folder, notes = folder_of(data), list[str]()
     stamps = _stamps(names)  # from before the key is made
@@ -99,14 +108,21 @@ def _using(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:  # reading data raises none
         raise ValueError(
-            f"data.cache_folder: tokenised samples cannot be kept in {folder}: {error}. Name a folder that can be written to and has room"
+            f"data.cache_folder: tokenised samples cannot be kept in {folder}: {error}. Name a folder that "
+            "can be written to and has room"
         ) from error
 
 
 def _make(
-    path: Path, names: list[str], stamps: list[tuple], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None],
+    path: Path,
+    names: list[str],
+    stamps: list[tuple],
+    tokenizer,
+    data: DataConfig,
+    setting: str,
+    beat: Callable[[], None],
     shows_progress: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Read, tokenise and write, sample by sample."""
 
     def on_record() -> None:
@@ -115,7 +131,9 @@ def _make(
 
     def counts() -> dict[str, int]:
         if _stamps(names) != stamps:
-            raise ValueError(f"{setting}: a file was written to while it was read: start again when it is complete")
+            raise ValueError(
+                f"{setting}: a file was written to while it was read: start again when it is complete"
+            )
         return reading.counts()
 
     reading = Reading(names, tokenizer, data, setting, on_record)
@@ -125,7 +143,9 @@ def _make(
         token_file.write(path, reading.parts(), counts, beat)
 
 
-def key_of(names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None]) -> tuple[Optional[str], str]:
+def key_of(
+    names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None]
+) -> tuple[Optional[str], str]:
     """The hash of all that samples follow from; or None, and why not all of it can be told."""
     if not tokenizer.is_fast:
         return None, f"{type(tokenizer).__name__}, which is no fast tokenizer, cannot be written down"
@@ -160,7 +180,8 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
 
 
 def _beating(action: Callable[[], Result], beat: Callable[[], None]) -> Result:
-    """What ``action`` returns. For the download of a dataset, which shows no progress to us; the library ends it where it hangs."""
+    """What ``action`` returns. For the download of a dataset, which shows no progress to us; the library ends
+    it where it hangs."""
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(action)
         while wait([found], timeout=0.5).not_done:
@@ -176,7 +197,12 @@ def _tokenizer(tokenizer) -> dict:
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "backend": backend,
         "template": tokenizer.chat_template,
-        "special": [tokenizer.special_tokens_map, tokenizer.all_special_tokens, tokenizer.eos_token_id, tokenizer.bos_token_id],
+        "special": [
+            tokenizer.special_tokens_map,
+            tokenizer.all_special_tokens,
+            tokenizer.eos_token_id,
+            tokenizer.bos_token_id,
+        ],
     }
 
 

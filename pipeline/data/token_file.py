@@ -1,10 +1,12 @@
-"""Tokenised samples in a file that is mapped into memory: a process holds the rows that it reads, and none of the others.
+"""Tokenised samples in a file that is mapped into memory: a process holds the rows that it reads, and none of
+the others.
 
     NAME.json                 the manifest: what the file beside it holds, its size and its hash
     NAME.HASH.arrow           batches of ROWS samples in Arrow's IPC format, HASH being the beginning of its hash
     NAME.*.tmp                being written, or left by a process that was killed meanwhile
 
-The manifest comes last and names its file by content. So whoever finds a manifest finds its file, also while others write the same.
+The manifest comes last and names its file by content. So whoever finds a manifest finds its file, also while
+others write the same.
 """
 
 import hashlib
@@ -28,10 +30,15 @@ from pipeline.data.sample import IGNORED, Digest, Sample
 
 ROWS, BLOCK, PARTIAL = 256, 1 << 20, ".tmp"
 STALE_SECONDS = 86400.0  # nobody writes to a file for so long
-SCHEMA = pyarrow.schema({
-    "input_ids": pyarrow.list_(pyarrow.int32()), "is_supervised": pyarrow.list_(pyarrow.bool_()),
-    "id": pyarrow.string(), "source": pyarrow.string(), "damage": pyarrow.string(),
-})  # fmt: skip
+SCHEMA = pyarrow.schema(
+    {
+        "input_ids": pyarrow.list_(pyarrow.int32()),
+        "is_supervised": pyarrow.list_(pyarrow.bool_()),
+        "id": pyarrow.string(),
+        "source": pyarrow.string(),
+        "damage": pyarrow.string(),
+    }
+)
 
 
 @dataclass
@@ -98,12 +105,15 @@ class TokenFile(Sequence[Sample]):
 
 
 def write(
-    path: Path, parts: Iterable[Iterable[Sample]], counts: Callable[[], dict[str, int]], beat: Callable[[], None]
+    path: Path,
+    parts: Iterable[Iterable[Sample]],
+    counts: Callable[[], dict[str, int]],
+    beat: Callable[[], None],
 ) -> None:
     """Write the samples of all ``parts`` in order, and their manifest ``path``; all of it, or nothing.
 
-    ``counts`` is called when the last sample has come. ``beat`` is called as the hashing goes on. What these and the samples raise goes
-    through, as does OSError where ``path.parent`` cannot be written.
+    ``counts`` is called when the last sample has come. ``beat`` is called as the hashing goes on. What these
+    and the samples raise goes through, as does OSError where ``path.parent`` cannot be written.
     """
     digest, found = Digest(), []
 
@@ -137,8 +147,14 @@ def damage(path: Path, beat: Callable[[], None]) -> Optional[str]:
     except (OSError, ValueError) as error:
         return str(error)
     if num_bytes != manifest.num_bytes:
-        return f"{_data_file(path, manifest)} has {num_bytes:,} bytes, and {manifest.num_bytes:,} were written"
-    return None if sha256 == manifest.sha256 else f"the content of {_data_file(path, manifest)} is not what was written"
+        return (
+            f"{_data_file(path, manifest)} has {num_bytes:,} bytes, and {manifest.num_bytes:,} were written"
+        )
+    return (
+        None
+        if sha256 == manifest.sha256
+        else f"the content of {_data_file(path, manifest)} is not what was written"
+    )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -162,7 +178,8 @@ def hash_of(path: Path, beat: Callable[[], None]) -> tuple[int, str]:
 
 
 def remove_stale(folder: Path, names: str) -> None:
-    """What processes that were killed long ago have left unfinished of manifests with a NAME like ``names``; the folder may hold more."""
+    """What processes that were killed long ago have left unfinished of manifests with a NAME like ``names``;
+    the folder may hold more."""
     for left in folder.glob(f"{names}.*{PARTIAL}"):
         try:
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
@@ -172,7 +189,8 @@ def remove_stale(folder: Path, names: str) -> None:
 
 
 def _put(partial: Path, final: Path, described: tuple[int, str], beat: Callable[[], None]) -> None:
-    """Give a file its name, unless one of the same content has it: another node may have mapped that, and would lose it on NFS."""
+    """Give a file its name, unless one of the same content has it: another node may have mapped that, and
+    would lose it on NFS."""
     try:
         os.link(partial, final)
     except OSError:  # the name is taken, or the file system knows no links
@@ -186,7 +204,8 @@ def _data_file(path: Path, manifest: Manifest) -> Path:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, readable by its owner alone, that is gone afterwards unless it was renamed."""
+    """An empty file beside ``path``, readable by its owner alone, that is gone afterwards unless it was
+    renamed."""
     descriptor, name = tempfile.mkstemp(PARTIAL, f"{path.stem}.", path.parent)
     os.close(descriptor)
     try:
@@ -206,16 +225,21 @@ def _sync(path: Path) -> None:
 def _batch(rows: list[Sample]) -> pyarrow.RecordBatch:
     offsets = pyarrow.array(np.cumsum([0, *(len(row.input_ids) for row in rows)]), pyarrow.int32())
     ids, labels = (
-        np.array([*chain.from_iterable(getattr(row, name) for row in rows)], np.int32) for name in ("input_ids", "labels")
+        np.array([*chain.from_iterable(getattr(row, name) for row in rows)], np.int32)
+        for name in ("input_ids", "labels")
     )
     is_supervised = labels != IGNORED
     assert (labels == np.where(is_supervised, ids, IGNORED)).all()
     lists = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values)) for values in (ids, is_supervised)]
-    texts = [pyarrow.array([getattr(row, name) for row in rows], pyarrow.string()) for name in SCHEMA.names[2:]]
+    texts = [
+        pyarrow.array([getattr(row, name) for row in rows], pyarrow.string()) for name in SCHEMA.names[2:]
+    ]
     return pyarrow.record_batch([*lists, *texts], schema=SCHEMA)
 
 
 def _sample(batch: pyarrow.RecordBatch, row: int) -> Sample:
     ids, is_supervised, *texts = (batch.column(name)[row] for name in SCHEMA.names)
     ids, is_supervised = ids.values.to_numpy(), is_supervised.values.to_numpy(zero_copy_only=False)
-    return Sample(ids.tolist(), np.where(is_supervised, ids, IGNORED).tolist(), *(text.as_py() for text in texts))
+    return Sample(
+        ids.tolist(), np.where(is_supervised, ids, IGNORED).tolist(), *(text.as_py() for text in texts)
+    )

@@ -7,21 +7,33 @@ from typing import Any, Optional
 import torch
 
 from pipeline.config import SelectionConfig
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.training.checkpoint import CHANGE_ROUNDING, SAYS_HOW_IT_RUNS, Found
 from pipeline.versions import installed
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
 SELECTION = (
-    "geometry", "momentum", "backend", "projection_size", "last_blocks", "scoring_micro_batch_size", "logits_mib", "exchange_mib",
+    "geometry",
+    "momentum",
+    "backend",
+    "projection_size",
+    "last_blocks",
+    "scoring_micro_batch_size",
+    "logits_mib",
+    "exchange_mib",
     "contraction",
-)  # fmt: skip
+)
 MAY_DIFFER = (*CHANGE_ROUNDING, *SAYS_HOW_IT_RUNS, "ranks", "batch", "deepspeed.zero_optimization.stage")
 """How the work is cut, and with it the rounding."""
 
 
 def made_of(
-    identity: dict[str, Any], selection: SelectionConfig, found: Optional[Found], engine, collectives: Collectives, **more: Any
+    identity: dict[str, Any],
+    selection: SelectionConfig,
+    found: Optional[Found],
+    engine,
+    collectives: Collectives,
+    **more: Any,
 ) -> dict[str, Any]:
     """Settings, data, model, checkpoint and versions. Every rank calls it.
 
@@ -32,12 +44,18 @@ def made_of(
         more: arguments of the program.
     """
     settings = {
-        name: value for name, value in identity.items()
-        if name.startswith(("model.", "data.", "content of ")) and name not in ("data.rotate_targets", "content of data.test")
-    }  # fmt: skip
-    settings |= {name: identity[name] for name in ("run.seed", "deepspeed.zero_optimization.stage") if name in identity}
+        name: value
+        for name, value in identity.items()
+        if name.startswith(("model.", "data.", "content of "))
+        and name not in ("data.rotate_targets", "content of data.test")
+    }
+    settings |= {
+        name: identity[name] for name in ("run.seed", "deepspeed.zero_optimization.stage") if name in identity
+    }
     settings |= {f"selection.{name}": asdict(selection)[name] for name in SELECTION}
-    checkpoint = None if found is None else f"{found.path.name}, {_digest(sorted(found.manifest.files.items()))}"
+    checkpoint = (
+        None if found is None else f"{found.path.name}, {_digest(sorted(found.manifest.files.items()))}"
+    )
     weights = next(engine.module.parameters())
     return {
         **settings,
@@ -52,7 +70,8 @@ def made_of(
 
 
 def content_of_model(engine, collectives: Collectives) -> str:
-    """Hash of sums over the bits of each parameter: whole numbers, so the same for any number of ranks and any partition."""
+    """Hash of sums over the bits of each parameter: whole numbers, so the same for any number of ranks and
+    any partition."""
     names, sums = [], []
     for name, parameter in engine.module.named_parameters():
         own = getattr(parameter, "ds_tensor", parameter).detach().flatten()

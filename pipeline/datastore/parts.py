@@ -6,8 +6,8 @@
            parts/part-00000.parquet         a fixed number of samples, in the order of the pool
                  .part-00001.parquet.tmp    being written, or left by a process that was killed meanwhile
 
-Readers of a folder of Parquet files find nothing but parts in parts/, and pass over names that begin with a dot.  A part is written
-under another name, forced to the disk, and renamed: the rename is what makes it one.
+Readers of a folder of Parquet files find nothing but parts in parts/, and pass over names that begin with a
+dot.  A part is written under another name, forced to the disk, and renamed: the rename is what makes it one.
 """
 
 import json
@@ -22,9 +22,9 @@ import pyarrow.parquet
 
 from pipeline.data.sample import Sample
 from pipeline.datastore.scorer import Scored, Target
+from pipeline.settings import differences
 from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
-from pipeline.training.checkpoint import differences
 from pipeline.training.run_folder import LOCK
 
 MANIFEST, TARGET, PARTS = "manifest.json", "target.parquet", "parts"
@@ -46,10 +46,13 @@ class Parts:
 
     def positions(self, number: int) -> range:
         """In the pool."""
-        return range(number * self.samples_per_part, min((number + 1) * self.samples_per_part, self.num_samples))
+        return range(
+            number * self.samples_per_part, min((number + 1) * self.samples_per_part, self.num_samples)
+        )
 
     def missing(self) -> list[int]:
-        """Parts still to be made. Raises ValueError for one that is there with other rows than it should have."""
+        """Parts still to be made. Raises ValueError for one that is there with other rows than it should
+        have."""
         return [number for number in range(len(self)) if not self._is_there(number)]
 
     def _is_there(self, number: int) -> bool:
@@ -62,7 +65,8 @@ class Parts:
             raise ValueError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
         if rows != len(self.positions(number)):
             raise ValueError(
-                f"{path} has {rows} rows instead of {len(self.positions(number))}: delete it, and it is made again"
+                f"{path} has {rows} rows instead of {len(self.positions(number))}: delete it, and it is made "
+                "again"
             )
         return True
 
@@ -75,15 +79,20 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
     path = parts.folder / MANIFEST
     if not path.exists():
         ours = (LOCK, f".{MANIFEST}{files.PARTIAL}")
-        found = (path.name for path in parts.folder.iterdir())  # a killed program may have left a checkpoint that it converted
+        # a killed program may have left a checkpoint that it converted
+        found = (path.name for path in parts.folder.iterdir())
         others = sorted(name for name in found if name not in ours and not universal.is_left(name))
         if others:
             raise ValueError(
-                f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name another folder"
+                f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name "
+                "another folder"
             )
         content = {
-            "num_samples": parts.num_samples, "samples_per_part": parts.samples_per_part, "num_parts": len(parts), "made_of": made_of,
-        }  # fmt: skip
+            "num_samples": parts.num_samples,
+            "samples_per_part": parts.samples_per_part,
+            "num_parts": len(parts),
+            "made_of": made_of,
+        }
         _replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         return []
     try:
@@ -94,8 +103,8 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
     forbidden = [text for name, text in changed.items() if name not in may_differ]
     if forbidden:
         raise ValueError(
-            f"output: {parts.folder} holds scores made of something else ({'; '.join(forbidden)}): name another folder, or start with "
-            "what they were made of"
+            f"output: {parts.folder} holds scores made of something else ({'; '.join(forbidden)}): name "
+            "another folder, or start with what they were made of"
         )
     return list(changed.values())
 
@@ -112,8 +121,12 @@ def write_target(folder: Path, target: Target, num_samples: int) -> None:
 
 def write(path: Path, positions: range, samples: list[Sample], scored: Scored, target: Target) -> int:
     """One part; how many of its samples have no score since their loss or gradient is not finite."""
-    is_lost_N = ~(np.isfinite(scored.loss_N) & np.isfinite(scored.squared_norm_N) & np.isfinite(scored.alignment_N))
-    number = lambda values_N, also_null_N=False: pa.array(values_N, pa.float64(), mask=is_lost_N | also_null_N)
+    is_lost_N = ~(
+        np.isfinite(scored.loss_N) & np.isfinite(scored.squared_norm_N) & np.isfinite(scored.alignment_N)
+    )
+    number = lambda values_N, also_null_N=False: pa.array(
+        values_N, pa.float64(), mask=is_lost_N | also_null_N
+    )
     text = lambda values: pa.array([value or None for value in values], pa.string())
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine_N = scored.alignment_N / np.sqrt(scored.squared_norm_N * target.squared_norm)
@@ -138,7 +151,9 @@ def _features(features_ND: Optional[np.ndarray], is_lost_N: np.ndarray) -> dict[
     if features_ND is None:
         return {}
     values = pa.array(np.where(is_lost_N[:, None], 0, features_ND).ravel(), pa.float32())
-    return {"features": pa.FixedSizeListArray.from_arrays(values, features_ND.shape[1], mask=pa.array(is_lost_N))}
+    return {
+        "features": pa.FixedSizeListArray.from_arrays(values, features_ND.shape[1], mask=pa.array(is_lost_N))
+    }
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -1,8 +1,8 @@
 # N samples of a part, n of a batch, R rows of one rank, W ranks, k features of the Gram backend, D features of the file
 """Scores of the samples of a file, batch by batch, each against the same target under the same Adam state.
 
-Samples of a part that are alike in length share a batch: padding is work.  What comes out of a part depends on its own samples alone, so
-parts can be made in any order, and again.
+Samples of a part that are alike in length share a batch: padding is work.  What comes out of a part depends
+on its own samples alone, so parts can be made in any order, and again.
 """
 
 from collections.abc import Callable
@@ -57,15 +57,16 @@ class FileScorer:
         self._sketch: Optional[CountSketch] = None
 
     def target(self) -> Target:
-        """Measures it for all that follows, beside blank rows. Raises ValueError where its gradient is zero or not finite."""
+        """Measures it for all that follows, beside blank rows. Raises ValueError where its gradient is zero
+        or not finite."""
         collectives = self.hook.collectives
         rows = -(-self.batch // collectives.world_size)
         signals = self.hook.score([self.blank] * rows, self.whole_target)
         if not np.isfinite(signals.target_norm_squared) or signals.target_norm_squared == 0:
             raise ValueError(
                 f"the mean gradient of the {self.hook.targets.num_per_step} samples of data.target is "
-                f"{'zero' if signals.target_norm_squared == 0 else 'not finite'}: nothing can be measured against it; look at data.target, "
-                "or set training.precision to fp32"
+                f"{'zero' if signals.target_norm_squared == 0 else 'not finite'}: nothing can be measured "
+                "against it; look at data.target, or set training.precision to fp32"
             )
         features_D = None
         if self.num_features:
@@ -77,15 +78,19 @@ class FileScorer:
         return Target(loss, signals.target_norm_squared, features_D)
 
     def part(self, samples: list[Sample], after_batch: Callable[[int, bool], None]) -> Scored:
-        """Of ``samples``; ``after_batch`` is told how many have been scored since and whether they were the last, and may end it by raising
-        on all ranks."""
+        """Of ``samples``; ``after_batch`` is told how many have been scored since and whether they were the
+        last, and may end it by raising on all ranks."""
         order_N = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
         loss_N, squared_norm_N, alignment_N = (np.empty(len(samples)) for _ in range(3))
         features_ND = np.empty((len(samples), self.num_features), np.float32) if self.num_features else None
         for first in range(0, len(samples), self.batch):
             at_n = order_N[first : first + self.batch]
             found = self._score([samples[i] for i in at_n])
-            loss_N[at_n], squared_norm_N[at_n], alignment_N[at_n] = found.loss_N, found.squared_norm_N, found.alignment_N
+            loss_N[at_n], squared_norm_N[at_n], alignment_N[at_n] = (
+                found.loss_N,
+                found.squared_norm_N,
+                found.alignment_N,
+            )
             if features_ND is not None:
                 features_ND[at_n] = found.features_ND
             after_batch(len(at_n), first + self.batch >= len(samples))
@@ -109,5 +114,7 @@ class FileScorer:
     def _features_Rk(self) -> torch.Tensor:
         """Of the latest pass, this rank's part of the target last."""
         features_Rk = self.whole_target.features_Rk
-        assert features_Rk is not None, "the exact backend leaves none, and the settings refuse it with features"
+        assert features_Rk is not None, (
+            "the exact backend leaves none, and the settings refuse it with features"
+        )
         return features_Rk

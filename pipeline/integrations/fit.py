@@ -7,67 +7,103 @@ from pipeline.selection import registry
 
 
 def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
-    """Candidates that a rank loads for one micro-step, so that an update sees ``candidates_per_step`` of them.
+    """Candidates that a rank loads for one micro-step, so that an update sees ``candidates_per_step`` of
+    them.
 
-    Raises ValueError where ``keep_per_step`` is not what one update of the Trainer trains on, or candidates do not divide.
+    Raises ValueError where ``keep_per_step`` is not what one update of the Trainer trains on, or candidates
+    do not divide.
     """
     args = trainer.args
     micro_steps = args.gradient_accumulation_steps * args.world_size
     trained = args.per_device_train_batch_size * micro_steps
     factors = (
-        f"per_device_train_batch_size x gradient_accumulation_steps x world size = {args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} x {args.world_size} = {trained}"
+        "per_device_train_batch_size x gradient_accumulation_steps x world size = "
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} x {args.world_size} = "
+        f"{trained}"
     )
     setting = "candidates_per_step" if selection.method == "full" else "keep_per_step"
     kept = getattr(selection, setting)
     if kept != trained:
-        raise ValueError(f"selection.{setting} = {kept}, and one update trains on {factors} samples: make them equal")
+        raise ValueError(
+            f"selection.{setting} = {kept}, and one update trains on {factors} samples: make them equal"
+        )
     if selection.candidates_per_step < kept:
         raise ValueError(
-            f"selection.keep_per_step = {kept} is more than selection.candidates_per_step = {selection.candidates_per_step}: "
-            "lower one or raise the other"
+            f"selection.keep_per_step = {kept} is more than selection.candidates_per_step = "
+            f"{selection.candidates_per_step}: lower one or raise the other"
         )
     if selection.candidates_per_step % micro_steps:
         raise ValueError(
-            f"selection.candidates_per_step = {selection.candidates_per_step} is no multiple of gradient_accumulation_steps x world size "
-            f"= {args.gradient_accumulation_steps} x {args.world_size}: each micro-step of each rank loads an equal share"
+            f"selection.candidates_per_step = {selection.candidates_per_step} is no multiple of "
+            f"gradient_accumulation_steps x world size = {args.gradient_accumulation_steps} x "
+            f"{args.world_size}: each micro-step of each rank loads an equal share"
         )
     return selection.candidates_per_step // micro_steps
 
 
 def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_targets: bool) -> None:
-    """Raises ValueError, naming the argument and the way out, for what would train on something else than it says."""
+    """Raises ValueError, naming the argument and the way out, for what would train on something else than it
+    says."""
     args, accelerator = trainer.args, trainer.accelerator
     parallelism = getattr(accelerator, "parallelism_config", None)
-    degrees = {name: getattr(parallelism, f"{name}_size", 1) for name in ("tp", "cp", "sp")} if parallelism else {}
+    degrees = (
+        {name: getattr(parallelism, f"{name}_size", 1) for name in ("tp", "cp", "sp")} if parallelism else {}
+    )
     config = getattr(trainer.model, "config", None)
     refused = {
-        f"{args.n_gpu} GPUs in one process (DataParallel)": (args.n_gpu > 1, "start it with accelerate launch, torchrun or deepspeed"),
+        f"{args.n_gpu} GPUs in one process (DataParallel)": (
+            args.n_gpu > 1,
+            "start it with accelerate launch, torchrun or deepspeed",
+        ),
         "FSDP": (trainer.is_fsdp_enabled, "use deepspeed=, or DDP"),
-        f"parallelism_config with {degrees}": (any(size > 1 for size in degrees.values()), "use data parallelism alone"),
-        "fp16 without DeepSpeed": (accelerator.scaler is not None, "set bf16=True, or use deepspeed= with ZeRO 1 to 3"),
-        "auto_find_batch_size": (args.auto_find_batch_size, "set per_device_train_batch_size; scoring halves its own passes by itself"),
+        f"parallelism_config with {degrees}": (
+            any(size > 1 for size in degrees.values()),
+            "use data parallelism alone",
+        ),
+        "fp16 without DeepSpeed": (
+            accelerator.scaler is not None,
+            "set bf16=True, or use deepspeed= with ZeRO 1 to 3",
+        ),
+        "auto_find_batch_size": (
+            args.auto_find_batch_size,
+            "set per_device_train_batch_size; scoring halves its own passes by itself",
+        ),
         "accelerator_config.split_batches": (
-            args.accelerator_config.split_batches, "leave it out: per_device_train_batch_size is that of a rank"
+            args.accelerator_config.split_batches,
+            "leave it out: per_device_train_batch_size is that of a rank",
         ),
         "train_sampling_strategy = batch_rebalance": (
-            args.train_sampling_strategy == "batch_rebalance", "leave it out: kept samples are dealt over ranks by their tokens"
+            args.train_sampling_strategy == "batch_rebalance",
+            "leave it out: kept samples are dealt over ranks by their tokens",
         ),
-        "label_smoothing_factor": (args.label_smoothing_factor != 0, "set it to 0: the weighted loss is plain cross-entropy"),
-        "compute_loss_func": (trainer.compute_loss_func is not None, "leave it out: the weighted loss is plain cross-entropy"),
+        "label_smoothing_factor": (
+            args.label_smoothing_factor != 0,
+            "set it to 0: the weighted loss is plain cross-entropy",
+        ),
+        "compute_loss_func": (
+            trainer.compute_loss_func is not None,
+            "leave it out: the weighted loss is plain cross-entropy",
+        ),
         "loss_type = dft": (getattr(args, "loss_type", "nll") == "dft", "set it to nll"),
         "packing": (getattr(args, "packing", False), "set it to False: selection keeps whole samples"),
-        "padding_free": (getattr(args, "padding_free", False), "set it to False: selection keeps whole samples"),
+        "padding_free": (
+            getattr(args, "padding_free", False),
+            "set it to False: selection keeps whole samples",
+        ),
         "output_router_logits": (
-            getattr(config, "output_router_logits", False), "set it to False in the model's config: the loss has no router term"
+            getattr(config, "output_router_logits", False),
+            "set it to False in the model's config: the loss has no router term",
         ),
         f"selection.score_every = {selection.score_every}": (
-            selection.score_every != 1, "set it to 1: a Trainer resumes after any update, and must find its candidates again"
+            selection.score_every != 1,
+            "set it to 1: a Trainer resumes after any update, and must find its candidates again",
         ),
-    }  # fmt: skip
+    }
     for what, (is_set, remedy) in refused.items():
         if is_set:
             raise ValueError(f"selection does not go with {what}: {remedy}")
     if registry.get(selection.method).needs == "gram" and not has_targets:
-        raise ValueError(f"selection.method = {selection.method} needs examples to aim at: give target_dataset")
+        raise ValueError(
+            f"selection.method = {selection.method} needs examples to aim at: give target_dataset"
+        )
     candidates_per_batch(trainer, selection)

@@ -1,7 +1,9 @@
 # B samples of a micro-batch, T tokens
-"""Selection in Hugging Face's Trainer, and in what derives from it (TRL's SFTTrainer), with DeepSpeed, under DDP or in one process.
+"""Selection in Hugging Face's Trainer, and in what derives from it (TRL's SFTTrainer), with DeepSpeed, under
+DDP or in one process.
 
-trainer = SelectionTrainer(model, args, train_dataset=pool, selection=SelectionConfig(...), target_dataset=examples)
+trainer = SelectionTrainer(model, args, train_dataset=pool, selection=SelectionConfig(...),
+target_dataset=examples)
 
 class SelectionSFTTrainer(SelectionMixin, SFTTrainer): ...
 
@@ -11,8 +13,8 @@ Trainer's own loop runs; three of its methods do something else while it trains:
     get_batch_samples      once per update: takes its candidates, selects, and gives the kept ones as the update's micro-batches
     compute_loss           the weighted loss of such a micro-batch
 
-So epochs, max_steps, skipping of batches at a resume, checkpoints, callbacks, logging and evaluation stay Trainer's: a step is an update,
-and an epoch looks at every sample of the dataset once.
+So epochs, max_steps, skipping of batches at a resume, checkpoints, callbacks, logging and evaluation stay
+Trainer's: a step is an update, and an epoch looks at every sample of the dataset once.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,10 +31,10 @@ from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.integrations.fit import candidates_per_batch, refuse_unfit_arguments
-from pipeline.kept.micro_batches import MicroBatch, weighted_loss
 from pipeline.scoring.engines import TorchEngine
 from pipeline.scoring.loss import per_sample_loss
 from pipeline.selection.contract import Selection
+from pipeline.step.micro_batches import MicroBatch, weighted_loss
 from pipeline.training import self_check
 
 WEIGHTS = "selection_weights"
@@ -46,17 +48,18 @@ else:  # at run time it has no Trainer among its bases: it could not go before S
 
 
 class SelectionMixin(Base):
-    """Goes before a ``Trainer`` among the bases of a class: ``class SelectionSFTTrainer(SelectionMixin, SFTTrainer)``.
+    """Goes before a ``Trainer`` among the bases of a class: ``class SelectionSFTTrainer(SelectionMixin,
+    SFTTrainer)``.
 
     Args:
-        selection: how many candidates are looked at for one update and how many are kept; ``keep_per_step`` must be
-            per_device_train_batch_size x gradient_accumulation_steps x world size.
-        target_dataset: examples of what the model should become good at, in the format of ``train_dataset``; for methods that compare
-            with a target. Read whole at start.
+        selection: how many candidates are looked at for one update and how many are kept; ``keep_per_step``
+            must be per_device_train_batch_size x gradient_accumulation_steps x world size.
+        target_dataset: examples of what the model should become good at, in the format of ``train_dataset``;
+            for methods that compare with a target. Read whole at start.
         reference_model: for ``rho_loss``.
 
-    Other arguments are the Trainer's. The loss it logs is that of the weighted step, sum_k w_k l_k with l_k the mean over the
-    supervised tokens of sample k; evaluation is Trainer's own, a mean over tokens.
+    Other arguments are the Trainer's. The loss it logs is that of the weighted step, sum_k w_k l_k with l_k
+    the mean over the supervised tokens of sample k; evaluation is Trainer's own, a mean over tokens.
 
     Raises:
         ValueError: arguments that contradict each other or that selection cannot work with, with the way out.
@@ -65,11 +68,17 @@ class SelectionMixin(Base):
     _train_batch_size: int  # Trainer's
 
     def __init__(
-        self, *args, selection: SelectionConfig, target_dataset=None, reference_model: Optional[torch.nn.Module] = None, **kwargs
-    ):  # fmt: skip
+        self,
+        *args,
+        selection: SelectionConfig,
+        target_dataset=None,
+        reference_model: Optional[torch.nn.Module] = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         refuse_unfit_arguments(self, selection, target_dataset is not None)
-        # Trainers differ in whether they divide a loss by the number of micro-steps; False and no count of items mean: yes.
+        # Trainers differ in whether they divide a loss by the number of micro-steps; False and no count of
+        # items mean: yes.
         self.loss_is_scaled_for_ga = False
         self.selection, self.reference_model = selection, reference_model
         self.target_set = self._read_targets(target_dataset) if target_dataset is not None else None
@@ -79,7 +88,7 @@ class SelectionMixin(Base):
         self._attached_to: tuple = ()
         self._selection_log: dict[str, list[float]] = {}
 
-    # -- candidates in, kept samples out -----------------------------------------------------------------------------
+    # -- candidates in, kept samples out --
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Trainer's, with batches of candidates."""
@@ -89,7 +98,9 @@ class SelectionMixin(Base):
         finally:
             self._train_batch_size = own
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, None]:
         """As many micro-batches of kept samples as there are batches of candidates for this update."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
@@ -97,7 +108,8 @@ class SelectionMixin(Base):
         candidates = [sample for batch in batches for sample in samples_of(batch)]
         hook, step = self._attach(candidates), self.state.global_step
         micro_steps, micro_batch_size = len(batches), self._train_batch_size
-        keep = micro_steps * micro_batch_size * self.args.world_size  # less than keep_per_step where an epoch ends early
+        # less than keep_per_step where an epoch ends early
+        keep = micro_steps * micro_batch_size * self.args.world_size
         self.chosen = hook.select(candidates, step, keep)
         self._note(hook, self.chosen)
         with_mask = "attention_mask" in batches[0]
@@ -105,11 +117,17 @@ class SelectionMixin(Base):
         return [_as_inputs(batch, with_mask) for batch in kept], None
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch=None,
     ) -> Any:
         """The weighted loss of a micro-batch of kept samples; of anything else Trainer's own."""
         if WEIGHTS not in inputs:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         inputs = dict(inputs)
         weights_B, labels_BT = inputs.pop(WEIGHTS).view(torch.float32), inputs["labels"]
         own = super().compute_loss
@@ -120,7 +138,8 @@ class SelectionMixin(Base):
             with _first_output(model) as seen:
                 own(model, inputs, num_items_in_batch=num_items_in_batch)
             outputs = seen[0]
-        # accelerate and DeepSpeed take the mean over ranks; the Trainer divides by the micro-steps of this update.
+        # accelerate and DeepSpeed take the mean over ranks; the Trainer divides by the micro-steps of this
+        # update.
         divisor = self.args.world_size * self.current_gradient_accumulation_steps
         loss = weighted_loss(_loss_by_sample(outputs, labels_BT), weights_B, divisor)
         return (loss, outputs) if return_outputs else loss
@@ -128,45 +147,70 @@ class SelectionMixin(Base):
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
         """Trainer's, with means of selection's own numbers since the last training log."""
         if "loss" in logs:
-            logs.update({f"selection_{name}": sum(values) / len(values) for name, values in self._selection_log.items()})
+            logs.update(
+                {
+                    f"selection_{name}": sum(values) / len(values)
+                    for name, values in self._selection_log.items()
+                }
+            )
             self._selection_log = {}
         super().log(logs, start_time)
 
-    # -- attaching ---------------------------------------------------------------------------------------------------
+    # -- attaching --
 
     def _attach(self, candidates: list[Sample]) -> SelectionHook:
-        """The hook on the engine of the training under way, which is there from the first update on; checked once."""
+        """The hook on the engine of the training under way, which is there from the first update on; checked
+        once."""
         engine_now = (self.model_wrapped, self.optimizer)
-        if self.selection_hook is None or any(now is not before for now, before in zip(engine_now, self._attached_to)):
+        if self.selection_hook is None or any(
+            now is not before for now, before in zip(engine_now, self._attached_to)
+        ):
             if self.is_deepspeed_enabled:
                 engine = self.model_wrapped
             else:
-                engine = TorchEngine(self.model, self.optimizer.optimizer, self.args.device, self.accelerator.autocast)
-            arguments = (self.target_set, self.selection, self._pad_token_id(), self.args.seed, self.reference_model)
+                engine = TorchEngine(
+                    self.model, self.optimizer.optimizer, self.args.device, self.accelerator.autocast
+                )
+            arguments = (
+                self.target_set,
+                self.selection,
+                self._pad_token_id(),
+                self.args.seed,
+                self.reference_model,
+            )
             hook = SelectionHook.attach(engine, *arguments)
             if hook.collectives.world_size != self.args.world_size:
                 raise ValueError(
-                    f"the Trainer counts {self.args.world_size} ranks and the process group {hook.collectives.world_size}, so all ranks "
-                    "would see the same samples: on CPU set use_cpu=True in TrainingArguments"
+                    f"the Trainer counts {self.args.world_size} ranks and the process group "
+                    f"{hook.collectives.world_size}, so all ranks would see the same samples: on CPU set "
+                    "use_cpu=True in TrainingArguments"
                 )
             for line in self_check.run(hook, candidates):
-                logger.info(f"self-check: {line.check}: {'passed' if line.passed else 'FAILED'}; {line.found}")
+                logger.info(
+                    f"self-check: {line.check}: {'passed' if line.passed else 'FAILED'}; {line.found}"
+                )
                 if not line.passed:
-                    raise RuntimeError(f"self-check of selection failed: {line.check}: {line.found}. {line.remedy}")
+                    raise RuntimeError(
+                        f"self-check of selection failed: {line.check}: {line.found}. {line.remedy}"
+                    )
             self.selection_hook, self._attached_to = hook, engine_now
         return self.selection_hook
 
     def _read_targets(self, dataset) -> TargetSet:
-        """Rows as the Trainer would train on them: prepared as TRL does where it prepares, and through the collator."""
+        """Rows as the Trainer would train on them: prepared as TRL does where it prepares, and through the
+        collator."""
         if hasattr(self, "_prepare_dataset") and not getattr(self, "_skip_prepare_dataset", False):
             formatting = getattr(self, "_formatting_func", None)
-            dataset = self._prepare_dataset(dataset, self.processing_class, self.args, False, formatting, "target")
+            dataset = self._prepare_dataset(
+                dataset, self.processing_class, self.args, False, formatting, "target"
+            )
         collate = self._get_collator_with_removed_columns(self.data_collator, description="target")
         samples = [sample for row in dataset for sample in samples_of(collate([row]))]
         supervised = [sample for sample in samples if sample.num_supervised]
         if len(supervised) < len(samples):
             logger.warning(
-                f"{len(samples) - len(supervised)} of {len(samples)} target samples have no label to learn: left out"
+                f"{len(samples) - len(supervised)} of {len(samples)} target samples have no label to learn: "
+                "left out"
             )
         return TargetSet(supervised, self.selection.target_per_step, self.args.seed)
 
@@ -177,10 +221,14 @@ class SelectionMixin(Base):
     def _note(self, hook: SelectionHook, selection: Selection) -> None:
         scores = hook.scores
         numbers = {
-            "kept": len(selection.indices), "cosine": selection.cosine, "residual": selection.residual,
-            "target_loss": scores.target_loss, "fallback": float(selection.fallback), "dropped": len(selection.dropped),
+            "kept": len(selection.indices),
+            "cosine": selection.cosine,
+            "residual": selection.residual,
+            "target_loss": scores.target_loss,
+            "fallback": float(selection.fallback),
+            "dropped": len(selection.dropped),
             "seconds": sum(scores.seconds.values()),
-        }  # fmt: skip
+        }
         for name, value in numbers.items():
             if value is not None:
                 self._selection_log.setdefault(name, []).append(float(value))
@@ -194,9 +242,13 @@ class SelectionTrainer(SelectionMixin, Trainer):
 
 
 def _as_inputs(batch: MicroBatch, with_mask: bool) -> dict[str, torch.Tensor]:
-    """A micro-batch as a collator would give it. Weights travel as integers of the same bits: under DeepSpeed the Trainer casts floats to
-    the model's dtype."""
-    inputs = {"input_ids": batch.input_ids_BT, "labels": batch.labels_BT, WEIGHTS: batch.weights_B.view(torch.int32)}
+    """A micro-batch as a collator would give it. Weights travel as integers of the same bits: under DeepSpeed
+    the Trainer casts floats to the model's dtype."""
+    inputs = {
+        "input_ids": batch.input_ids_BT,
+        "labels": batch.labels_BT,
+        WEIGHTS: batch.weights_B.view(torch.int32),
+    }
     if with_mask:
         position_T = torch.arange(batch.input_ids_BT.shape[1], device=batch.input_ids_BT.device)
         # A row without any token that may be looked at would be NaN, so a blank row has one.
@@ -205,14 +257,16 @@ def _as_inputs(batch: MicroBatch, with_mask: bool) -> dict[str, torch.Tensor]:
 
 
 def _loss_by_sample(outputs: Mapping, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean loss (B,) over each sample's supervised tokens, from logits or from what TRL's fused output layer gives instead of them."""
+    """Mean loss (B,) over each sample's supervised tokens, from logits or from what TRL's fused output layer
+    gives instead of them."""
     if outputs.get("logits") is not None:
         return per_sample_loss(outputs["logits"], labels_BT)
     if outputs.get("log_probs") is not None:
         is_supervised_BT = labels_BT[:, 1:] != -100
         return -(outputs["log_probs"] * is_supervised_BT).sum(1) / is_supervised_BT.sum(1).clamp(min=1)
     raise ValueError(
-        f"the model gives {', '.join(outputs)} and no logits, which the weighted loss is formed from: turn a fused loss off"
+        f"the model gives {', '.join(outputs)} and no logits, which the weighted loss is formed from: turn a "
+        "fused loss off"
     )
 
 

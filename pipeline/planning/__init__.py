@@ -1,1 +1,2 @@
-"""What a selection step will cost, from shapes, counted operations and a few numbers of the hardware. Runs no model."""
+"""What a selection step will cost, from shapes, counted operations and a few numbers of the hardware. Runs no
+model."""

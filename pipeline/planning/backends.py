@@ -1,9 +1,11 @@
 # C candidates, R of one rank, B samples of a micro-batch, T tokens, O out_features, I in_features, P scored elements,
 # k features, W ranks, e bytes of an element
-"""Counted operations of the three Gram backends, and of norms alone, on one rank: from a layer's factors to the Gram matrix.
+"""Counted operations of the three Gram backends, and of norms alone, on one rank: from a layer's factors to
+the Gram matrix.
 
-Each returns its work by stage: contraction (of factors to gradients or features), metric (passes that apply Adam's moments), gram,
-exchange.  ``target_contraction`` and what it sends stand apart, as in the step records.
+Each returns its work by stage: contraction (of factors to gradients or features), metric (passes that apply
+Adam's moments), gram, exchange.  ``target_contraction`` and what it sends stand apart, as in the step
+records.
 """
 
 from math import ceil
@@ -16,28 +18,37 @@ from pipeline.scoring.preconditioner import scales_target
 
 FLOAT32 = 4
 SCALE_BYTES = 56
-"""preconditioner.scale, per element: division, root, eps and reciprocal 8 each, comparison 5, masked fill 9; the count of zeros 6;
-read by the product 4."""
+"""preconditioner.scale, per element: division, root, eps and reciprocal 8 each, comparison 5, masked fill 9;
+the count of zeros 6; read by the product 4."""
 RANDOM_BYTES = 12
 """projection.Projection, per element: drawn, divided."""
 
 
 def stages(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     """Of the candidates."""
-    return {"exact": _exact, "projected": _projected, "factored": _factored}[run.selection.backend](shapes, run)
+    return {"exact": _exact, "projected": _projected, "factored": _factored}[run.selection.backend](
+        shapes, run
+    )
 
 
 def target(shapes: ModelShapes, run: Run) -> Work:
-    """What the target's factors cost after its forward and backward; a micro-batch counts as one long sample."""
+    """What the target's factors cost after its forward and backward; a micro-batch counts as one long
+    sample."""
     work: Work = []
     scored = shapes.scored(run.selection.last_blocks)
     for num_samples in run.target_passes:
         tokens = num_samples * run.tokens
-        if run.selection.backend == "exact":  # what goes by tokens keeps the target's factors for the candidates
+        # what goes by tokens keeps the target's factors for the candidates
+        if run.selection.backend == "exact":
             by_rows, _ = ways(shapes, run)
             numel = sum(layer.numel for layer in by_rows)
-            work += [product(layer.out_features, tokens, layer.in_features, run.factor_size) for layer in by_rows]
-            work += [Compute(memory_bytes=float(numel) * (4 * run.factor_size + 2 * FLOAT32)), *_to_owners(numel, 1, run)]
+            work += [
+                product(layer.out_features, tokens, layer.in_features, run.factor_size) for layer in by_rows
+            ]
+            work += [
+                Compute(memory_bytes=float(numel) * (4 * run.factor_size + 2 * FLOAT32)),
+                *_to_owners(numel, 1, run),
+            ]
         elif run.selection.backend == "projected":
             for layer in scored:
                 scale = _whole_scale(layer, run) if scales_target(run.geometry) else []
@@ -49,12 +60,17 @@ def target(shapes: ModelShapes, run: Run) -> Work:
 
 
 def norms(shapes: ModelShapes, run: Run) -> dict[str, Work]:
-    """What ``needs="norm"`` adds to the passes: gradients, turned to float32, squared and summed where they are."""
+    """What ``needs="norm"`` adds to the passes: gradients, turned to float32, squared and summed where they
+    are."""
     scored, e = shapes.scored(run.selection.last_blocks), run.factor_size
     cast = e + FLOAT32 if e < FLOAT32 else 0
     return {
-        "contraction": [product(layer.out_features, run.tokens, layer.in_features, e, run.rows) for layer in scored],
-        "gram": [Compute(memory_bytes=float(cast + FLOAT32) * run.rows * sum(layer.numel for layer in scored))],
+        "contraction": [
+            product(layer.out_features, run.tokens, layer.in_features, e, run.rows) for layer in scored
+        ],
+        "gram": [
+            Compute(memory_bytes=float(cast + FLOAT32) * run.rows * sum(layer.numel for layer in scored))
+        ],
     }
 
 
@@ -67,7 +83,8 @@ def around(run: Run) -> dict[str, Work]:
     summed = _all_reduced(4 * 8, ranks) + (_all_reduced(8, ranks) if run.needs_moments else 0)
     return {
         "exchange": [Transfer(gathered + summed, 4, "ring")],
-        # Row sums of the filter, O(C K); the factorisation of nnls, O(K^3).  Then the selection is broadcast and its hash gathered.
+        # Row sums of the filter, O(C K); the factorisation of nnls, O(K^3).  Then the selection is broadcast
+        # and its hash gathered.
         "solve": [
             Compute(flops=4.0 * run.selection.candidates_per_step * kept + kept**3, rate="host"),
             Transfer(0.0, 5, "ring"),
@@ -75,11 +92,12 @@ def around(run: Run) -> dict[str, Work]:
     }
 
 
-# -- exact -------------------------------------------------------------------------------------------------------------
+# -- exact --
 
 
 def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
-    """Scored layers whose gradients are formed, and those that go by products of tokens; scoring/contraction.py decides.
+    """Scored layers whose gradients are formed, and those that go by products of tokens;
+    scoring/contraction.py decides.
 
     Raises ValueError where selection.contraction = token_token is asked of a metric that does not factor.
     """
@@ -89,10 +107,16 @@ def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
     by_rows, by_tokens = list[Linear](), list[Linear]()
     for layer in shapes.scored(selection.last_blocks):
         found = choose(
-            (layer.out_features, layer.in_features), run.rows, run.world_size, run.tokens,
-            run.world_size * run.rows * run.factor_size, layer.numel if whole_layers else ceil(layer.numel / run.world_size),
-            selection.exchange_mib << 20, is_separable, selection.contraction,
-        )  # fmt: skip
+            (layer.out_features, layer.in_features),
+            run.rows,
+            run.world_size,
+            run.tokens,
+            run.world_size * run.rows * run.factor_size,
+            layer.numel if whole_layers else ceil(layer.numel / run.world_size),
+            selection.exchange_mib << 20,
+            is_separable,
+            selection.contraction,
+        )
         (by_tokens if found.way == "token_token" else by_rows).append(layer)
     return by_rows, by_tokens
 
@@ -114,17 +138,25 @@ def _token_products(layers: list[Linear], run: Run) -> Work:
 def _gathered_tokens(layers: list[Linear], run: Run) -> Work:
     others = run.world_size - 1
     return [
-        Transfer(float(others * (own_tokens(run) * (layer.out_features + layer.in_features) * run.factor_size + 16)), 3, "ring")
-        for layer in layers if others
-    ]  # fmt: skip
+        Transfer(
+            float(
+                others * (own_tokens(run) * (layer.out_features + layer.in_features) * run.factor_size + 16)
+            ),
+            3,
+            "ring",
+        )
+        for layer in layers
+        if others
+    ]
 
 
 def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
     """Until all rows are with their owners, when each owner receives ``num_rows * numel`` elements.
 
-    Stages 0 and 3 split every layer over all ranks, and each exchange fills all owners' buffers. Stages 1 and 2 give a rank whole layers,
-    and the backward comes to one rank's layers after the other's: an exchange is due when one owner's buffer is full, and brings to
-    the next owner no more than has come up since. The first carries what is left over to the next owner's, so
+    Stages 0 and 3 split every layer over all ranks, and each exchange fills all owners' buffers. Stages 1 and
+    2 give a rank whole layers, and the backward comes to one rank's layers after the other's: an exchange is
+    due when one owner's buffer is full, and brings to the next owner no more than has come up since. The
+    first carries what is left over to the next owner's, so
 
         1 + W (ceil(x) - 1)    with x buffers to each owner.
     """
@@ -133,7 +165,8 @@ def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
 
 
 def turns(run: Run, numel: int, num_rows: int) -> float:
-    """How many times as long as with all owners at work at once: 1, or up to W where they receive one after the other."""
+    """How many times as long as with all owners at work at once: 1, or up to W where they receive one after
+    the other."""
     buffers = num_rows * numel * run.factor_size / (run.selection.exchange_mib << 20)
     return num_exchanges(run, numel, num_rows) / buffers if run.zero_stage in (1, 2) and buffers > 1 else 1.0
 
@@ -142,7 +175,8 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     e, ranks, rows = run.factor_size, run.world_size, run.rows
     by_rows, by_tokens = ways(shapes, run)
     numel, num_candidates = sum(layer.numel for layer in by_rows), run.selection.candidates_per_step
-    copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)  # joined; cut by owner and laid out to be sent
+    # joined; cut by owner and laid out to be sent
+    copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)
     owned, in_turn = numel / ranks, turns(run, numel, rows)
     scaling = SCALE_BYTES if run.geometry != "identity" else 0
     return {
@@ -153,12 +187,13 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
         "metric": [
             Compute(
                 memory_bytes=owned * (scaling + num_candidates * (e + FLOAT32) + 2 * FLOAT32),
-                host_bytes=FLOAT32 * owned if run.offloads_optimizer and scaling else 0.0, turns=in_turn,
+                host_bytes=FLOAT32 * owned if run.offloads_optimizer and scaling else 0.0,
+                turns=in_turn,
             )
         ],
         "gram": [_gram(num_candidates, owned, in_turn), *_token_products(by_tokens, run)],
         "exchange": [*_to_owners(numel, rows, run), *_gathered_tokens(by_tokens, run), _sum_gram(run)],
-    }  # fmt: skip
+    }
 
 
 def _to_owners(numel: int, num_rows: int, run: Run) -> Work:
@@ -169,16 +204,18 @@ def _to_owners(numel: int, num_rows: int, run: Run) -> Work:
     return [Transfer(sent * (run.world_size - 1) / run.world_size, count, "all_to_all", in_turn)]
 
 
-# -- projected ---------------------------------------------------------------------------------------------------------
+# -- projected --
 
 
 def _projected(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     scored = shapes.scored(run.selection.last_blocks)
     metric = [item for _ in run.passes for layer in scored for item in _whole_scale(layer, run)]
     contraction = [
-        item for num_samples in run.passes for layer in scored
+        item
+        for num_samples in run.passes
+        for layer in scored
         for item in _project_gradients(layer, run, num_samples, run.tokens)
-    ]  # fmt: skip
+    ]
     features = _features(scored, run)
     return {
         "contraction": contraction,
@@ -199,7 +236,9 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
         Compute(memory_bytes=elements * (cast + scaling) + _random_bytes(layer, run)),
     ]
     if k_in < layer.in_features:
-        work.append(product(num_samples * layer.out_features, layer.in_features, k_in, FLOAT32, rate="float32"))
+        work.append(
+            product(num_samples * layer.out_features, layer.in_features, k_in, FLOAT32, rate="float32")
+        )
     if k_out < layer.out_features:
         work.append(product(k_out, layer.out_features, k_in, FLOAT32, num_samples, rate="float32"))
     return work
@@ -212,12 +251,13 @@ def _whole_scale(layer: Linear, run: Run) -> Work:
     ranks, owned = run.world_size, layer.numel / run.world_size
     host = FLOAT32 * owned if run.offloads_optimizer else 0.0
     compute = Compute(
-        memory_bytes=SCALE_BYTES * owned + (6 * layer.numel if ranks > 1 else FLOAT32 * layer.numel), host_bytes=host
+        memory_bytes=SCALE_BYTES * owned + (6 * layer.numel if ranks > 1 else FLOAT32 * layer.numel),
+        host_bytes=host,
     )
     return [compute, Transfer(2 * owned * (ranks - 1), 1, "ring")]
 
 
-# -- factored ----------------------------------------------------------------------------------------------------------
+# -- factored --
 
 
 def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
@@ -231,7 +271,9 @@ def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     )
     return {
         "contraction": [
-            item for num_samples in run.passes for layer in scored
+            item
+            for num_samples in run.passes
+            for layer in scored
             for item in _project_factors(layer, run, num_samples, run.tokens)
         ],
         "metric": [metric] if has_metric else [],
@@ -240,11 +282,12 @@ def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
             *([Transfer(_all_reduced(8 * sums, run.world_size), 1, "ring")] if has_metric else []),
             *features["exchange"],
         ],
-    }  # fmt: skip
+    }
 
 
 def _project_factors(layer: Linear, run: Run, num_samples: int, tokens: int) -> Work:
-    """(output_grad . u P')' (activation . v Q) of each sample; a side that is no longer than k is scaled alone."""
+    """(output_grad . u P')' (activation . v Q) of each sample; a side that is no longer than k is scaled
+    alone."""
     e, sizes = run.factor_size, _sizes(layer, run)
     work: Work = [Compute(memory_bytes=_random_bytes(layer, run))]
     for features, size in zip((layer.out_features, layer.in_features), sizes):
@@ -255,7 +298,7 @@ def _project_factors(layer: Linear, run: Run, num_samples: int, tokens: int) -> 
     return [*work, product(sizes[0], tokens, sizes[1], e, num_samples)]
 
 
-# -- shared ------------------------------------------------------------------------------------------------------------
+# -- shared --
 
 
 def feature_width(scored: list[Linear], run: Run) -> int:
@@ -287,7 +330,9 @@ def _all_reduced(num_bytes: int, ranks: int) -> int:
 
 
 def _sizes(layer: Linear, run: Run) -> tuple[int, int]:
-    return min(run.selection.projection_size, layer.out_features), min(run.selection.projection_size, layer.in_features)
+    return min(run.selection.projection_size, layer.out_features), min(
+        run.selection.projection_size, layer.in_features
+    )
 
 
 def _random_bytes(layer: Linear, run: Run) -> float:

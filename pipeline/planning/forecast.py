@@ -14,8 +14,8 @@ from pipeline.planning.work import Compute, Transfer, Work, seconds, sent_bytes
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 """In order of their fidelity to Adam's metric and to the sum over all gradients."""
 FIDELITY_IS_WORTH = 1.25
-"""A more faithful backend is recommended while an update with it, weighted step included, takes at most so many times as long as
-with the fastest: a choice, not a finding."""
+"""A more faithful backend is recommended while an update with it, weighted step included, takes at most so
+many times as long as with the fastest: a choice, not a finding."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Forecast:
 
 
 def plain(shapes: ModelShapes, run: Run, hardware: Hardware) -> Forecast:
-    """Forward and backward of the same candidates as a training step would make them, gradients reduced once."""
+    """Forward and backward of the same candidates as a training step would make them, gradients reduced
+    once."""
     work = _sum(passes.plain(shapes, run, num_samples) for num_samples in run.passes)
     work["gradients"] = passes.reduced_gradients(shapes, run)
     return _forecast(work, run, hardware, memory.training(shapes, run, run.passes), 0.0)
@@ -54,8 +55,11 @@ def weighted_step(shapes: ModelShapes, run: Run, hardware: Hardware) -> Forecast
     return _forecast(work, run, hardware, memory.training(shapes, run, run.training_passes), 0.0)
 
 
-def selection(shapes: ModelShapes, run: Run, hardware: Hardware, reference: Optional[ModelShapes] = None) -> Forecast:
-    """What the method needs: scoring pass, Gram matrix and solve, or less; the target's own passes are one stage."""
+def selection(
+    shapes: ModelShapes, run: Run, hardware: Hardware, reference: Optional[ModelShapes] = None
+) -> Forecast:
+    """What the method needs: scoring pass, Gram matrix and solve, or less; the target's own passes are one
+    stage."""
     work = selection_work(shapes, run, reference)
     sent = sum(sent_bytes(items) for stage, items in work.items() if stage not in ("parameters", "target"))
     if run.method.needs == "gram":
@@ -71,40 +75,63 @@ def selection_work(shapes: ModelShapes, run: Run, reference: Optional[ModelShape
     if needs in ("loss", "reference_loss"):
         parts = [passes.losses(shapes, run, num_samples) for num_samples in run.passes]
         if reference:
-            parts += [passes.losses(reference, replace(run, zero_stage=0), num_samples) for num_samples in run.passes]
+            parts += [
+                passes.losses(reference, replace(run, zero_stage=0), num_samples)
+                for num_samples in run.passes
+            ]
         return _sum([*parts, backends.around(run)])
     if needs == "norm":
         parts = [passes.scoring(shapes, run, num_samples) for num_samples in run.passes]
         return _sum([*parts, backends.norms(shapes, run), backends.around(run)])
     target = _sum(passes.scoring(shapes, run, num_samples) for num_samples in run.target_passes)
-    return _sum([
-        *(passes.scoring(shapes, run, num_samples) for num_samples in run.passes),
-        backends.stages(shapes, run),
-        {"target": [*(item for items in target.values() for item in items), *backends.target(shapes, run)]},
-        backends.around(run),
-    ])  # fmt: skip
+    return _sum(
+        [
+            *(passes.scoring(shapes, run, num_samples) for num_samples in run.passes),
+            backends.stages(shapes, run),
+            {
+                "target": [
+                    *(item for items in target.values() for item in items),
+                    *backends.target(shapes, run),
+                ]
+            },
+            backends.around(run),
+        ]
+    )
 
 
 def variants(
-    shapes: ModelShapes, run: Run, hardware: Hardware, depths: list[int], reference: Optional[ModelShapes] = None
+    shapes: ModelShapes,
+    run: Run,
+    hardware: Hardware,
+    depths: list[int],
+    reference: Optional[ModelShapes] = None,
 ) -> dict[tuple[str, int], Forecast]:
-    """Forecasts by (backend, last_blocks); by (method, last_blocks) the one forecast of a method that needs no Gram matrix."""
+    """Forecasts by (backend, last_blocks); by (method, last_blocks) the one forecast of a method that needs
+    no Gram matrix."""
     if run.method.needs != "gram":
         return {(run.method.name, run.selection.last_blocks): selection(shapes, run, hardware, reference)}
     return {
         (backend, depth): selection(
-            shapes, replace(run, selection=replace(run.selection, backend=backend, last_blocks=depth)), hardware
+            shapes,
+            replace(run, selection=replace(run.selection, backend=backend, last_blocks=depth)),
+            hardware,
         )
-        for depth in depths for backend in BACKENDS
-    }  # fmt: skip
+        for depth in depths
+        for backend in BACKENDS
+    }
 
 
-def recommend(found: dict[str, Forecast], step: Forecast, score_every: int, hardware: Hardware) -> tuple[str, str]:
-    """(backend, reason): the most faithful one that fits into memory and makes an update little longer than the fastest that fits.
+def recommend(
+    found: dict[str, Forecast], step: Forecast, score_every: int, hardware: Hardware
+) -> tuple[str, str]:
+    """(backend, reason): the most faithful one that fits into memory and makes an update little longer than
+    the fastest that fits.
 
     An update is a weighted step and its share of a selection, which serves ``score_every`` of them.
     """
-    fitting = {name: forecast for name, forecast in found.items() if forecast.memory_bytes <= hardware.memory_bytes}
+    fitting = {
+        name: forecast for name, forecast in found.items() if forecast.memory_bytes <= hardware.memory_bytes
+    }
     available = hardware.memory_bytes / GIB
     if not fitting:
         name = min(found, key=lambda name: found[name].memory_bytes)
@@ -118,7 +145,9 @@ def recommend(found: dict[str, Forecast], step: Forecast, score_every: int, hard
     reasons = []
     for name in BACKENDS:
         if name not in fitting:
-            reasons.append(f"{name} needs {found[name].memory_bytes / GIB:.1f} of {available:.1f} GiB per rank")
+            reasons.append(
+                f"{name} needs {found[name].memory_bytes / GIB:.1f} of {available:.1f} GiB per rank"
+            )
             continue
         times = update[name] / update[fastest]
         if times <= FIDELITY_IS_WORTH:
@@ -127,10 +156,15 @@ def recommend(found: dict[str, Forecast], step: Forecast, score_every: int, hard
                 "projected": "keeps Adam's metric",
                 "factored": "forms no gradient and approximates the metric by rank one",
             }[name]
-            cost = "the fastest that fits" if name == fastest else f"{times:.2f} x as long per update as {fastest}, the fastest"
+            cost = (
+                "the fastest that fits"
+                if name == fastest
+                else f"{times:.2f} x as long per update as {fastest}, the fastest"
+            )
             return name, "; ".join([*reasons, f"{name} {merit} and is {cost}"])
         reasons.append(
-            f"{name} would take {times:.2f} x as long per update as {fastest}, most of it in its {_dearest(found[name], found[fastest])}"
+            f"{name} would take {times:.2f} x as long per update as {fastest}, most of it in its "
+            f"{_dearest(found[name], found[fastest])}"
         )
     raise AssertionError("the fastest is within any factor of itself")
 
@@ -145,9 +179,9 @@ def advice(shapes: ModelShapes, run: Run) -> str:
         return ""
     enough = -(-run.rows * numel * run.factor_size // (1 << 20))
     return (
-        f"exact at ZeRO-{run.zero_stage}: whole layers belong to one rank, so owners receive and multiply one after the other, "
-        f"{in_turn:.1f} x as long. ZeRO-3 splits every layer over all ranks; selection.exchange_mib of {enough:,} would hold all "
-        "owners' rows at once"
+        f"exact at ZeRO-{run.zero_stage}: whole layers belong to one rank, so owners receive and multiply one "
+        f"after the other, {in_turn:.1f} x as long. ZeRO-3 splits every layer over all ranks; "
+        f"selection.exchange_mib of {enough:,} would hold all owners' rows at once"
     )
 
 
@@ -160,7 +194,10 @@ def _forecast(work: dict[str, Work], run: Run, hardware: Hardware, peak: float, 
     found = {stage: seconds(items, hardware, run.world_size) for stage, items in work.items() if items}
     # ZeRO-3 fetches parameters ahead: only what computing does not hide costs time.
     if found.get("parameters"):
-        hidden = sum(found.get(stage, 0.0) for stage in ("forward", "backward", "attention", "loss", "weight_gradients"))
+        hidden = sum(
+            found.get(stage, 0.0)
+            for stage in ("forward", "backward", "attention", "loss", "weight_gradients")
+        )
         found["parameters"] = max(0.0, found["parameters"] - hidden)
     return Forecast(found, peak, sent)
 

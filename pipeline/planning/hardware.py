@@ -1,7 +1,8 @@
 """What a plan needs to know of the hardware, built in or measured here.
 
-Rates are what a program gets, not what the vendor prints: peak x a share.  The peaks are sourced below; the shares are assumptions,
-the same for all cards, until ``measure`` or a comparison (``benchmarks.plan_error``) replaces them.
+Rates are what a program gets, not what the vendor prints: peak x a share.  The peaks are sourced below; the
+shares are assumptions, the same for all cards, until ``measure`` or a comparison (``benchmarks.plan_error``)
+replaces them.
 """
 
 import time
@@ -27,7 +28,8 @@ THIN = 128
 
 @dataclass(frozen=True)
 class Hardware:
-    """One rank's device and its links. FLOP/s and bytes/s are achieved rates; a link's are of one direction and one rank."""
+    """One rank's device and its links. FLOP/s and bytes/s are achieved rates; a link's are of one direction
+    and one rank."""
 
     name: str
     device_type: str
@@ -57,17 +59,34 @@ class Hardware:
 
 
 def _card(
-    name: str, bf16: float, float32: float, memory_bandwidth: float, memory: float, pcie: float, nvlink: float, network: float
+    name: str,
+    bf16: float,
+    float32: float,
+    memory_bandwidth: float,
+    memory: float,
+    pcie: float,
+    nvlink: float,
+    network: float,
 ) -> Hardware:
     return Hardware(
-        name, "cuda", MATMUL_SHARE * bf16, MATMUL_SHARE * float32, THIN_SHARE, MEMORY_SHARE * memory_bandwidth, memory,
-        LINK_SHARE * pcie, 8, LINK_SHARE * nvlink, LINK_SHARE * network,
-    )  # fmt: skip
+        name,
+        "cuda",
+        MATMUL_SHARE * bf16,
+        MATMUL_SHARE * float32,
+        THIN_SHARE,
+        MEMORY_SHARE * memory_bandwidth,
+        memory,
+        LINK_SHARE * pcie,
+        8,
+        LINK_SHARE * nvlink,
+        LINK_SHARE * network,
+    )
 
 
-# Peaks: NVIDIA datasheets "H100 Tensor Core GPU", "H200 Tensor Core GPU", "A100 80GB Tensor Core GPU", each SXM: dense bf16 (half of
-# the figure "with sparsity"), fp32, memory, PCIe and NVLink (half of the printed sum of both directions).  Network: datasheets "DGX H100",
-# "DGX H200" (8 ConnectX-7 of 400 Gb/s for 8 GPUs) and "DGX A100" (8 ConnectX of 200 Gb/s).
+# Peaks: NVIDIA datasheets "H100 Tensor Core GPU", "H200 Tensor Core GPU", "A100 80GB Tensor Core GPU", each
+# SXM: dense bf16 (half of the figure "with sparsity"), fp32, memory, PCIe and NVLink (half of the printed sum
+# of both directions).  Network: datasheets "DGX H100", "DGX H200" (8 ConnectX-7 of 400 Gb/s for 8 GPUs) and
+# "DGX A100" (8 ConnectX of 200 Gb/s).
 BUILT_IN = {
     "h100": _card("h100", 989e12, 67e12, 3.35e12, 80e9, 64e9, 450e9, 50e9),
     "h200": _card("h200", 989e12, 67e12, 4.8e12, 141e9, 64e9, 450e9, 50e9),
@@ -80,12 +99,15 @@ def find(name: str) -> Hardware:
     if name == "here":
         return measure()
     if name not in BUILT_IN:
-        raise ValueError(f"hardware: {name} is unknown: use here (measures this machine), {', '.join(BUILT_IN)}")
+        raise ValueError(
+            f"hardware: {name} is unknown: use here (measures this machine), {', '.join(BUILT_IN)}"
+        )
     return BUILT_IN[name]
 
 
 def measure() -> Hardware:
-    """This machine, in a few seconds. One process sees no links between ranks, so such a profile plans for one rank."""
+    """This machine, in a few seconds. One process sees no links between ranks, so such a profile plans for
+    one rank."""
     is_cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if is_cuda else "cpu"), torch.bfloat16 if is_cuda else torch.float32
     size = 8192 if is_cuda else 1024
@@ -98,12 +120,22 @@ def measure() -> Hardware:
     host_link = bandwidth
     if is_cuda:
         host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
-        host_link = host.numel() / _seconds(lambda: target[: host.numel()].copy_(host, non_blocking=True), device)
+        host_link = host.numel() / _seconds(
+            lambda: target[: host.numel()].copy_(host, non_blocking=True), device
+        )
     return Hardware(
-        name="here", device_type=device.type, matmul_flops=square, float32_flops=float32, thin_share=min(1.0, thin / square),
-        memory_bandwidth=bandwidth, memory_bytes=_memory(is_cuda), host_link=host_link,
-        ranks_per_node=1, node_bandwidth=None, network_bandwidth=None,
-    )  # fmt: skip
+        name="here",
+        device_type=device.type,
+        matmul_flops=square,
+        float32_flops=float32,
+        thin_share=min(1.0, thin / square),
+        memory_bandwidth=bandwidth,
+        memory_bytes=_memory(is_cuda),
+        host_link=host_link,
+        ranks_per_node=1,
+        node_bandwidth=None,
+        network_bandwidth=None,
+    )
 
 
 def _matmul_rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -112,7 +144,8 @@ def _matmul_rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.devic
 
 
 def _seconds(action: Callable, device: torch.device, at_least: float = 0.3) -> float:
-    """Mean of repetitions that take ``at_least`` seconds together, after one that warms up: what lasts, not what is best."""
+    """Mean of repetitions that take ``at_least`` seconds together, after one that warms up: what lasts, not
+    what is best."""
     action()
     _wait(device)
     begin, repetitions, elapsed = time.perf_counter(), 0, 0.0
@@ -132,5 +165,7 @@ def _wait(device: torch.device) -> None:
 def _memory(is_cuda: bool) -> int:
     if is_cuda:
         return torch.cuda.get_device_properties(0).total_memory
-    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    total = next(
+        line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal")
+    )
     return int(total.split()[1]) * 1024

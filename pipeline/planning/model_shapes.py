@@ -1,8 +1,9 @@
 # O out_features, I in_features
-"""What of a model decides the cost of a selection step: the shapes of its linear layers and the sizes of its blocks.
+"""What of a model decides the cost of a selection step: the shapes of its linear layers and the sizes of its
+blocks.
 
-Shapes come from the model itself, built without weights on the meta device and with the adapters of ``model.lora_*``, and what is
-scored is what ``scored_layers`` says: nothing here knows names of layers.
+Shapes come from the model itself, built without weights on the meta device and with the adapters of
+``model.lora_*``, and what is scored is what ``scored_layers`` says: nothing here knows names of layers.
 """
 
 from dataclasses import dataclass
@@ -17,26 +18,48 @@ from pipeline.scoring.loss import LanguageModel
 from pipeline.training.model import model_without_weights, on_meta_device
 
 LLAMA_32_1B = LlamaConfig(
-    vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-    num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
 NAMED = {  # for plans where no hub can be reached; sizes as published in the models' config.json
     "llama-1b": LLAMA_32_1B,
     "meta-llama/Llama-3.2-1B": LLAMA_32_1B,
     "Qwen/Qwen3-0.6B": Qwen3Config(
-        vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
     ),
     # Llama 2 7B and 70B: H. Touvron et al. (arXiv 2307.09288), table 1 and meta-llama/Llama-2-{7b,70b}-hf
     "llama-7b": LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, tie_word_embeddings=False,
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        tie_word_embeddings=False,
     ),
     "llama-70b": LlamaConfig(
-        vocab_size=32000, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
-        num_key_value_heads=8, tie_word_embeddings=False,
+        vocab_size=32000,
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -73,9 +96,10 @@ class ModelShapes:
 
     @property
     def uncounted_share(self) -> float:
-        """Of all parameters, those in matrices that belong to no linear layer and no embedding: fused experts, say. Their work is
-        not counted."""
-        tables = self.vocab_size * self.hidden_size  # embedding; a tied lm_head is a linear layer and is this table too
+        """Of all parameters, those in matrices that belong to no linear layer and no embedding: fused
+        experts, say. Their work is not counted."""
+        # embedding; a tied lm_head is a linear layer and is this table too
+        tables = self.vocab_size * self.hidden_size
         known = sum(layer.numel for layer in self.linears) + tables
         return max(0.0, 1 - known / self.parameters)
 
@@ -92,7 +116,8 @@ class ModelShapes:
 
 
 def read_shapes(settings: ModelConfig) -> ModelShapes:
-    """Shapes of ``model.name``: a folder, a hub name, or one of ``NAMED``. Raises ValueError naming the setting where it is neither."""
+    """Shapes of ``model.name``: a folder, a hub name, or one of ``NAMED``. Raises ValueError naming the
+    setting where it is neither."""
     try:
         if settings.name in NAMED:
             return shapes_of(on_meta_device(NAMED[settings.name], settings), settings.name)
@@ -112,9 +137,12 @@ def shapes_of(model: LanguageModel, name: str) -> ModelShapes:
         name=name,
         linears=tuple(
             Linear(
-                layer_name, layer.out_features, layer.in_features,
+                layer_name,
+                layer.out_features,
+                layer.in_features,
                 next((number for prefix, number in block_of.items() if layer_name.startswith(prefix)), None),
-                layer.weight.requires_grad, layer_name in scored,
+                layer.weight.requires_grad,
+                layer_name in scored,
             )
             for layer_name, layer in model.named_modules()
             if isinstance(layer, torch.nn.Linear)
@@ -128,4 +156,4 @@ def shapes_of(model: LanguageModel, name: str) -> ModelShapes:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )  # fmt: skip
+    )

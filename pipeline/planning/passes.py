@@ -1,12 +1,13 @@
 # B samples, T tokens, N = B T, O out_features, I in_features, V vocabulary, W ranks, e bytes of an element
-"""Counted operations of the model's own passes on one rank: forward, activation-gradient backward, weight gradients, loss, ZeRO's
-traffic, Adam.
+"""Counted operations of the model's own passes on one rank: forward, activation-gradient backward, weight
+gradients, loss, ZeRO's traffic, Adam.
 
     plain          forward, backward with the weight gradients of what is trained
     scoring        forward, backward without any weight gradient, down to the first scored block
 
-Linear layers and attention are counted from shapes; passes over memory between them as a Llama block of transformers makes them,
-operation by operation and unfused.  Blocks of other kinds (mixtures of experts, sliding windows) differ there.
+Linear layers and attention are counted from shapes; passes over memory between them as a Llama block of
+transformers makes them, operation by operation and unfused.  Blocks of other kinds (mixtures of experts,
+sliding windows) differ there.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Run:
 
     @property
     def factor_size(self) -> int:
-        """Bytes of an element of a factor, and of the gradients made of it: float16 factors are turned to float32."""
+        """Bytes of an element of a factor, and of the gradients made of it: float16 factors are turned to
+        float32."""
         return 4 if self.is_float16 else self.element_size
 
     @property
@@ -62,7 +64,8 @@ class Run:
     def target_passes(self) -> list[int]:
         """Target samples of each micro-batch."""
         return _split(
-            -(-self.selection.target_per_step // self.world_size), self.selection.scoring_micro_batch_size or self.rows
+            -(-self.selection.target_per_step // self.world_size),
+            self.selection.scoring_micro_batch_size or self.rows,
         )
 
     @property
@@ -91,7 +94,10 @@ def scoring(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
         "backward": [*recomputed, *backward(shapes, run, num_samples, last_blocks)],
         "attention": attention(shapes, run, num_samples, last_blocks),
         "loss": loss(shapes, run, num_samples),
-        "parameters": [*gathered_parameters(shapes, run, last_blocks), *_gathered_output_layer(shapes, run, num_samples)],
+        "parameters": [
+            *gathered_parameters(shapes, run, last_blocks),
+            *_gathered_output_layer(shapes, run, num_samples),
+        ],
     }
 
 
@@ -108,7 +114,8 @@ def losses(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
 def plain(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
     """Forward and backward of one training micro-batch, by stage.
 
-    With LoRA the first block's inputs need no gradient; that they are counted makes less than one block of difference.
+    With LoRA the first block's inputs need no gradient; that they are counted makes less than one block of
+    difference.
     """
     recomputed = forward(shapes, run, num_samples) if run.checkpoints else []
     return {
@@ -133,8 +140,8 @@ def forward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 
 
 
 def backward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0) -> Work:
-    """Gradients of activations: the transposed products, and about twice the passes between them (a saved value and a gradient are
-    read where one value was)."""
+    """Gradients of activations: the transposed products, and about twice the passes between them (a saved
+    value and a gradient are read where one value was)."""
     e, tokens = run.element_size, num_samples * run.tokens
     layers = [layer for layer in shapes.backward(last_blocks) if layer.block is not None]
     num_blocks = shapes.num_blocks - shapes.first_block(last_blocks)
@@ -154,16 +161,20 @@ def weight_gradients(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
     ]
 
 
-def attention(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0, has_backward: bool = True) -> Work:
-    """Two products (T, T, d) per head forward and four backward; a flash kernel does half of each, the causal half, and computes
-    the scores once more backward (T. Dao, FlashAttention-2, arXiv 2307.08691, section 4.1). Eager attention passes over its (T, T)
-    matrices besides: mask, softmax in float32, cast."""
+def attention(
+    shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0, has_backward: bool = True
+) -> Work:
+    """Two products (T, T, d) per head forward and four backward; a flash kernel does half of each, the causal
+    half, and computes the scores once more backward (T. Dao, FlashAttention-2, arXiv 2307.08691, section
+    4.1). Eager attention passes over its (T, T) matrices besides: mask, softmax in float32, cast."""
     heads, e = num_samples * shapes.num_heads, run.element_size
     share = 0.5 if run.is_flash else 1.0
     backward_blocks = shapes.num_blocks - shapes.first_block(last_blocks) if has_backward else 0
     num_forward = 2 * (shapes.num_blocks + (backward_blocks if run.checkpoints else 0))
     num_backward = (5 if run.is_flash else 4) * backward_blocks
-    factors_bytes = float(num_samples * run.tokens * shapes.head_dim * 2 * (shapes.num_heads + shapes.num_kv_heads) * e)
+    factors_bytes = float(
+        num_samples * run.tokens * shapes.head_dim * 2 * (shapes.num_heads + shapes.num_kv_heads) * e
+    )
     matrix_bytes = 0.0 if run.is_flash else float(heads * run.tokens**2 * (6 * e + 20))
     count = num_forward + num_backward
     return [
@@ -175,10 +186,11 @@ def attention(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int 
 
 
 def loss(shapes: ModelShapes, run: Run, num_samples: int, has_backward: bool = True) -> Work:
-    """lm_head forward and backward, and the passes of ``per_sample_loss`` over its logits, every token supervised.
+    """lm_head forward and backward, and the passes of ``per_sample_loss`` over its logits, every token
+    supervised.
 
-    Forward: rows copied (2 e), turned to float32 (e + 4, nothing in float32), log-softmax (8).  Backward: zeros of the selected (4),
-    log-softmax (12), cast (4 + e), zeros and their rows (3 e).
+    Forward: rows copied (2 e), turned to float32 (e + 4, nothing in float32), log-softmax (8).  Backward:
+    zeros of the selected (4), log-softmax (12), cast (4 + e), zeros and their rows (3 e).
     """
     e, tokens = run.element_size, num_samples * run.tokens
     heads = [layer for layer in shapes.linears if layer.block is None]
@@ -192,7 +204,8 @@ def loss(shapes: ModelShapes, run: Run, num_samples: int, has_backward: bool = T
 
 
 def logit_chunks(shapes: ModelShapes, run: Run, num_samples: int) -> int:
-    """Parts in which a scoring micro-batch forms its logits, 0 where it does not: as SelectionHook does, of a model with plain logits."""
+    """Parts in which a scoring micro-batch forms its logits, 0 where it does not: as SelectionHook does, of a
+    model with plain logits."""
     is_scored = any(layer.block is None for layer in shapes.scored(run.selection.last_blocks))
     if run.selection.logits_mib == 0 or is_scored:
         return 0
@@ -200,7 +213,9 @@ def logit_chunks(shapes: ModelShapes, run: Run, num_samples: int) -> int:
     return ceil(num_samples * run.tokens * shapes.vocab_size * 4 / bound)
 
 
-def gathered_parameters(shapes: ModelShapes, run: Run, last_blocks: int = 0, has_backward: bool = True) -> Work:
+def gathered_parameters(
+    shapes: ModelShapes, run: Run, last_blocks: int = 0, has_backward: bool = True
+) -> Work:
     """ZeRO-3: all parameters for a forward, and those of the blocks that it runs through for a backward."""
     if run.zero_stage < 3 or run.world_size == 1:
         return []
@@ -214,7 +229,15 @@ def _gathered_output_layer(shapes: ModelShapes, run: Run, num_samples: int) -> W
     more = max(0, logit_chunks(shapes, run, num_samples) - 1)
     if run.zero_stage < 3 or run.world_size == 1 or not more:
         return []
-    sent = 2 * more * shapes.vocab_size * shapes.hidden_size * run.element_size * (run.world_size - 1) / run.world_size
+    sent = (
+        2
+        * more
+        * shapes.vocab_size
+        * shapes.hidden_size
+        * run.element_size
+        * (run.world_size - 1)
+        / run.world_size
+    )
     return [Transfer(sent, 2 * more, "ring")]
 
 
@@ -227,9 +250,9 @@ def reduced_gradients(shapes: ModelShapes, run: Run) -> Work:
 
 
 def update(shapes: ModelShapes, run: Run) -> Work:
-    """torch.optim.AdamW (foreach), 80 bytes an element: exp_avg 12, exp_avg_sq 20, denominator 24, weight 16, decay 8. Offloaded, the
-    gradient goes to the host and the weight comes back; the host's own time is not counted. Stages 1 and 2 gather what was
-    updated."""
+    """torch.optim.AdamW (foreach), 80 bytes an element: exp_avg 12, exp_avg_sq 20, denominator 24, weight 16,
+    decay 8. Offloaded, the gradient goes to the host and the weight comes back; the host's own time is not
+    counted. Stages 1 and 2 gather what was updated."""
     owned = shapes.trained_parameters / (run.world_size if run.zero_stage else 1)
     moved = owned * (4 + run.element_size) if run.offloads_optimizer else 0.0
     work: Work = [Compute(memory_bytes=0.0 if run.offloads_optimizer else 80.0 * owned, host_bytes=moved)]
@@ -242,8 +265,9 @@ def update(shapes: ModelShapes, run: Run) -> Work:
 def _bytes_between(shapes: ModelShapes, e: int) -> float:
     """Read and written per token in one block's forward, outside of products.
 
-    RMSNorm, twice: float32 copy (e + 4), square (8), mean (4), scaling (8), cast (4 + e), weight (2 e).  Rotary embedding of queries
-    and keys: two products, a rotation, a sum (10 e).  Residual sums: twice 3 e.  SiLU and gate: 5 e.
+    RMSNorm, twice: float32 copy (e + 4), square (8), mean (4), scaling (8), cast (4 + e), weight (2 e).
+    Rotary embedding of queries and keys: two products, a rotation, a sum (10 e).  Residual sums: twice 3 e.
+    SiLU and gate: 5 e.
     """
     casts = 2 * (e + 4) if e < 4 else 0
     norms = 2 * shapes.hidden_size * (20 + 2 * e + casts)

@@ -12,7 +12,8 @@ Rate = Literal["compute", "float32", "host"]
 
 @dataclass(frozen=True)
 class Compute:
-    """A kernel or a few that run one after the other: as long as the slowest of its operations and its traffic."""
+    """A kernel or a few that run one after the other: as long as the slowest of its operations and its
+    traffic."""
 
     flops: float = 0.0
     rate: Rate = "compute"
@@ -25,9 +26,15 @@ class Compute:
     """Times as long, where ranks do this one after the other while the rest wait."""
 
     def seconds(self, hardware: Hardware, world_size: int) -> float:
-        rate = {"compute": hardware.matmul_flops, "float32": hardware.float32_flops, "host": hardware.host_flops}[self.rate]
+        rate = {
+            "compute": hardware.matmul_flops,
+            "float32": hardware.float32_flops,
+            "host": hardware.host_flops,
+        }[self.rate]
         matmul = self.flops / (rate * (hardware.thin_share if self.is_thin else 1.0))
-        return self.turns * (max(matmul, self.memory_bytes / hardware.memory_bandwidth) + self.host_bytes / hardware.host_link)
+        return self.turns * (
+            max(matmul, self.memory_bytes / hardware.memory_bandwidth) + self.host_bytes / hardware.host_link
+        )
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Transfer:
     """Mean over ranks, counted as ``Collectives.bytes_sent`` counts."""
     num_collectives: int
     pattern: Literal["ring", "all_to_all"]
-    """Gathers and sums send each byte into a node once, over all its links together; all_to_all sends different bytes to every rank,
-    over the sender's own link."""
+    """Gathers and sums send each byte into a node once, over all its links together; all_to_all sends
+    different bytes to every rank, over the sender's own link."""
     turns: float = 1.0
     """Times as long, where ranks receive one after the other while the other links wait."""
 
@@ -48,11 +55,15 @@ class Transfer:
             return 0.0
         if hardware.node_bandwidth is None:
             raise ValueError(
-                f"hardware = {hardware.name} knows no links between ranks: set world_size to 1 or name a built-in one"
+                f"hardware = {hardware.name} knows no links between ranks: set world_size to 1 or name a "
+                "built-in one"
             )
         per_node = hardware.ranks_per_node
         if world_size <= per_node:
-            return self.turns * self.sent_bytes / hardware.node_bandwidth + self.num_collectives * hardware.latency_node
+            return (
+                self.turns * self.sent_bytes / hardware.node_bandwidth
+                + self.num_collectives * hardware.latency_node
+            )
         assert hardware.network_bandwidth is not None, f"{hardware.name} has links within a node alone"
         if self.pattern == "ring":
             bandwidth = min(hardware.node_bandwidth, per_node * hardware.network_bandwidth)
@@ -68,13 +79,23 @@ Work = list[Union[Compute, Transfer]]
 
 
 def product(
-    m: int, k: float, n: int, element_size: int, count: int = 1, rate: Rate = "compute", share: float = 1.0, turns: float = 1.0
+    m: int,
+    k: float,
+    n: int,
+    element_size: int,
+    count: int = 1,
+    rate: Rate = "compute",
+    share: float = 1.0,
+    turns: float = 1.0,
 ) -> Compute:
     """``count`` products (m, k) @ (k, n). ``share`` of the operations are done: half in causal attention."""
     return Compute(
-        flops=2.0 * m * k * n * count * share, rate=rate, is_thin=min(m, k, n) <= THIN,
-        memory_bytes=float(m * k + k * n + m * n) * count * element_size, turns=turns,
-    )  # fmt: skip
+        flops=2.0 * m * k * n * count * share,
+        rate=rate,
+        is_thin=min(m, k, n) <= THIN,
+        memory_bytes=float(m * k + k * n + m * n) * count * element_size,
+        turns=turns,
+    )
 
 
 def seconds(work: Iterable[Union[Compute, Transfer]], hardware: Hardware, world_size: int) -> float:

@@ -14,13 +14,20 @@ from typing import Any, Optional
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
-)  # fmt: skip
-TIMEOUT_SECONDS = 300
-ENDED = (
-    f"Chromium has ended, or was ended after {TIMEOUT_SECONDS} s, before it had shown the page; open it in any browser instead"
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
 )
+TIMEOUT_SECONDS = 300
+ENDED = f"Chromium has ended, or was ended after {TIMEOUT_SECONDS} s, before it had shown the page; open it in any browser instead"
 MAX_HEIGHT = 16_000
 """Pixels of a picture: what Chromium draws beyond is blank."""
 
@@ -30,7 +37,8 @@ def find() -> Optional[str]:
 
 
 class Browser:
-    """One page at a time, steered by Chromium's DevTools protocol over a pipe: JSON messages that end with a zero byte."""
+    """One page at a time, steered by Chromium's DevTools protocol over a pipe: JSON messages that end with a
+    zero byte."""
 
     def __init__(self, to_browser: int, from_browser: int):
         self._to, self._from = to_browser, from_browser
@@ -40,16 +48,25 @@ class Browser:
         self.errors: list[str] = []
         """What the page's console has heard."""
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        self._session = {
+            "sessionId": self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        }
         for domain in ("Page", "Network", "Log", "Runtime"):
             self._ask(f"{domain}.enable")
 
     def open(self, page: Path, width: int, dark: bool = False) -> None:
         """Show a page as a device of ``width`` CSS pixels does."""
         self.requests, self.errors = [], []
-        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
         self._ask(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=844,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self._ask(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
         )
         self._ask("Page.navigate", url=Path(page).resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
@@ -101,22 +118,28 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Chromium in a profile of its own, which is gone afterwards. Raises ValueError where none is installed, RuntimeError if it fails."""
+    """Chromium in a profile of its own, which is gone afterwards. Raises ValueError where none is installed,
+    RuntimeError if it fails."""
     program = find()
     if program is None:
         raise ValueError(
-            f"a screenshot needs a browser, and none of {', '.join(NAMES)} is on the PATH: install Chromium (Debian: apt-get install "
-            "chromium), or open the report in any browser"
+            f"a screenshot needs a browser, and none of {', '.join(NAMES)} is on the PATH: install Chromium "
+            "(Debian: apt-get install chromium), or open the report in any browser"
         )
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         (commands_out, commands_in), (answers_out, answers_in) = os.pipe(), os.pipe()
-        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there and becomes Chromium.
+        # Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there and becomes
+        # Chromium.
         script = f'exec "$@" 3<&{commands_out} 4>&{answers_in}'
         command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(
-            ["bash", "-c", script, "chromium", *command], pass_fds=(commands_out, answers_in), stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "HOME": profile},
-        )  # fmt: skip
+            ["bash", "-c", script, "chromium", *command],
+            pass_fds=(commands_out, answers_in),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "HOME": profile},
+        )
         os.close(commands_out)
         os.close(answers_in)
         clock = threading.Timer(TIMEOUT_SECONDS, process.kill)

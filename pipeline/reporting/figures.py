@@ -1,4 +1,5 @@
-"""Figures of one or several runs. Each function returns the panels of one, none where the runs hold nothing to draw."""
+"""Figures of one or several runs. Each function returns the panels of one, none where the runs hold nothing
+to draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +14,29 @@ from pipeline.reporting.pictures import Panel, short
 from pipeline.reporting.records import SECONDS, Run, labels
 from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_damaged
 
-# One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by colour-blind readers), on light
-# and on dark ground.
+# One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by
+# colour-blind readers), on light and on dark ground.
 COLOURS = {
-    "filter_then_weight": "#0072B2", "random": "#D55E00", "full": "#808080", "top_k": "#009E73",
-    "max_loss": "#CC79A7", "grad_norm": "#E69F00", "grad_dot": "#56B4E9", "less": "#8C564B",
-    "greats": "#9467BD", "grad_match": "#BCBD22", "opus": "#17BECF", "rho_loss": "#7F3C8D",
+    "filter_then_weight": "#0072B2",
+    "random": "#D55E00",
+    "full": "#808080",
+    "top_k": "#009E73",
+    "max_loss": "#CC79A7",
+    "grad_norm": "#E69F00",
+    "grad_dot": "#56B4E9",
+    "less": "#8C564B",
+    "greats": "#9467BD",
+    "grad_match": "#BCBD22",
+    "opus": "#17BECF",
+    "rho_loss": "#7F3C8D",
     "nonnegative_least_squares": "#11A579",
-}  # fmt: skip
+}
 OTHER, POOL = "#A0522D", "#B4B4B4"
 LINES = ("-", "--", ":", "-.")  # runs that share a method
 STAGES = ("gram", "target", "factors", "exchange", "solve", "candidates", "update", "other")
-STAGE_COLOURS = dict(zip(STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL)))
+STAGE_COLOURS = dict(
+    zip(STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL))
+)
 MAX_BARS = 12
 FEW, MANY = 10, 300  # points of a curve: up to FEW are marked one by one, and no more than MANY are drawn
 
@@ -48,19 +60,30 @@ def losses(runs: list[Run]) -> list[Panel]:
             axis.plot(points["step"], points["loss"], marker="o", markersize=4, label=label, **style)
         _over_steps(axis, runs)
 
-    panels = [Panel("test_loss: held-out loss (nats per token)", measured)] if any(len(run.evaluations) for run in runs) else []
-    return panels + _curves(runs, {
-        "train_loss": "loss of the samples trained on", "target_loss": "loss of the target batch",
-        "candidate_loss": "mean loss of the candidates looked at",
-    })  # fmt: skip
+    panels = (
+        [Panel("test_loss: held-out loss (nats per token)", measured)]
+        if any(len(run.evaluations) for run in runs)
+        else []
+    )
+    return panels + _curves(
+        runs,
+        {
+            "train_loss": "loss of the samples trained on",
+            "target_loss": "loss of the target batch",
+            "candidate_loss": "mean loss of the candidates looked at",
+        },
+    )
 
 
 def alignment(runs: list[Run]) -> list[Panel]:
     """How well the combined update of the kept samples matches the target's: cosine and residual."""
-    return _curves(runs, {
-        "cosine": "of the combined update to the target's (1 = same direction)",
-        "residual": "of the match / target norm (0 = perfect)",
-    })  # fmt: skip
+    return _curves(
+        runs,
+        {
+            "cosine": "of the combined update to the target's (1 = same direction)",
+            "residual": "of the match / target norm (0 = perfect)",
+        },
+    )
 
 
 def sources(runs: list[Run]) -> list[Panel]:
@@ -76,10 +99,13 @@ def damage(runs: list[Run]) -> list[Panel]:
 
 
 def sources_over_time(runs: list[Run]) -> list[Panel]:
-    """Share of each source among the samples that a step keeps, one panel a source: curves of ten could not be told apart in one."""
+    """Share of each source among the samples that a step keeps, one panel a source: curves of ten could not
+    be told apart in one."""
     pool = pd.DataFrame([_pool_shares(run, "source") for run in runs]).mean()
     kept = [run.kept["source"] for run in runs]
-    names = pd.concat([pool, *(own.value_counts(normalize=True) for own in kept)], axis=1).fillna(0).max(axis=1)
+    names = (
+        pd.concat([pool, *(own.value_counts(normalize=True) for own in kept)], axis=1).fillna(0).max(axis=1)
+    )
     names = names.sort_values(ascending=False, kind="stable").index.tolist()
     if len(names) < 2:
         return []
@@ -105,7 +131,8 @@ def sources_over_time(runs: list[Run]) -> list[Panel]:
 
 
 def weights(runs: list[Run]) -> list[Panel]:
-    """Weights in units of the uniform weight: over the run, as a distribution, and for clean against damaged samples."""
+    """Weights in units of the uniform weight: over the run, as a distribution, and for clean against damaged
+    samples."""
     weighted = [(relative_weights(run), label, style) for run, label, style in styled(runs)]
     # Methods with uniform weights have none to show.
     weighted = [entry for entry in weighted if entry[0]["relative"].std() > 1e-6]
@@ -119,14 +146,30 @@ def weights(runs: list[Run]) -> list[Panel]:
             by_step = _thin(by_step.rolling(_window(len(by_step)), min_periods=1, center=True).mean())
             few = len(by_step) < FEW  # a band over one or two steps cannot be seen
             band = axis.vlines if few else axis.fill_between
-            band(by_step.index, by_step[0.1], by_step[0.9], color=style["color"], alpha=0.2, linewidth=3 if few else 0)
-            axis.plot(by_step.index, by_step[0.5], label=label, marker="o" if few else None, markersize=3, **style)
+            band(
+                by_step.index,
+                by_step[0.1],
+                by_step[0.9],
+                color=style["color"],
+                alpha=0.2,
+                linewidth=3 if few else 0,
+            )
+            axis.plot(
+                by_step.index, by_step[0.5], label=label, marker="o" if few else None, markersize=3, **style
+            )
         axis.axhline(1, color=POOL, linewidth=0.8, linestyle=":")
         _over_steps(axis, runs)
 
     def distribution(axis: Axes) -> None:
         for kept, label, style in weighted:
-            look = {"bins": 30, "range": (0, largest), "density": True, "histtype": "step", "label": label, **style}
+            look = {
+                "bins": 30,
+                "range": (0, largest),
+                "density": True,
+                "histtype": "step",
+                "label": label,
+                **style,
+            }
             axis.hist(kept["relative"].clip(upper=largest), **look)
         axis.axvline(1, color=POOL, linewidth=0.8, linestyle=":")
         axis.set_xlabel("weight (uniform = 1)")
@@ -137,7 +180,9 @@ def weights(runs: list[Run]) -> list[Panel]:
     ]
     known = [entry for entry in weighted if (entry[0]["damage"] != UNKNOWN).any()]
     if known:
-        panels.append(Panel("Weight of clean (c) and damaged (d) samples", lambda axis: _weights_by_damage(axis, known)))
+        panels.append(
+            Panel("Weight of clean (c) and damaged (d) samples", lambda axis: _weights_by_damage(axis, known))
+        )
     return panels
 
 
@@ -147,7 +192,9 @@ def seconds(runs: list[Run]) -> list[Panel]:
     for run, label, _ in styled(runs):
         steps = run.steps[~run.steps["warmup"]]
         if steps["seconds_total"].notna().any():
-            means[label] = steps[[f"seconds_{stage}" for stage in SECONDS if stage != "total"]].fillna(0).mean()
+            means[label] = (
+                steps[[f"seconds_{stage}" for stage in SECONDS if stage != "total"]].fillna(0).mean()
+            )
             means[label].index = means[label].index.str.removeprefix("seconds_")
             means[label]["other"] = max(0.0, steps["seconds_total"].mean() - means[label].sum())
     if not means:
@@ -159,7 +206,12 @@ def seconds(runs: list[Run]) -> list[Panel]:
             width = pd.Series({label: mean.get(stage, 0.0) for label, mean in means.items()})
             if width.any():
                 axis.barh(
-                    [short(label) for label in means], width, left=left, color=STAGE_COLOURS[stage], label=stage, height=0.6
+                    [short(label) for label in means],
+                    width,
+                    left=left,
+                    color=STAGE_COLOURS[stage],
+                    label=stage,
+                    height=0.6,
                 )
             left += width
         axis.set_ylim(len(means) - 0.4, -0.6)
@@ -190,36 +242,59 @@ def memory(runs: list[Run]) -> list[Panel]:
 
 
 PLOTS = (
-    Plot("losses", "Losses",
-         "Held-out loss is the result: lower at the same step is better. The other curves are taken on samples that each "
-         "method chose itself (one that picks hard samples trains at a higher loss): they compare a run with its past only.",
-         losses),
-    Plot("alignment", "Match with the target",
-         "The cosine should stay clearly above 0. A steady fall means that the pool has little left that helps, or that the "
-         "target batch is too small and noisy.",
-         alignment),
-    Plot("sources", "Where the kept samples come from",
-         "A bar longer than the pool's grey one: the method prefers this source. "
-         "Sources of the target's own kind carry a \u25b8.",
-         sources),
-    Plot("sources_over_time", "Kept share by source over time",
-         "A curve above the dashed line: the source is kept more often than it stands in the pool.",
-         sources_over_time),
-    Plot("damage", "What damage the kept samples carry",
-         "Bars of damaged samples should be shorter than the pool's grey ones; random selection keeps what the pool holds.",
-         damage),
-    Plot("weights", "Weights",
-         "A range that collapses onto 1 means uniform weights (strong shrinkage, or fallbacks). Damaged samples that passed "
-         "the filter should weigh less than clean ones.",
-         weights),
-    Plot("seconds", "Time of a step",
-         "Everything but 'update' and 'other' is the price of selection.",
-         seconds),
-    Plot("memory", "Memory of a step",
-         "The highest stage decides what fits. On CPU memory is read at the ends of stages: it is the process's, and stays high "
-         "once it was needed.",
-         memory),
-)  # fmt: skip
+    Plot(
+        "losses",
+        "Losses",
+        "Held-out loss is the result: lower at the same step is better. The other curves are taken on "
+        "samples that each method chose itself (one that picks hard samples trains at a higher loss): they "
+        "compare a run with its past only.",
+        losses,
+    ),
+    Plot(
+        "alignment",
+        "Match with the target",
+        "The cosine should stay clearly above 0. A steady fall means that the pool has little left that "
+        "helps, or that the target batch is too small and noisy.",
+        alignment,
+    ),
+    Plot(
+        "sources",
+        "Where the kept samples come from",
+        "A bar longer than the pool's grey one: the method prefers this source. "
+        "Sources of the target's own kind carry a \u25b8.",
+        sources,
+    ),
+    Plot(
+        "sources_over_time",
+        "Kept share by source over time",
+        "A curve above the dashed line: the source is kept more often than it stands in the pool.",
+        sources_over_time,
+    ),
+    Plot(
+        "damage",
+        "What damage the kept samples carry",
+        "Bars of damaged samples should be shorter than the pool's grey ones; random selection keeps what "
+        "the pool holds.",
+        damage,
+    ),
+    Plot(
+        "weights",
+        "Weights",
+        "A range that collapses onto 1 means uniform weights (strong shrinkage, or fallbacks). Damaged "
+        "samples that passed the filter should weigh less than clean ones.",
+        weights,
+    ),
+    Plot(
+        "seconds", "Time of a step", "Everything but 'update' and 'other' is the price of selection.", seconds
+    ),
+    Plot(
+        "memory",
+        "Memory of a step",
+        "The highest stage decides what fits. On CPU memory is read at the ends of stages: it is the "
+        "process's, and stays high once it was needed.",
+        memory,
+    ),
+)
 
 
 def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
@@ -227,7 +302,9 @@ def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
     entries = []
     for run, label in zip(runs, labels(runs)):
         number = seen[run.method] = seen.get(run.method, -1) + 1
-        entries.append((run, label, {"color": COLOURS.get(run.method, OTHER), "linestyle": LINES[number % len(LINES)]}))
+        entries.append(
+            (run, label, {"color": COLOURS.get(run.method, OTHER), "linestyle": LINES[number % len(LINES)]})
+        )
     return entries
 
 
@@ -250,10 +327,16 @@ def _curves(runs: list[Run], titles: dict[str, str]) -> list[Panel]:
 
         return Panel(f"{field}: {title}", draw)
 
-    return [panel(field, title) for field, title in titles.items() if any(run.steps[field].notna().any() for run in runs)]
+    return [
+        panel(field, title)
+        for field, title in titles.items()
+        if any(run.steps[field].notna().any() for run in runs)
+    ]
 
 
-def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict, band: bool = True) -> None:
+def _curve(
+    axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict, band: bool = True
+) -> None:
     """A rolling mean; with a ``band``, where there are many values, their 10-90 % range behind it."""
     present = values.notna()
     values = pd.Series(values[present].astype(float).to_numpy(), index=steps[present].to_numpy())
@@ -264,7 +347,9 @@ def _curve(axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: d
         low, high = _thin(rolling.quantile(0.1)), _thin(rolling.quantile(0.9))
         axis.fill_between(low.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
     smooth = _thin(rolling.mean())
-    axis.plot(smooth.index, smooth, label=label, marker="o" if len(values) < FEW else None, markersize=3, **style)
+    axis.plot(
+        smooth.index, smooth, label=label, marker="o" if len(values) < FEW else None, markersize=3, **style
+    )
 
 
 def _window(num_points: int) -> int:
@@ -311,25 +396,45 @@ def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> list[Pa
         shares = pd.concat([shares.iloc[: MAX_BARS - 1], rest.to_frame().T])
 
     def draw(axis: Axes) -> None:
-        _bars(axis, [(label, colour, shares[label]) for label, colour, _ in bars], rows, lambda share: f" {share:.1%}")
+        _bars(
+            axis,
+            [(label, colour, shares[label]) for label, colour, _ in bars],
+            rows,
+            lambda share: f" {share:.1%}",
+        )
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
         axis.set_xlim(0, min(1.0, shares.max(axis=None)) * 1.25)
 
-    return [Panel(f"Share of samples by {column} (kept ones after warm-up)", draw, _height(len(rows), len(bars)))]
+    return [
+        Panel(f"Share of samples by {column} (kept ones after warm-up)", draw, _height(len(rows), len(bars)))
+    ]
 
 
-def _bars(axis: Axes, bars: list[tuple[str, str, pd.Series]], rows: list[str], text: Callable[[float], str]) -> None:
+def _bars(
+    axis: Axes, bars: list[tuple[str, str, pd.Series]], rows: list[str], text: Callable[[float], str]
+) -> None:
     """Groups of horizontal bars: (label, colour, value of every row)."""
     thickness = 0.8 / len(bars)
     for number, (label, colour, values) in enumerate(bars):
         places = [row - 0.4 + (number + 0.5) * thickness for row in range(len(rows))]
         # Runs of one method share a colour; a pattern tells them apart.
         hatch = (None, "//", "..", "xx")[[c for _, c, _ in bars[:number]].count(colour) % 4]
-        axis.barh(places, values, thickness * 0.92, label=label, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
+        axis.barh(
+            places,
+            values,
+            thickness * 0.92,
+            label=label,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0,
+        )
         for place, value in zip(places, values):
             if pd.notna(value):
-                axis.text(value, place, text(value), va="center", fontsize=matplotlib.rcParams["ytick.labelsize"])
+                axis.text(
+                    value, place, text(value), va="center", fontsize=matplotlib.rcParams["ytick.labelsize"]
+                )
     axis.set_yticks(range(len(rows)), rows)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.margins(x=0.2)
@@ -366,4 +471,12 @@ def _over_steps(axis: Axes, runs: list[Run]) -> None:
     warmup = pd.concat([run.steps.loc[run.steps["warmup"], "step"] for run in runs])
     if len(warmup):
         ink = matplotlib.rcParams["text.color"]
-        axis.axvspan(steps.min() - margin, warmup.max() + 0.5, color=ink, alpha=0.08, linewidth=0, zorder=0, label="warm-up")
+        axis.axvspan(
+            steps.min() - margin,
+            warmup.max() + 0.5,
+            color=ink,
+            alpha=0.08,
+            linewidth=0,
+            zorder=0,
+            label="warm-up",
+        )

@@ -1,16 +1,17 @@
-"""A page as one HTML file that can be sent to somebody: nothing is loaded from outside, and nothing runs in it."""
+"""A page as one HTML file that can be sent to somebody: nothing is loaded from outside, and nothing runs in
+it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
 from markupsafe import Markup
 
 from pipeline.reporting.pictures import Picture
-from pipeline.reporting.visible import visible, without_secrets
+from pipeline.reporting.visible import visible
+from pipeline.settings import without_secrets
 
 TEMPLATE = """\
 <!doctype html>
@@ -107,7 +108,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     """As many cells a row as there are headings."""
     kinds: Sequence[str] | None = None
-    """Of each column: 'short', or 'word' and 'text' for what may be long. None: the first are names, the others numbers."""
+    """Of each column: 'short', or 'word' and 'text' for what may be long. None: the first are names, the
+    others numbers."""
     title: str = ""
 
 
@@ -124,25 +126,27 @@ class Section:
 
 
 def write_page(
-    path: Path, title: str, verdict: str, lead: list[str], sections: list[Section], details: list[tuple[str, list[str]]]
+    path: Path,
+    title: str,
+    verdict: str,
+    lead: list[str],
+    sections: list[Section],
+    details: list[tuple[str, list[str]]],
 ) -> None:
-    """Write a page: what has come out in a sentence or two, lines under it, sections, and texts to unfold by their label."""
+    """Write a page: what has come out in a sentence or two, lines under it, sections, and texts to unfold by
+    their label."""
     # Sources, texts and settings come from files of users: whatever is put in is made visible, and escaped.
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
-    )  # fmt: skip
-    page = environment.from_string(TEMPLATE).render(title=title, verdict=verdict, lead=lead, sections=sections, details=details)
+    )
+    page = environment.from_string(TEMPLATE).render(
+        title=title, verdict=verdict, lead=lead, sections=sections, details=details
+    )
     path.write_text(page, encoding="utf-8")
-
-
-def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def yaml_text(value: dict) -> str:

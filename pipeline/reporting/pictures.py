@@ -1,4 +1,5 @@
-"""Panels become a picture: side by side in a PNG file, or one by one as SVG that a page of any width shows with readable text."""
+"""Panels become a picture: side by side in a PNG file, or one by one as SVG that a page of any width shows
+with readable text."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,17 +18,37 @@ from pipeline.reporting.visible import visible
 
 WIDE, DPI, COLUMNS = 11.0, 110, 3
 NARROW = 3.73
-"""Inches: 358 CSS pixels, what a telephone of 390 leaves between margins. Where a page has more room, the picture grows."""
+"""Inches: 358 CSS pixels, what a telephone of 390 leaves between margins. Where a page has more room, the
+picture grows."""
 INK = "#010203"
 """Stands for the colour of the page's text, which is another one in the dark."""
-# 9 points in a picture of NARROW inches are 12 pixels on a telephone, the smallest text that is read without effort.
+# 9 points in a picture of NARROW inches are 12 pixels on a telephone, the smallest text that is read without
+# effort.
 IN_PAGE: dict[Any, Any] = {
-    "font.size": 9.2, "axes.labelsize": 9.2, "xtick.labelsize": 9.2, "ytick.labelsize": 9.2, "legend.fontsize": 9.2,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK, "grid.color": INK,
-    "font.family": "sans-serif", "svg.fonttype": "none", "axes.facecolor": "none", "figure.facecolor": "none",
-    "xtick.major.size": 3, "ytick.major.size": 3,
-}  # fmt: skip
-IN_FILE: dict[Any, Any] = {"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "axes.titlesize": 10}
+    "font.size": 9.2,
+    "axes.labelsize": 9.2,
+    "xtick.labelsize": 9.2,
+    "ytick.labelsize": 9.2,
+    "legend.fontsize": 9.2,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+}
+IN_FILE: dict[Any, Any] = {
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.titlesize": 10,
+}
 MAX_LABEL = 22
 """Characters; longer names are shown by their beginning and end."""
 
@@ -63,7 +84,9 @@ def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
     height = rows * max(1.45 * max(panel.height for panel in panels), 2.2) + 0.4
     # Figure without pyplot: no global state, and it draws the same with or without a display.
     figure = Figure(
-        figsize=(WIDE if columns > 1 else WIDE * 0.75, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+        figsize=(WIDE if columns > 1 else WIDE * 0.75, height),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axis, panel in zip(axes, panels):
@@ -78,7 +101,8 @@ def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
 
 
 def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Picture]:
-    """Each panel by itself, after the legend that they share. ``name`` sets their ids apart from those of other pictures of a page."""
+    """Each panel by itself, after the legend that they share. ``name`` sets their ids apart from those of
+    other pictures of a page."""
     drawn, entries = list[Picture](), dict[str, Artist]()
     with matplotlib.rc_context({**IN_PAGE, "svg.hashsalt": name}):
         for panel in panels:
@@ -97,7 +121,8 @@ def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Pi
 
 
 def short(text: str) -> str:
-    """A name that fits beside a panel, as text: a dollar sign would start matplotlib's mathematics, and fail on half a formula."""
+    """A name that fits beside a panel, as text: a dollar sign would start matplotlib's mathematics, and fail
+    on half a formula."""
     text = " ".join(visible(text).split())
     text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL // 2 - 1] + "\u2026" + text[-MAX_LABEL // 2 :]
     return text.replace("$", r"\$")
@@ -116,12 +141,19 @@ def _entries(axes: Sequence[Axes]) -> dict[str, Artist]:
 def _legend(figure: Figure, entries: dict[str, Artist], columns: int, place: str) -> None:
     if entries:
         columns = min(len(entries), columns)
-        look: dict[str, Any] = {"loc": place, "ncols": columns, "frameon": False, "borderpad": 0, "columnspacing": 1.2}
+        look: dict[str, Any] = {
+            "loc": place,
+            "ncols": columns,
+            "frameon": False,
+            "borderpad": 0,
+            "columnspacing": 1.2,
+        }
         figure.legend(list(entries.values()), [short(label) for label in entries], **look)
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """An element for a page. matplotlib escapes texts; ids that nothing refers to, and digits that nobody sees, are left out."""
+    """An element for a page. matplotlib escapes texts; ids that nothing refers to, and digits that nobody
+    sees, are left out."""
     file = StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()

@@ -24,16 +24,44 @@ import pandas as pd
 import yaml
 
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
-"""Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the escape that JSON has for it."""
+"""Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the
+escape that JSON has for it."""
 SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "update", "total")
 """Stages whose wall time a step record may carry under ``seconds``."""
 
 # What a line must hold, and what it may hold; a table always has all of these columns.
-STEPS = ("step",), ("epoch", "warmup", "method", "num_candidates", "num_kept", "effective_kept",
-    "train_loss", "candidate_loss", "target_loss",
-    "residual", "cosine", "fallback", "dropped", "target_dropped", "out_of_memory",
-    "learning_rate", "grad_norm", "skipped", "loss_scale", "zero_moment_share", "bytes_sent",
-    "candidate_tokens", "trained_tokens", "selection_hash", "warnings", "seconds", "memory_mib")  # fmt: skip
+STEPS = (
+    ("step",),
+    (
+        "epoch",
+        "warmup",
+        "method",
+        "num_candidates",
+        "num_kept",
+        "effective_kept",
+        "train_loss",
+        "candidate_loss",
+        "target_loss",
+        "residual",
+        "cosine",
+        "fallback",
+        "dropped",
+        "target_dropped",
+        "out_of_memory",
+        "learning_rate",
+        "grad_norm",
+        "skipped",
+        "loss_scale",
+        "zero_moment_share",
+        "bytes_sent",
+        "candidate_tokens",
+        "trained_tokens",
+        "selection_hash",
+        "warnings",
+        "seconds",
+        "memory_mib",
+    ),
+)
 KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
 PASSED = ("step", "ids"), ("alignment",)
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
@@ -41,7 +69,8 @@ LOGS = ("steps", "kept", "passed", "evaluations")
 
 
 def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
-    """The file that ends before the line that once ended at its size, said in a sentence; None where all reach that far."""
+    """The file that ends before the line that once ended at its size, said in a sentence; None where all
+    reach that far."""
     for name, size in sizes.items():
         path = Path(folder) / f"{name}.jsonl"
         found = path.stat().st_size if path.is_file() else 0
@@ -55,7 +84,8 @@ def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
 
 
 def cut(source: Path, folder: Path, sizes: dict[str, int]) -> dict[str, int]:
-    """Leave in ``folder`` the first ``sizes`` bytes of the files of ``source``, which may be the same; lines that this drops."""
+    """Leave in ``folder`` the first ``sizes`` bytes of the files of ``source``, which may be the same; lines
+    that this drops."""
     dropped = {}
     for name, size in sizes.items():
         path = Path(folder) / f"{name}.jsonl"
@@ -112,13 +142,15 @@ class Recorder:
         self.close()
 
     def _append(self, name: str, records: list[dict]) -> None:
-        # NaN is not JSON, and a null in its place would hide that the run has failed: the trainer stops on it first.
+        # NaN is not JSON, and a null in its place would hide that the run has failed: the trainer stops on it
+        # first.
         for record in records:
             for field, value in _leaves(record):
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(
                         f"{self.folder / name}.jsonl, step {record.get('step')}: {field} is {value}. "
-                        "Only finite numbers are recorded: stop the run before, or record null where nothing was measured"
+                        "Only finite numbers are recorded: stop the run before, or record null where nothing "
+                        "was measured"
                     )
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
         with self._writing(name):
@@ -131,8 +163,8 @@ class Recorder:
             yield
         except OSError as error:
             raise RuntimeError(
-                f"{self.folder / name}.jsonl cannot be written: {error.strerror}. A run without its records is worth nothing: make room, "
-                "then resume = auto goes on from the newest checkpoint"
+                f"{self.folder / name}.jsonl cannot be written: {error.strerror}. A run without its records "
+                "is worth nothing: make room, then resume = auto goes on from the newest checkpoint"
             ) from error
 
 
@@ -145,14 +177,15 @@ class Run:
     environment: dict
     pool: dict
     steps: pd.DataFrame
-    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, the sum of stages standing in for an absent total, and
-    ``memory_mib`` over ``memory_mib_<stage>``."""
+    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, the sum of stages standing in for an
+    absent total, and ``memory_mib`` over ``memory_mib_<stage>``."""
     kept: pd.DataFrame
     """One row a kept sample, with ``warmup`` of its step; ``damage`` is '' where it is unknown."""
     evaluations: pd.DataFrame
     """One row a measured loss, ordered by step; of two measurements at one step the later one holds."""
     passed: Optional[pd.DataFrame] = None
-    """One row a candidate that a scoring pass left out: step, id, alignment; None for a run that recorded none of this."""
+    """One row a candidate that a scoring pass left out: step, id, alignment; None for a run that recorded
+    none of this."""
     deepspeed: Optional[dict] = None
     """What DeepSpeed was initialised with; None where this was not recorded."""
     resumes: Sequence[dict] = ()
@@ -164,16 +197,24 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder of a run. Raises ValueError with file and line number where something is missing or broken."""
+    """Read the folder of a run. Raises ValueError with file and line number where something is missing or
+    broken."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no such folder; name the folder of a run (run.folder of its configuration)")
+        raise ValueError(
+            f"{folder}: there is no such folder; name the folder of a run (run.folder of its configuration)"
+        )
     config = yaml.safe_load(_text(folder / "config.yaml"))
     if not isinstance(config, dict) or "method" not in (config.get("selection") or {}):
-        raise ValueError(f"{folder / 'config.yaml'}: selection.method is missing; this is not the configuration of a run")
+        raise ValueError(
+            f"{folder / 'config.yaml'}: selection.method is missing; this is not the configuration of a run"
+        )
     steps = _read_lines(folder / "steps.jsonl", *STEPS)
     if steps.empty:
-        raise ValueError(f"{folder / 'steps.jsonl'}: no step is recorded; the run ended before its first step, look at its log")
+        raise ValueError(
+            f"{folder / 'steps.jsonl'}: no step is recorded; the run ended before its first step, look at its "
+            "log"
+        )
     kept = _read_lines(folder / "kept.jsonl", *KEPT)
     evaluations = _read_lines(folder / "evaluations.jsonl", *EVALUATIONS)
     steps = _spread(_spread(steps, "seconds", SECONDS), "memory_mib", SECONDS[:-1])
@@ -191,7 +232,9 @@ def read_run(folder: Path) -> Run:
         pool=_read_object(folder / "pool.json"),
         steps=steps,
         kept=kept,
-        evaluations=evaluations.drop_duplicates(["name", "step"], keep="last").sort_values("step", ignore_index=True),
+        evaluations=evaluations.drop_duplicates(["name", "step"], keep="last").sort_values(
+            "step", ignore_index=True
+        ),
         deepspeed=_read_object(folder / "deepspeed.json") if (folder / "deepspeed.json").is_file() else None,
         passed=_read_passed(folder / "passed.jsonl"),
         resumes=_records(folder / "resumes.jsonl", ("step",)) if (folder / "resumes.jsonl").is_file() else [],
@@ -201,8 +244,13 @@ def read_run(folder: Path) -> Run:
 def labels(runs: list[Run]) -> list[str]:
     """A short, distinct name for each run: its method, with its folder where several runs share a method."""
     methods = [run.method for run in runs]
-    names = [run.method if methods.count(run.method) == 1 else _with_method(run, run.folder.name) for run in runs]
-    return [name if names.count(name) == 1 else _with_method(run, str(run.folder)) for run, name in zip(runs, names)]
+    names = [
+        run.method if methods.count(run.method) == 1 else _with_method(run, run.folder.name) for run in runs
+    ]
+    return [
+        name if names.count(name) == 1 else _with_method(run, str(run.folder))
+        for run, name in zip(runs, names)
+    ]
 
 
 def _with_method(run: Run, folder: str) -> str:
@@ -213,7 +261,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: the file is missing; a run that has started writes it, so is {path.parent} a run?") from None
+        raise ValueError(
+            f"{path}: the file is missing; a run that has started writes it, so is {path.parent} a run?"
+        ) from None
 
 
 def _read_object(path: Path) -> dict:
@@ -236,7 +286,9 @@ def _read_passed(path: Path) -> Optional[pd.DataFrame]:
     rows = [
         (line["step"], name, alignment)
         for line in _records(path, PASSED[0])
-        for name, alignment in zip(line["ids"], line.get("alignment") or [None] * len(line["ids"]), strict=True)
+        for name, alignment in zip(
+            line["ids"], line.get("alignment") or [None] * len(line["ids"]), strict=True
+        )
     ]
     return pd.DataFrame(rows, columns=["step", "id", "alignment"])
 
@@ -250,17 +302,21 @@ def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
             record = _parse(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}:{number}: not a line of JSON ({error}). A run that was killed can leave half a line: remove it"
+                f"{path}:{number}: not a line of JSON ({error}). A run that was killed can leave half a line: "
+                "remove it"
             ) from None
         missing = [key for key in required if not isinstance(record, dict) or record.get(key) is None]
         if missing:
-            raise ValueError(f"{path}:{number}: no {', '.join(missing)} in this record; was it written by another version?")
+            raise ValueError(
+                f"{path}:{number}: no {', '.join(missing)} in this record; was it written by another version?"
+            )
         records.append(record)
     return records
 
 
 def _parse(text: str):
-    """A JSON value; halves of surrogate pairs stay the escapes that they are in the file, as tables hold UTF-8 alone."""
+    """A JSON value; halves of surrogate pairs stay the escapes that they are in the file, as tables hold
+    UTF-8 alone."""
     value = json.loads(text, parse_constant=_refuse)
     return _in_utf_8(value) if "\\ud" in text.lower() else value
 
@@ -279,7 +335,9 @@ def _refuse(constant: str):
 
 def _spread(steps: pd.DataFrame, field: str, stages: tuple[str, ...]) -> pd.DataFrame:
     """The objects in a column as columns of their own, one a stage."""
-    values = pd.DataFrame([v if isinstance(v, dict) else {} for v in steps[field]], columns=list(stages), dtype=float)
+    values = pd.DataFrame(
+        [v if isinstance(v, dict) else {} for v in steps[field]], columns=list(stages), dtype=float
+    )
     return steps.drop(columns=field).join(values.add_prefix(f"{field}_"))
 
 

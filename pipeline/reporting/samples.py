@@ -17,51 +17,67 @@ MAX_TEXT, MAX_NAME = 240, 40
 
 
 def tally(run: Run) -> pd.DataFrame:
-    """One row a sample that the method itself has looked at (after warm-up), by id: how often it was ``seen`` and ``kept``, its mean
-    ``weight`` (uniform = 1) where it was kept, and its mean ``alignment``."""
+    """One row a sample that the method itself has looked at (after warm-up), by id: how often it was ``seen``
+    and ``kept``, its mean ``weight`` (uniform = 1) where it was kept, and its mean ``alignment``."""
     kept = relative_weights(run)
     passed = run.passed if run.passed is not None else pd.DataFrame(columns=["step", "id", "alignment"])
     passed = passed[~passed["step"].isin(run.steps.loc[run.steps["warmup"], "step"])]
-    looks = pd.DataFrame({
-        "id": [*kept["id"].astype(str), *passed["id"].astype(str)],
-        "alignment": pd.to_numeric(pd.Series([*kept["alignment"], *passed["alignment"]], dtype=object)),
-        "weight": [*kept["relative"], *[np.nan] * len(passed)],
-    })  # fmt: skip
+    looks = pd.DataFrame(
+        {
+            "id": [*kept["id"].astype(str), *passed["id"].astype(str)],
+            "alignment": pd.to_numeric(pd.Series([*kept["alignment"], *passed["alignment"]], dtype=object)),
+            "weight": [*kept["relative"], *[np.nan] * len(passed)],
+        }
+    )
     groups = looks.groupby("id", sort=False)
-    return pd.DataFrame({
-        "seen": groups.size(), "kept": groups["weight"].count(), "weight": groups["weight"].mean(),
-        "alignment": groups["alignment"].mean(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "seen": groups.size(),
+            "kept": groups["weight"].count(),
+            "weight": groups["weight"].mean(),
+            "alignment": groups["alignment"].mean(),
+        }
+    )
 
 
 def most_kept(samples: pd.DataFrame) -> pd.DataFrame:
     """Kept most often; of these, those with the largest weight, then the best alignment."""
-    return samples[samples["kept"] > 0].sort_values(["kept", "weight", "alignment"], ascending=False, kind="stable")[:NUM_SHOWN]
+    return samples[samples["kept"] > 0].sort_values(
+        ["kept", "weight", "alignment"], ascending=False, kind="stable"
+    )[:NUM_SHOWN]
 
 
 def least_kept(samples: pd.DataFrame) -> pd.DataFrame:
-    """Kept least often of how often they were seen; of these, those seen most often, then those with the worst alignment."""
+    """Kept least often of how often they were seen; of these, those seen most often, then those with the
+    worst alignment."""
     order = samples.assign(share=samples["kept"] / samples["seen"], unseen=-samples["seen"])
     return order.sort_values(["share", "unseen", "alignment"], kind="stable")[samples.columns][:NUM_SHOWN]
 
 
 def repeats(run: Run, texts: pd.DataFrame) -> pd.DataFrame:
-    """One row a text that the run has trained on under several ids, by digest: the ``ids``, the ``times``, and ``together``: the most of
-    them in one step; the most often trained on first."""
+    """One row a text that the run has trained on under several ids, by digest: the ``ids``, the ``times``,
+    and ``together``: the most of them in one step; the most often trained on first."""
     kept = run.kept.assign(id=run.kept["id"].astype(str))
     kept = kept.assign(digest=kept["id"].map(texts["digest"])).dropna(subset="digest")
     kept = kept[kept.groupby("digest")["id"].transform("nunique") > 1]
     rows = [
-        {"digest": digest, "ids": sorted(set(own["id"])), "times": len(own), "together": int(own.groupby("step").size().max())}
+        {
+            "digest": digest,
+            "ids": sorted(set(own["id"])),
+            "times": len(own),
+            "together": int(own.groupby("step").size().max()),
+        }
         for digest, own in kept.groupby("digest", sort=False)
     ]
     found = pd.DataFrame(rows, columns=["digest", "ids", "times", "together"]).set_index("digest")
     return found.sort_values(["times", "together"], ascending=False, kind="stable")
 
 
-def sample_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = "") -> Section:
-    """Most and least kept of each (label, run). ``texts`` as ``pipeline.data.texts.read_texts`` gives them, None where ``problem`` tells
-    why there are none."""
+def sample_section(
+    runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = ""
+) -> Section:
+    """Most and least kept of each (label, run). ``texts`` as ``pipeline.data.texts.read_texts`` gives them,
+    None where ``problem`` tells why there are none."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
         if run.method in ("random", "full"):
@@ -72,22 +88,32 @@ def sample_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame
             notes.append(f"{label}: the method has not chosen yet, so there is nothing to show.")
             continue
         if run.passed is None:
-            notes.append(f"{label}: this run has not recorded which candidates it left out, so the least kept are not known.")
-        titles = {"Most kept": most_kept(samples)} | ({"Least kept": least_kept(samples)} if run.passed is not None else {})
+            notes.append(
+                f"{label}: this run has not recorded which candidates it left out, so the least kept are not "
+                "known."
+            )
+        titles = {"Most kept": most_kept(samples)} | (
+            {"Least kept": least_kept(samples)} if run.passed is not None else {}
+        )
         if (samples["kept"] == samples["seen"]).all() and run.passed is not None:
             notes.append(f"{label}: every sample that it looked at was kept.")
             del titles["Least kept"]
         tables += [_table(f"{title}, {label}", rows, run, texts) for title, rows in titles.items()]
     if texts is not None and any(not set(tally(run).index) <= set(texts.index) for _, run in runs):
-        notes.append("A sample without text has an id that is not in the pool's files any more, or stands there twice.")
+        notes.append(
+            "A sample without text has an id that is not in the pool's files any more, or stands there twice."
+        )
     look_at = (
-        "Are the most kept the kind of sample you want to teach, and the least kept rightly left out? Kept: times kept of times looked at, "
-        "after warm-up; weight: mean, uniform = 1; alignment: mean cosine of the sample's update to the target's."
+        "Are the most kept the kind of sample you want to teach, and the least kept rightly left out? Kept: "
+        "times kept of times looked at, after warm-up; weight: mean, uniform = 1; alignment: mean cosine of "
+        "the sample's update to the target's."
     )
     return Section("Most and least kept samples", look_at, tables=tables, notes=notes)
 
 
-def repeat_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = "") -> Section:
+def repeat_section(
+    runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = ""
+) -> Section:
     """Texts that were trained on under several ids."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
@@ -101,16 +127,26 @@ def repeat_section(runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame
         share, in_pool = found["times"].sum() / known, texts["is_duplicate"].mean()
         together = int((found["together"] > 1).sum())
         notes.append(
-            f"{label}: {share:.1%} of the {known:,} samples trained on have a text that it also trained on under another id, {len(found)} "
-            f"texts in all, {together} of them twice or more in one step. In the pool {in_pool:.1%} of the samples share their text."
+            f"{label}: {share:.1%} of the {known:,} samples trained on have a text that it also trained on "
+            f"under another id, {len(found)} texts in all, {together} of them twice or more in one step. In "
+            f"the pool {in_pool:.1%} of the samples share their text."
         )
         rows = [
-            [f"{row.times}", f"{row.together}", _text(texts, row.ids[0]), cut(", ".join(row.ids), 2 * MAX_NAME)]
+            [
+                f"{row.times}",
+                f"{row.together}",
+                _text(texts, row.ids[0]),
+                cut(", ".join(row.ids), 2 * MAX_NAME),
+            ]
             for row in found[:NUM_SHOWN].itertuples()
         ]
         if rows:
             headings = ["times", "most in\none step", "text", "ids"]
-            tables.append(Table(headings, rows, kinds=["short", "short", "text", "word"], title=f"Most repeated, {label}"))
+            tables.append(
+                Table(
+                    headings, rows, kinds=["short", "short", "text", "word"], title=f"Most repeated, {label}"
+                )
+            )
     look_at = "Texts that differ in case and white space alone. A filter that matches residuals should seldom take two of a kind at once."
     return Section("Duplicates", look_at, tables=tables, notes=notes)
 
@@ -120,15 +156,30 @@ def _table(title: str, samples: pd.DataFrame, run: Run, texts: Optional[pd.DataF
     own.index = own.index.astype(str)
     rows = []
     for name, sample in samples.iterrows():
-        about = own.loc[name] if name in own.index else texts.loc[name] if texts is not None and name in texts.index else None
-        rows.append([
-            f"{sample['kept']:.0f} of {sample['seen']:.0f}" if run.passed is not None else f"{sample['kept']:.0f}",
-            _text(texts, name), _number(sample["weight"], ".2f"), _number(sample["alignment"], "+.2f"),
-            "" if about is None else cut(about["source"], MAX_NAME), "" if about is None else cut(about["damage"], MAX_NAME),
-            cut(name, MAX_NAME),
-        ])  # fmt: skip
+        about = (
+            own.loc[name]
+            if name in own.index
+            else texts.loc[name]
+            if texts is not None and name in texts.index
+            else None
+        )
+        rows.append(
+            [
+                f"{sample['kept']:.0f} of {sample['seen']:.0f}"
+                if run.passed is not None
+                else f"{sample['kept']:.0f}",
+                _text(texts, name),
+                _number(sample["weight"], ".2f"),
+                _number(sample["alignment"], "+.2f"),
+                "" if about is None else cut(about["source"], MAX_NAME),
+                "" if about is None else cut(about["damage"], MAX_NAME),
+                cut(name, MAX_NAME),
+            ]
+        )
     headings = ["kept", "text", "weight", "align-\nment", "source", "damage", "id"]
-    return Table(headings, rows, kinds=["short", "text", "short", "short", "word", "word", "word"], title=title)
+    return Table(
+        headings, rows, kinds=["short", "text", "short", "short", "word", "word", "word"], title=title
+    )
 
 
 def _text(texts: Optional[pd.DataFrame], name: str) -> str:

@@ -1,6 +1,7 @@
 """Runs in numbers: what each reached, what it kept, and what the choosing cost.
 
-Shares of kept samples and times are taken after warm-up, where the method itself chose; losses cover the whole run.
+Shares of kept samples and times are taken after warm-up, where the method itself chose; losses cover the
+whole run.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Summary:
     loss_after: Optional[float]
     """Held-out loss at the last evaluation; None where there was only one."""
     loss_mean: Optional[float]
-    """Area under the held-out loss over the steps, divided by their number; None with fewer than 3 evaluations."""
+    """Area under the held-out loss over the steps, divided by their number; None with fewer than 3
+    evaluations."""
     damaged_pool: Optional[float]
     """Damaged share of the pool's samples, among those whose damage is known."""
     damaged_kept: Optional[float]
@@ -63,7 +65,8 @@ def summarise(runs: list[Run]) -> list[Summary]:
 
 
 def held_out(run: Run) -> pd.DataFrame:
-    """The evaluations that count as the run's result: those named ``test``, else those named like the first one."""
+    """The evaluations that count as the run's result: those named ``test``, else those named like the first
+    one."""
     names = run.evaluations["name"]
     if names.empty:
         return run.evaluations
@@ -106,7 +109,9 @@ def _summarise(run: Run, label: str) -> Summary:
         target_kept=_share(pd.Series(1.0, kept.index), of_target) if targets else None,
         target_weight=_share(kept["weight"], of_target) if targets else None,
         step_seconds=_number(steps["seconds_total"].median()),
-        selection_share=_number(selection.sum() / steps["seconds_total"].sum()) if steps["seconds_total"].sum() else None,
+        selection_share=_number(selection.sum() / steps["seconds_total"].sum())
+        if steps["seconds_total"].sum()
+        else None,
         num_fallbacks=int(run.steps["fallback"].fillna(0).sum()),
         num_dropped=int(sum(len(ids) for ids in run.steps["dropped"] if isinstance(ids, list))),
         warnings=tuple(text for texts in run.steps["warnings"] if isinstance(texts, list) for text in texts),
@@ -115,13 +120,20 @@ def _summarise(run: Run, label: str) -> Summary:
 
 def table(summaries: list[Summary], console: Optional[Console] = None) -> None:
     """Print the summary and its notes."""
-    print_table("run", [summary.label for summary in summaries], columns(summaries), notes(summaries), console)
+    print_table(
+        "run", [summary.label for summary in summaries], columns(summaries), notes(summaries), console
+    )
 
 
 def print_table(
-    first: str, names: list[str], columns: list[tuple[str, list[str]]], notes: list[str], console: Optional[Console] = None
+    first: str,
+    names: list[str],
+    columns: list[tuple[str, list[str]]],
+    notes: list[str],
+    console: Optional[Console] = None,
 ) -> None:
-    """Print rows by name, at most 100 columns wide, and sentences below; plain text where the output is not a terminal."""
+    """Print rows by name, at most 100 columns wide, and sentences below; plain text where the output is not a
+    terminal."""
     console = console or Console()
     if console.width > 100 or not console.is_terminal:
         console.width = 100
@@ -137,7 +149,8 @@ def print_table(
 
 
 def columns(summaries: list[Summary]) -> list[tuple[str, list[str]]]:
-    """Headings and cells of the table, for terminal and page alike; a column that no run can fill is left out."""
+    """Headings and cells of the table, for terminal and page alike; a column that no run can fill is left
+    out."""
     filled = {
         "loss\nbefore": [_text(s.loss_before, ".3f") for s in summaries],
         "loss\nafter": [_text(s.loss_after, ".3f") for s in summaries],
@@ -155,8 +168,12 @@ def notes(summaries: list[Summary]) -> list[str]:
     """What the table leaves out: the pool, the warm-up, and whatever went wrong, in sentences."""
     lines = []
     if any(s.loss_before is not None for s in summaries):
-        lines.append("Loss is the held-out loss in nats per token; its mean is taken over the steps of the run.")
-    lines.append("Damaged and target are shares of the kept samples: damaged ones, and ones of the target's own kind.")
+        lines.append(
+            "Loss is the held-out loss in nats per token; its mean is taken over the steps of the run."
+        )
+    lines.append(
+        "Damaged and target are shares of the kept samples: damaged ones, and ones of the target's own kind."
+    )
     pools = {s.label: (s.damaged_pool, s.target_pool) for s in summaries}
     shared = len(set(pools.values())) == 1
     for label, (damaged, target) in list(pools.items())[: 1 if shared else None]:
@@ -167,13 +184,18 @@ def notes(summaries: list[Summary]) -> list[str]:
     warmups = sorted({s.num_warmup_steps for s in summaries})
     if warmups != [0]:
         counts = " or ".join(str(count) for count in warmups)
-        lines.append(f"Shares and times leave out the warm-up ({counts} steps that match the plain gradient).")
+        lines.append(
+            f"Shares and times leave out the warm-up ({counts} steps that match the plain gradient)."
+        )
     for s in summaries:
         if s.num_steps == s.num_warmup_steps:
-            lines.append(f"{s.label}: all {s.num_steps} steps are warm-up; the method itself has not chosen yet.")
+            lines.append(
+                f"{s.label}: all {s.num_steps} steps are warm-up; the method itself has not chosen yet."
+            )
         if s.num_fallbacks:
             lines.append(
-                f"{s.label}: {s.num_fallbacks} of {s.num_steps} steps fell back to uniform weights, nothing was aligned."
+                f"{s.label}: {s.num_fallbacks} of {s.num_steps} steps fell back to uniform weights, nothing "
+                "was aligned."
             )
         if s.num_dropped:
             lines.append(f"{s.label}: {s.num_dropped} candidate(s) dropped, their gradients were not finite.")

@@ -1,4 +1,5 @@
-"""The sentences that are read first: what was achieved, against what, at what price, and how far that can be trusted."""
+"""The sentences that are read first: what was achieved, against what, at what price, and how far that can be
+trusted."""
 
 from operator import attrgetter
 
@@ -7,7 +8,8 @@ from pipeline.reporting.summary import Summary, held_out
 
 
 def verdict(runs: list[Run], summaries: list[Summary]) -> str:
-    """About the run of ``main_run``, against random selection where a run of it is there, else against the best of the others."""
+    """About the run of ``main_run``, against random selection where a run of it is there, else against the
+    best of the others."""
     mine = main_run(summaries)
     others = [s for s in summaries if s is not mine and s.loss_after is not None]
     if mine.loss_after is None:
@@ -18,10 +20,12 @@ def verdict(runs: list[Run], summaries: list[Summary]) -> str:
     reasons = _incomparable(*(runs[summaries.index(s)] for s in (mine, reference)))
     if reasons:
         return (
-            f"{mine.label} ends at a held-out loss of {mine.loss_after:.3f}, {reference.label} at {reference.loss_after:.3f}, but the two "
-            f"cannot be compared: {'; '.join(reasons)}."
+            f"{mine.label} ends at a held-out loss of {mine.loss_after:.3f}, {reference.label} at "
+            f"{reference.loss_after:.3f}, but the two cannot be compared: {'; '.join(reasons)}."
         )
-    return " ".join(filter(None, [_difference(mine, reference), _price(mine, reference), _damage(mine, reference), TRUST]))
+    return " ".join(
+        filter(None, [_difference(mine, reference), _price(mine, reference), _damage(mine, reference), TRUST])
+    )
 
 
 TRUST = "It is one run of each: another seed alone moves such numbers, and python -m pipeline.compare, with several, tells by how much."
@@ -44,7 +48,11 @@ def times(ratio: float) -> str:
 def _progress(runs: list[Run], summaries: list[Summary], mine: Summary) -> str:
     run = runs[summaries.index(mine)]
     kept, looked_at = run.steps["num_kept"].median(), run.steps["num_candidates"].median()
-    how = f", keeping {kept:.0f} of {looked_at:.0f} candidates a step" if kept == kept and looked_at == looked_at else ""
+    how = (
+        f", keeping {kept:.0f} of {looked_at:.0f} candidates a step"
+        if kept == kept and looked_at == looked_at
+        else ""
+    )
     if mine.loss_after is None:
         return f"{mine.label} has trained for {mine.num_steps} steps{how}."
     assert mine.loss_before is not None
@@ -64,8 +72,9 @@ def _alone(summaries: list[Summary], mine: Summary) -> str:
     if len(summaries) > 1:
         return "No other run here has a held-out loss at its end, so it is compared with nothing."
     return (
-        "There is nothing here to compare it with: whether choosing samples has helped takes a second run with "
-        f"selection.method = {'random' if mine.method != 'random' else 'filter_then_weight'}, and a report on both."
+        "There is nothing here to compare it with: whether choosing samples has helped takes a second run "
+        f"with selection.method = {'random' if mine.method != 'random' else 'filter_then_weight'}, and a "
+        "report on both."
     )
 
 
@@ -82,7 +91,10 @@ def _incomparable(mine: Run, other: Run) -> list[str]:
             break
     before = [start["loss"] for start in starts]
     if not reasons and abs(before[0] - before[1]) > 0.01 * before[1]:
-        reasons.append(f"they began at {before[0]:.3f} and at {before[1]:.3f}, so from other models or on other held-out data")
+        reasons.append(
+            f"they began at {before[0]:.3f} and at {before[1]:.3f}, so from other models or on other held-out "
+            "data"
+        )
     return reasons
 
 
@@ -91,20 +103,23 @@ def _difference(mine: Summary, reference: Summary) -> str:
     difference = mine.loss_after - reference.loss_after
     if abs(difference) < 0.0005:
         return (
-            f"After {mine.num_steps} steps {mine.label} and {reference.label} have the same held-out loss, {mine.loss_after:.3f}."
-            f"{_on_the_way(mine, reference)}"
+            f"After {mine.num_steps} steps {mine.label} and {reference.label} have the same held-out loss, "
+            f"{mine.loss_after:.3f}.{_on_the_way(mine, reference)}"
         )
     verdict = "" if difference < 0 else " Choosing has not helped here."
     return (
-        f"After {mine.num_steps} steps the held-out loss of {mine.label} is {mine.loss_after:.3f} and that of {reference.label} "
-        f"{reference.loss_after:.3f}: {change(difference, reference.loss_after)}.{verdict}{_on_the_way(mine, reference)}"
+        f"After {mine.num_steps} steps the held-out loss of {mine.label} is {mine.loss_after:.3f} and that of "
+        f"{reference.label} {reference.loss_after:.3f}: "
+        f"{change(difference, reference.loss_after)}.{verdict}{_on_the_way(mine, reference)}"
     )
 
 
 def _on_the_way(mine: Summary, reference: Summary) -> str:
     if mine.loss_mean is None or reference.loss_mean is None:
         return ""
-    return f" Averaged over the run it is {change(mine.loss_mean - reference.loss_mean, reference.loss_mean)}."
+    return (
+        f" Averaged over the run it is {change(mine.loss_mean - reference.loss_mean, reference.loss_mean)}."
+    )
 
 
 def _price(mine: Summary, reference: Summary) -> str:

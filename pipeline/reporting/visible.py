@@ -1,27 +1,27 @@
-"""Texts of strangers made fit to be shown: what cannot be seen is spelled out, what must not be seen is hidden."""
+"""Texts of strangers made fit to be shown: what cannot be seen is spelled out, what must not be seen is
+hidden."""
 
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
 
-HIDDEN = "[hidden]"
-SECRET_NAMES = re.compile(
-    r"(?i)(?:^|_)(?:TOKEN|PASS|AUTH|KEY)S?(?:_|$)|TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
-)
+from pipeline.settings import HIDDEN, is_secret
+
 MIN_SECRET = 8
 """Characters of a value that is hidden wherever it stands; shorter ones stand in innocent words too."""
 SECRET_SHAPES = re.compile(
     r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of an address
-    r"|\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|glpat-|AKIA)[A-Za-z0-9_-]{12,}"  # what services call their tokens by
+    # what services call their tokens by
+    r"|\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|glpat-|AKIA)[A-Za-z0-9_-]{12,}"
 )
 TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks that turn the direction of what follows, and can make a text look like another one."""
 
 
 def visible(text: str) -> str:
-    """``text`` with control characters, marks of direction and halves of surrogate pairs as escapes, and secrets hidden.
+    """``text`` with control characters, marks of direction and halves of surrogate pairs as escapes, and
+    secrets hidden.
 
     >>> visible("a\\x00b \\u202e")
     'a\\\\x00b \\\\u202e'
@@ -29,27 +29,13 @@ def visible(text: str) -> str:
     return "".join(map(_escaped, hide(text)))
 
 
-def is_secret(name: str) -> bool:
-    """Whether the value of an environment variable, or a setting, of this name is nobody's business: not shown, not saved with a run."""
-    return SECRET_NAMES.search(name) is not None
-
-
 def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """``text`` without the values of secret environment variables, passwords in addresses, and the tokens of known services."""
+    """``text`` without the values of secret environment variables, passwords in addresses, and the tokens of
+    known services."""
     for name, value in environment.items():
         if len(value) >= MIN_SECRET and is_secret(name):
             text = text.replace(value, HIDDEN)
     return SECRET_SHAPES.sub(HIDDEN, text)
-
-
-def without_secrets(settings: Any) -> Any:
-    """Nested settings with [hidden] for every text whose name says that it is a secret, such as the api_key of a monitor."""
-    if isinstance(settings, dict):
-        return {
-            key: HIDDEN if isinstance(value, str) and value and is_secret(str(key)) else without_secrets(value)
-            for key, value in settings.items()
-        }
-    return [without_secrets(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def cut(text: str, most: int) -> str:
@@ -58,6 +44,8 @@ def cut(text: str, most: int) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character in "\n\t" or (unicodedata.category(character) not in ("Cc", "Cs") and character not in TURNS):
+    if character in "\n\t" or (
+        unicodedata.category(character) not in ("Cc", "Cs") and character not in TURNS
+    ):
         return character
     return f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"

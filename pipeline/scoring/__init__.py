@@ -1,1 +1,2 @@
-"""From a scoring pass to the Gram matrix: factors, Adam moments, preconditioner, collectives. Knows no data, no selection."""
+"""From a scoring pass to the Gram matrix: factors, Adam moments, preconditioner, collectives. Knows no data,
+no selection."""

@@ -1,13 +1,15 @@
 # R candidates of a rank, C of all, W ranks, T tokens, O out_features, I in_features
-"""Which way a layer's factors become entries of the Gram matrix: counted operations decide, within a memory limit.
+"""Which way a layer's factors become entries of the Gram matrix: counted operations decide, within a memory
+limit.
 
     way            operations of a rank                                  largest temporary
     materialise    2 R T O I  +  2 (C + 1)^2 O I / W                     all rows of R gradients (O, I)
     row_chunks     the same                                              as many rows (o, I) as the limit allows, at least one
     token_token    2 R (C + 1) T^2 (O + I)                               products of one sample's tokens with all tokens
 
-token_token never forms a gradient: <G_i, G_j> = sum_st (output_grad_is . output_grad_jt) (activation_is . activation_jt).  It
-needs a metric that factors over the two sides, and is for short samples and wide layers: it is quadratic in tokens.
+token_token never forms a gradient: <G_i, G_j> = sum_st (output_grad_is . output_grad_jt) (activation_is .
+activation_jt).  It needs a metric that factors over the two sides, and is for short samples and wide layers:
+it is quadratic in tokens.
 """
 
 from collections import Counter
@@ -28,14 +30,23 @@ class Contraction:
 
 
 def choose(
-    shape: tuple[int, int], num_rows: int, world_size: int, num_tokens: int, column_bytes: int, largest_slice: int, bound: int,
-    is_separable: bool, forced: str = "auto",
-) -> Contraction:  # fmt: skip
-    """The contraction of a weight of ``shape`` (O, I) for R = ``num_rows`` samples of up to ``num_tokens``; equal on all ranks.
+    shape: tuple[int, int],
+    num_rows: int,
+    world_size: int,
+    num_tokens: int,
+    column_bytes: int,
+    largest_slice: int,
+    bound: int,
+    is_separable: bool,
+    forced: str = "auto",
+) -> Contraction:
+    """The contraction of a weight of ``shape`` (O, I) for R = ``num_rows`` samples of up to ``num_tokens``;
+    equal on all ranks.
 
     Args:
         column_bytes: what one element of the weight takes for the candidates of all ranks.
-        largest_slice: elements of the weight that its largest owner has; nobody receives more at a time than ``bound`` bytes.
+        largest_slice: elements of the weight that its largest owner has; nobody receives more at a time than
+            ``bound`` bytes.
         is_separable: whether the metric factors over the two sides.
         forced: one of the ways, or auto.
     Raises:
@@ -48,8 +59,8 @@ def choose(
     by_tokens = 2 * num_rows * (num_candidates + 1) * num_tokens**2 * (out_features + in_features)
     if forced == "token_token" and not is_separable:
         raise ValueError(
-            "selection.contraction = token_token needs a metric that factors over tokens: selection.geometry = identity "
-            "with selection.momentum = cancel and selection.backend = exact"
+            "selection.contraction = token_token needs a metric that factors over tokens: selection.geometry "
+            "= identity with selection.momentum = cancel and selection.backend = exact"
         )
     if forced == "token_token" or (forced == "auto" and is_separable and by_tokens < by_rows):
         return Contraction("token_token", 0, by_tokens)
@@ -57,11 +68,16 @@ def choose(
     if forced == "materialise" or (forced == "auto" and fits):
         return Contraction("materialise", out_features, by_rows)
     limit = min(bound, CACHE_BYTES) if forced == "row_chunks" else bound
-    return Contraction("row_chunks", min(out_features, max(1, limit // (column_bytes * in_features))), by_rows)
+    return Contraction(
+        "row_chunks", min(out_features, max(1, limit // (column_bytes * in_features))), by_rows
+    )
 
 
 def summary(plan: dict[str, Contraction]) -> str:
     """For people: how many layers go which way, and the operations of it."""
     counts = Counter(contraction.way for contraction in plan.values())
     flops = sum(contraction.flops for contraction in plan.values())
-    return ", ".join(f"{way} {count} layers" for way, count in counts.most_common()) + f"; {flops / 1e9:.1f} GFLOP a rank"
+    return (
+        ", ".join(f"{way} {count} layers" for way, count in counts.most_common())
+        + f"; {flops / 1e9:.1f} GFLOP a rank"
+    )

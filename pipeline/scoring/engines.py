@@ -1,4 +1,5 @@
-"""What selection asks of an engine: which of DeepSpeed's it refuses, and what stands in for one where training runs without DeepSpeed."""
+"""What selection asks of an engine: which of DeepSpeed's it refuses, and what stands in for one where
+training runs without DeepSpeed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,13 +9,14 @@ import torch.distributed as dist
 from deepspeed.runtime.pipe.engine import PipelineEngine
 
 NO_FLOAT16_AT_STAGE_0 = (
-    "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied the loss by, so updates are "
-    "wrong: take stage 1, which needs no more memory"
+    "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied "
+    "the loss by, so updates are wrong: take stage 1, which needs no more memory"
 )
 
 
 class TorchEngine:
-    """A plain torch optimizer, in one process or under DistributedDataParallel, with the members of a DeepSpeedEngine that scoring reads.
+    """A plain torch optimizer, in one process or under DistributedDataParallel, with the members of a
+    DeepSpeedEngine that scoring reads.
 
     It takes no step: training goes on as it is written.
 
@@ -29,16 +31,21 @@ class TorchEngine:
     skipped_steps = micro_steps = 0
 
     def __init__(
-        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
+        self,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
-    ):  # fmt: skip
+    ):
         self.module, self.optimizer, self.device, self.autocast = module, optimizer, device, autocast
         self.seq_data_parallel_group = dist.group.WORLD if dist.is_initialized() else None
 
     @property
     def global_steps(self) -> int:
         """Updates done, as Adam counts them; a resumed optimizer brings its count along."""
-        return max((int(state["step"]) for state in self.optimizer.state.values() if "step" in state), default=0)
+        return max(
+            (int(state["step"]) for state in self.optimizer.state.values() if "step" in state), default=0
+        )
 
     def get_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -63,9 +70,12 @@ def refuse_unfit(engine) -> None:
     for degree, name in ((engine.sequence_parallel_size, "sequence"), (engine.mp_world_size, "tensor")):
         if degree > 1:
             raise ValueError(
-                f"selection works with data parallelism only, and this engine has {name} parallelism of degree {degree}"
+                f"selection works with data parallelism only, and this engine has {name} parallelism of "
+                f"degree {degree}"
             )
     if isinstance(engine, PipelineEngine):
-        raise ValueError("selection works with data parallelism only, and this engine has pipeline parallelism")
+        raise ValueError(
+            "selection works with data parallelism only, and this engine has pipeline parallelism"
+        )
     if engine.fp16_enabled() and engine.zero_optimization_stage() == 0:
         raise ValueError(NO_FLOAT16_AT_STAGE_0)

@@ -5,9 +5,10 @@
       G_i = output_grad_i' activation_i  (R, O, I)     --->    rows (C, n) and target (n), times its own D
       in bounded chunks of whole weight rows (O)               partial Gram += X X',   X = [rows; target]
 
-Partial Grams are summed over ranks.  One exchange travels while the next rows are computed.  The target pass comes first and
-leaves its mean gradient with the owners (n floats per rank, what a gradient partition takes); then the candidates.  With several
-scoring micro-batches a layer's rows wait for the last one, as gradients or as factors, whichever is smaller.
+Partial Grams are summed over ranks.  One exchange travels while the next rows are computed.  The target pass
+comes first and leaves its mean gradient with the owners (n floats per rank, what a gradient partition takes);
+then the candidates.  With several scoring micro-batches a layer's rows wait for the last one, as gradients or
+as factors, whichever is smaller.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from typing import Optional
 
 import torch
 
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.contraction import CACHE_BYTES, Contraction, choose
 from pipeline.scoring.factors import num_samples, per_sample_gradient
 from pipeline.scoring.moments import Fragment
@@ -27,7 +28,8 @@ from pipeline.scoring.token_products import TokenProducts
 
 
 def held_bytes(shapes: dict[str, tuple[int, int]], num_held: int, num_tokens: int, element_size: int) -> int:
-    """What ``ExactGram.hold`` keeps on a rank for ``num_held`` candidates of ``num_tokens`` tokens until the last micro-batch."""
+    """What ``ExactGram.hold`` keeps on a rank for ``num_held`` candidates of ``num_tokens`` tokens until the
+    last micro-batch."""
     return num_held * element_size * sum(min(o * i, num_tokens * (o + i)) for o, i in shapes.values())
 
 
@@ -37,38 +39,54 @@ class ExactGram:
     Args:
         owners: map of the scored parameters.
         own: this rank's fragments with live moments.
-        geometry, momentum: docs/method.md. ``compensate`` replaces g_T by (g_T - beta1 exp_avg) / (1 - beta1).
+        geometry, momentum: docs/method.md. ``compensate`` replaces g_T by (g_T - beta1 exp_avg) / (1 -
+            beta1).
         num_rows: candidates that each rank scores (R).
         num_tokens: of the longest candidate of all ranks (T).
         element_size: bytes of an element of a factor.
         contraction: ``auto`` or one of the ways of contraction.py.
-        exchange_bytes: bound of what one rank receives in one exchange, of which two exist at a time; one row of a weight matrix
-            of all candidates is the least.
-        target: what ``target`` was after ``finish_target`` of an earlier pass, which spares this one the target; empty in the pass
-            that later ones take it from; None where no other pass needs it, and it may wait as factors.
+        exchange_bytes: bound of what one rank receives in one exchange, of which two exist at a time; one row
+            of a weight matrix of all candidates is the least.
+        target: what ``target`` was after ``finish_target`` of an earlier pass, which spares this one the
+            target; empty in the pass that later ones take it from; None where no other pass needs it, and it
+            may wait as factors.
     """
 
     def __init__(
-        self, owners: OwnerMap, own: list[Fragment], collectives: Collectives, watch: Stopwatch,
-        geometry: str, momentum: str, num_rows: int, exchange_bytes: int, num_tokens: int, element_size: int, contraction: str = "auto",
+        self,
+        owners: OwnerMap,
+        own: list[Fragment],
+        collectives: Collectives,
+        watch: Stopwatch,
+        geometry: str,
+        momentum: str,
+        num_rows: int,
+        exchange_bytes: int,
+        num_tokens: int,
+        element_size: int,
+        contraction: str = "auto",
         target: Optional[dict[str, torch.Tensor]] = None,
-    ):  # fmt: skip
+    ):
         self.owners, self.collectives, self.watch = owners, collectives, watch
         self.own = {fragment.name: fragment for fragment in own}
         self.geometry, self.momentum, self.exchange_bytes = geometry, momentum, exchange_bytes
         self.num_rows = num_rows
         num_candidates = num_rows * collectives.world_size
-        self.gram = torch.zeros(num_candidates + 1, num_candidates + 1, dtype=torch.float64, device=collectives.device)
+        self.gram = torch.zeros(
+            num_candidates + 1, num_candidates + 1, dtype=torch.float64, device=collectives.device
+        )
         self._dtype = torch.float64 if element_size == 8 else torch.float32  # of sums
         self.target = target or {
             name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
-            for name in owners.shapes if name in self.own
-        }  # fmt: skip
+            for name in owners.shapes
+            if name in self.own
+        }
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
         self._waiting: dict[str, list] = defaultdict(list)  # layers' rows or factors of earlier micro-batches
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
-        self._landing = [0] * collectives.world_size  # bytes that each owner will receive with the next exchange
+        # bytes that each owner will receive with the next exchange
+        self._landing = [0] * collectives.world_size
         # The exchange under way: (what will arrive here, how to wait for it).
         self._travelling: Optional[tuple[list, Callable]] = None
         self._is_target = not target
@@ -78,22 +96,30 @@ class ExactGram:
         is_separable = geometry == "identity" and momentum == "cancel" and target is None
         choose_for = lambda name, rows, *options: self._choose(name, rows, num_tokens, element_size, *options)
         self.plan = {name: choose_for(name, num_rows, is_separable, contraction) for name in owners.shapes}
-        self._target_plan = {name: choose_for(name, 1, False, "auto") for name in owners.shapes}  # one row, so longer chunks
+        # one row, so longer chunks
+        self._target_plan = {name: choose_for(name, 1, False, "auto") for name in owners.shapes}
         self._token_products = TokenProducts(collectives, self.gram)
 
     def _choose(
         self, name: str, num_rows: int, num_tokens: int, element_size: int, is_separable: bool, forced: str
     ) -> Contraction:
         return choose(
-            self.owners.shapes[name], num_rows, self.collectives.world_size, num_tokens,
+            self.owners.shapes[name],
+            num_rows,
+            self.collectives.world_size,
+            num_tokens,
             self.collectives.world_size * num_rows * element_size,
-            max(end - start for start, end in self.owners.slices[name]), self._bound, is_separable, forced,
-        )  # fmt: skip
+            max(end - start for start, end in self.owners.slices[name]),
+            self._bound,
+            is_separable,
+            forced,
+        )
 
-    # -- the two passes; each method runs inside the scoring backward ------------------------------------------------
+    # -- the two passes; each method runs inside the scoring backward --
 
     def add_target(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply add."""
+        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply
+        add."""
         with self._charged_to("gram"):
             if self._by_tokens(layer):
                 self._token_products.add_target(layer, activation_BTI, output_grad_BTO)
@@ -114,9 +140,14 @@ class ExactGram:
                 target_n.sub_(exp_avg, alpha=fragment.beta1).div_(1 - fragment.beta1)
 
     def hold(
-        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        layer: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> None:
-        """Keep a micro-batch of candidates until the last one of the step; ``lengths`` as for ``per_sample_gradient``."""
+        """Keep a micro-batch of candidates until the last one of the step; ``lengths`` as for
+        ``per_sample_gradient``."""
         with self._charged_to("gram"):
             factors = (activation_BTI.detach(), output_grad_BTO.detach(), lengths)
             out_features, in_features = self.owners.shapes[layer + ".weight"]
@@ -126,7 +157,11 @@ class ExactGram:
             self._waiting[layer].append((per_sample_gradient(*factors),) if is_smaller else factors)
 
     def add(
-        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        layer: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> None:
         """Take the last micro-batch of candidates and, with it, those that were held."""
         with self._charged_to("gram"):
@@ -149,7 +184,7 @@ class ExactGram:
         """The target pass has one time of its own, so that the price of C candidates can be told apart."""
         return self.watch("target" if self._is_target else stage)
 
-    # -- to the owners -----------------------------------------------------------------------------------------------
+    # -- to the owners --
 
     def _by_tokens(self, layer: str) -> bool:
         return self.plan[layer + ".weight"].way == "token_token"
@@ -163,7 +198,10 @@ class ExactGram:
     def _send(self, name: str, first: int, rows_Rn: torch.Tensor) -> None:
         chunk = (name, first, rows_Rn)
         column_bytes = self.collectives.world_size * rows_Rn.shape[0] * rows_Rn.element_size()
-        owned = [sum(end - begin for *_, begin, end in self._overlaps([chunk], r)) for r in range(self.collectives.world_size)]
+        owned = [
+            sum(end - begin for *_, begin, end in self._overlaps([chunk], r))
+            for r in range(self.collectives.world_size)
+        ]
         landing = [before + column_bytes * numel for before, numel in zip(self._landing, owned)]
         if self._chunks and max(landing) > self._bound:
             self._flush()
@@ -172,7 +210,8 @@ class ExactGram:
         self._landing = landing
 
     def _flush(self) -> None:
-        """Send what waits, and take what the exchange before has brought: it travelled while factors were computed.
+        """Send what waits, and take what the exchange before has brought: it travelled while factors were
+        computed.
 
         All ranks come here at the same points: chunk sizes follow from shapes, which are the same everywhere.
         """
@@ -181,10 +220,13 @@ class ExactGram:
             pieces = []
             for rank in range(self.collectives.world_size):
                 parts = [rows_Rn[:, begin:end] for _, rows_Rn, begin, end in self._overlaps(chunks, rank)]
-                pieces.append(parts[0] if len(parts) == 1 else torch.cat(parts or [chunks[0][2][:, :0]], dim=1))
+                pieces.append(
+                    parts[0] if len(parts) == 1 else torch.cat(parts or [chunks[0][2][:, :0]], dim=1)
+                )
             wait = self.collectives.rows_to_owners(pieces)
         arriving = [
-            (name, first + begin, end - begin) for (name, first), _, begin, end in self._overlaps(chunks, self.collectives.rank)
+            (name, first + begin, end - begin)
+            for (name, first), _, begin, end in self._overlaps(chunks, self.collectives.rank)
         ]
         before, self._travelling = self._travelling, (arriving, wait)
         del chunks, pieces, parts
@@ -217,7 +259,8 @@ class ExactGram:
                     self._accumulate(name, start, rows_WRn.flatten(0, 1))
 
     def _overlaps(self, chunks, rank: int):
-        """((name, first element), rows_Rn, begin, end): what of each chunk, counted from its first element, ``rank`` owns."""
+        """((name, first element), rows_Rn, begin, end): what of each chunk, counted from its first element,
+        ``rank`` owns."""
         for name, first, rows_Rn in chunks:
             low, high = self.owners.slices[name][rank]
             begin, end = max(low - first, 0), min(high - first, rows_Rn.shape[1])
@@ -225,7 +268,8 @@ class ExactGram:
                 yield (name, first), rows_Rn, begin, end
 
     def _accumulate(self, name: str, start: int, rows_Cn: torch.Tensor) -> None:
-        """gram += X X' for X = [rows; target] * D (rows alone in update_to_gradient), in pieces that fit the cache."""
+        """gram += X X' for X = [rows; target] * D (rows alone in update_to_gradient), in pieces that fit the
+        cache."""
         fragment = self.own[name]
         num_candidates, numel = rows_Cn.shape
         piece_bytes = CACHE_BYTES if rows_Cn.device.type == "cpu" else self.exchange_bytes
@@ -245,14 +289,18 @@ class ExactGram:
         assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq[start:end].to(device, non_blocking=True)
         self.num_scaled += end - start
-        scale_n = scale(self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction)
+        scale_n = scale(
+            self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction
+        )
         if may_hold_zeros(exp_avg_sq):
-            self.num_without_scale = self.num_without_scale + (exp_avg_sq == 0).sum()  # stays on the device: no wait
+            # stays on the device: no wait
+            self.num_without_scale = self.num_without_scale + (exp_avg_sq == 0).sum()
         return scale_n
 
 
 def _products(x_Cn: torch.Tensor) -> torch.Tensor:
-    """X X'. On CPU in 8 parts: BLAS makes 1.5 times as much of them as of one long thin product (3 to 33 rows, 4 MiB)."""
+    """X X'. On CPU in 8 parts: BLAS makes 1.5 times as much of them as of one long thin product (3 to 33
+    rows, 4 MiB)."""
     if x_Cn.device.type != "cpu" or x_Cn.shape[1] % 8:
         return x_Cn @ x_Cn.T
     parts_PCn = x_Cn.view(len(x_Cn), 8, -1).transpose(0, 1)

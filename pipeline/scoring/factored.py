@@ -1,13 +1,15 @@
 # B samples, T tokens, O out_features, I in_features
-"""The `factored` Gram backend: a metric of rank one, so that factors are scaled and projected and no gradient is ever formed.
+"""The `factored` Gram backend: a metric of rank one, so that factors are scaled and projected and no gradient
+is ever formed.
 
     D^2_oi ~ u_o v_i        phi_i = D . (output_grad' activation) = (output_grad . u^1/2)' (activation . v^1/2)
     features                P phi_i Q = (output_grad . u^1/2 P')' (activation . v^1/2 Q)         2 T k (O + I) instead of 2 T O I
 
-u and v come from the row and column means of exp_avg_sq, as N. Shazeer, M. Stern, Adafactor (arXiv 1804.04235), section 3, keep
-them: the best approximation of rank one of a non-negative matrix in the generalised Kullback-Leibler divergence.  Between ranks
-only those sums move.  eps^2 is added under the root, as a stand-in for eps beside it: sqrt(v + eps^2) lies within a factor 2^1/2 of
-sqrt(v) + eps, where a sum beside the root would not factor.
+u and v come from the row and column means of exp_avg_sq, as N. Shazeer, M. Stern, Adafactor (arXiv
+1804.04235), section 3, keep them: the best approximation of rank one of a non-negative matrix in the
+generalised Kullback-Leibler divergence.  Between ranks only those sums move.  eps^2 is added under the root,
+as a stand-in for eps beside it: sqrt(v + eps^2) lies within a factor 2^1/2 of sqrt(v) + eps, where a sum
+beside the root would not factor.
 """
 
 from typing import Optional
@@ -23,7 +25,8 @@ POWER = {"update": -0.5, "update_to_gradient": -0.5, "curvature": -0.25}  # of e
 
 
 class FactoredGram(FeatureGram):
-    """Unbiased with respect to its own metric, whose distance to Adam's is measured by ``benchmarks.fidelity``."""
+    """Unbiased with respect to its own metric, whose distance to Adam's is measured by
+    ``benchmarks.fidelity``."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -31,7 +34,11 @@ class FactoredGram(FeatureGram):
         self.target_metric = self.metric if scales_target(self.geometry) else self._unit_metric()
 
     def features(
-        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        name: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> torch.Tensor:
         out_scale_O, in_scale_I = (self.target_metric if self._is_target else self.metric)[name]
         left_BTk = _scaled(output_grad_BTO, out_scale_O, self.projections[name].left(output_grad_BTO.device))
@@ -45,7 +52,9 @@ class FactoredGram(FeatureGram):
         first, exp_avg_rI = whole_rows(exp_avg, fragment.start, len(in_scale_I))
         right_rk = _scaled(exp_avg_rI, in_scale_I, self.projections[name].right(exp_avg.device))
         left_Ok = _scaled(
-            torch.eye(len(out_scale_O), device=exp_avg.device), out_scale_O, self.projections[name].left(exp_avg.device)
+            torch.eye(len(out_scale_O), device=exp_avg.device),
+            out_scale_O,
+            self.projections[name].left(exp_avg.device),
         )
         return left_Ok[first : first + len(right_rk)].T @ right_rk
 
@@ -54,7 +63,9 @@ class FactoredGram(FeatureGram):
         device = self.collectives.device
         if self.geometry == "identity":
             return self._unit_metric()
-        sums = torch.zeros(sum(o + i for o, i in self.owners.shapes.values()), dtype=torch.float64, device=device)
+        sums = torch.zeros(
+            sum(o + i for o, i in self.owners.shapes.values()), dtype=torch.float64, device=device
+        )
         parts = dict(zip(self.owners.shapes, sums.split([o + i for o, i in self.owners.shapes.values()])))
         for name, fragment in self.own.items():
             if fragment.numel:
@@ -65,13 +76,18 @@ class FactoredGram(FeatureGram):
                 parts[name][first : first + len(block_rI)] += block_rI.sum(1)
                 parts[name][out_features:] += block_rI.sum(0)
         self.collectives.sum(sums)
-        return {name: self._factors(part, self.own[name], self.owners.shapes[name]) for name, part in parts.items()}
+        return {
+            name: self._factors(part, self.own[name], self.owners.shapes[name])
+            for name, part in parts.items()
+        }
 
     def _unit_metric(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         ones = lambda features: torch.ones(features, device=self.collectives.device)
         return {name: (ones(o), ones(i)) for name, (o, i) in self.owners.shapes.items()}
 
-    def _factors(self, sums: torch.Tensor, fragment: Fragment, shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _factors(
+        self, sums: torch.Tensor, fragment: Fragment, shape: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         out_features, in_features = shape
         correction = 1 - fragment.beta2**fragment.step if fragment.bias_correction else 1.0
         out_sum_O, in_sum_I = sums[:out_features] / correction, sums[out_features:] / correction

@@ -1,22 +1,26 @@
 # B samples, T tokens, I in_features, O out_features
 """Per-sample gradients as factors, from a backward pass that the DeepSpeed engine does not notice.
 
-For a linear layer the gradient of sample i is G_i = output_grad_i' activation_i.  The pass below delivers the two factors of
-every scored layer, layer by layer, while activation gradients flow back; no parameter gradient is computed:
+For a linear layer the gradient of sample i is G_i = output_grad_i' activation_i.  The pass below delivers the
+two factors of every scored layer, layer by layer, while activation gradients flow back; no parameter gradient
+is computed:
 
     embedding output --(made a leaf)--> layer --> ... --> loss        parameters: requires_grad off, module in eval mode
                                           |
                                   tap: keeps the activation, meets the output_grad, hands both on
 
-Where only the last blocks are scored, the leaf is the output of the block before them: what comes earlier runs forward only, keeps
-no activation, and the backward ends there.
+Where only the last blocks are scored, the leaf is the output of the block before them: what comes earlier
+runs forward only, keeps no activation, and the backward ends there.
 
-No parameter takes part in autograd, so no ``.grad`` is touched, no ZeRO reduction hook fires and no micro-step counter moves.
+No parameter takes part in autograd, so no ``.grad`` is touched, no ZeRO reduction hook fires and no
+micro-step counter moves.
 
-In float16 most of a small output_grad would round to zero.  The caller then multiplies the loss by ``loss_scale``, and the tap hands on
-float32 factors with that scale divided out: nothing after it knows of a scale.
+In float16 most of a small output_grad would round to zero.  The caller then multiplies the loss by
+``loss_scale``, and the tap hands on float32 factors with that scale divided out: nothing after it knows of a
+scale.
 
-Under ``torch.autocast`` a layer computes in another dtype than its input has; the tap hands on the activation that the layer multiplied.
+Under ``torch.autocast`` a layer computes in another dtype than its input has; the tap hands on the activation
+that the layer multiplied.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,9 +37,11 @@ OnFactors = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 def scored_layers(module: nn.Module, last_blocks: int = 0) -> dict[str, nn.Linear]:
-    """Linear layers whose weight is trained and belongs to them alone, by name; of the last blocks, or of all for 0.
+    """Linear layers whose weight is trained and belongs to them alone, by name; of the last blocks, or of all
+    for 0.
 
-    A weight tied to the embedding has a second gradient that no linear layer sees, so such a layer is not scored.
+    A weight tied to the embedding has a second gradient that no linear layer sees, so such a layer is not
+    scored.
     """
     skipped = tuple(f"{name}." for name in _before_last(module, last_blocks))
     uses: dict[int, int] = {}
@@ -59,29 +65,34 @@ def leaf_module(module: LanguageModel, last_blocks: int = 0) -> nn.Module:
 
 
 def _before_last(module: nn.Module, last_blocks: int) -> dict[str, nn.Module]:
-    """The blocks that are not scored; none for 0. Raises ValueError where there are fewer than ``last_blocks``."""
+    """The blocks that are not scored; none for 0. Raises ValueError where there are fewer than
+    ``last_blocks``."""
     if last_blocks == 0:
         return {}
     known = blocks(module)
     if last_blocks > len(known):
-        raise ValueError(f"selection.last_blocks = {last_blocks}, and the model has {len(known)} blocks: 0 scores all")
+        raise ValueError(
+            f"selection.last_blocks = {last_blocks}, and the model has {len(known)} blocks: 0 scores all"
+        )
     return dict(list(known.items())[:-last_blocks])
 
 
 def blocks(module: LanguageModel) -> dict[str, nn.Module]:
-    """The transformer blocks by name, in order. Raises ValueError where the model's config does not say how many there are."""
+    """The transformer blocks by name, in order. Raises ValueError where the model's config does not say how
+    many there are."""
     count = getattr(module.config.get_text_config(), "num_hidden_layers", None)
     for name, child in module.named_modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return {f"{name}.{i}": block for i, block in enumerate(child)}
     raise ValueError(
-        f"{type(module).__name__} has no list of {count} blocks, so selection.last_blocks cannot be counted: set it to 0"
+        f"{type(module).__name__} has no list of {count} blocks, so selection.last_blocks cannot be counted: "
+        "set it to 0"
     )
 
 
 class _Tap(torch.autograd.Function):
-    """Identity on a layer's output. ``save_for_backward`` rather than a closure, so that activation checkpointing recomputes
-    the activation instead of keeping it."""
+    """Identity on a layer's output. ``save_for_backward`` rather than a closure, so that activation
+    checkpointing recomputes the activation instead of keeping it."""
 
     @staticmethod
     def forward(ctx, output_BTO, activation_BTI, on_factors, name, loss_scale):
@@ -101,31 +112,39 @@ class _Tap(torch.autograd.Function):
 
 @contextmanager
 def scoring_pass(
-    module: LanguageModel, layers: dict[str, nn.Linear], on_factors: OnFactors, leaf: Optional[nn.Module] = None,
+    module: LanguageModel,
+    layers: dict[str, nn.Linear],
+    on_factors: OnFactors,
+    leaf: Optional[nn.Module] = None,
     loss_scale: float = 1.0,
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[None]:
     """Inside, a forward through ``module`` and ``loss.backward()`` call ``on_factors`` once per layer.
 
-    ``leaf`` is the module at whose output the backward ends; by default the embedding. ``loss_scale`` is what the caller multiplies
-    a float16 loss by; other dtypes need none.
+    ``leaf`` is the module at whose output the backward ends; by default the embedding. ``loss_scale`` is what
+    the caller multiplies a float16 loss by; other dtypes need none.
 
-    Raises RuntimeError when a layer delivered nothing or more than once: its input does not come from the embedding, or it
-    runs twice in a forward.
+    Raises RuntimeError when a layer delivered nothing or more than once: its input does not come from the
+    embedding, or it runs twice in a forward.
     """
     deliveries = dict.fromkeys(layers, 0)
 
     def deliver(name, activation_BTI, output_grad_BTO):
         if activation_BTI.dim() != 3:
             raise RuntimeError(
-                f"layer '{name}' sees an input of shape {tuple(activation_BTI.shape)} instead of (samples, tokens, features), so its "
-                "gradient cannot be told apart by sample: freeze it or leave it out of model.lora_targets"
+                f"layer '{name}' sees an input of shape {tuple(activation_BTI.shape)} instead of (samples, "
+                "tokens, features), so its gradient cannot be told apart by sample: freeze it or leave it "
+                "out of model.lora_targets"
             )
         deliveries[name] += 1
         on_factors(name, activation_BTI, output_grad_BTO)
 
     def tap(name):
         def hook(_, inputs, output_BTO):
-            return _Tap.apply(output_BTO, inputs[0], deliver, name, loss_scale) if output_BTO.requires_grad else None
+            return (
+                _Tap.apply(output_BTO, inputs[0], deliver, name, loss_scale)
+                if output_BTO.requires_grad
+                else None
+            )
 
         return hook
 
@@ -135,7 +154,8 @@ def scoring_pass(
     handles.append((leaf or module.get_input_embeddings()).register_forward_hook(_make_leaf))
     try:
         for child in was_training:
-            # Dropout off; but a layer that checkpoints its activations does so only where it believes to be training.
+            # Dropout off; but a layer that checkpoints its activations does so only where it believes to be
+            # training.
             child.training = was_training[child] and getattr(child, "gradient_checkpointing", False)
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -151,9 +171,9 @@ def scoring_pass(
     if wrong:
         name, count = next(iter(wrong.items()))
         raise RuntimeError(
-            f"{len(wrong)} of {len(layers)} scored layers did not deliver their factors exactly once; '{name}' delivered "
-            f"{count} times. Its input does not come from the embedding output, or it runs several times in one forward: freeze it or "
-            "leave it out of model.lora_targets"
+            f"{len(wrong)} of {len(layers)} scored layers did not deliver their factors exactly once; "
+            f"'{name}' delivered {count} times. Its input does not come from the embedding output, or it runs "
+            "several times in one forward: freeze it or leave it out of model.lora_targets"
         )
 
 
@@ -173,9 +193,11 @@ def factor_bytes(layers: dict[str, nn.Linear]) -> int:
 def per_sample_gradient(
     activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
 ) -> torch.Tensor:
-    """G_i = sum_t output_grad_it activation_it', (B, O, I). Tokens meet in the outer product, never in a mean before it.
+    """G_i = sum_t output_grad_it activation_it', (B, O, I). Tokens meet in the outer product, never in a mean
+    before it.
 
-    ``lengths`` are the tokens of each of B samples in a packed row (1, T, .); None where each row is a sample.
+    ``lengths`` are the tokens of each of B samples in a packed row (1, T, .); None where each row is a
+    sample.
     """
     if lengths is None:
         return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)

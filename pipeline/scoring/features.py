@@ -5,8 +5,9 @@
       features (B, k_out, k_in) of P phi_i Q         --->   rows (R + 1, k) go to W owners of k / W columns each,
       kept in rows (R + 1, k)                               partial Gram += X X', summed over ranks
 
-The last row is this rank's part of the target.  Features are linear in the gradient, so that row takes target micro-batches and
-momentum as they come, and ranks' parts add up.  Nothing of a layer outlives its turn in the backward.
+The last row is this rank's part of the target.  Features are linear in the gradient, so that row takes target
+micro-batches and momentum as they come, and ranks' parts add up.  Nothing of a layer outlives its turn in the
+backward.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.factors import num_samples
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
@@ -34,15 +35,27 @@ class FeatureGram(ABC):
     """
 
     def __init__(
-        self, owners: OwnerMap, own: list[Fragment], collectives: Collectives, watch: Stopwatch, geometry: str, momentum: str,
-        num_rows: int, exchange_bytes: int, projection_size: int, seed: str, target: Optional[dict[str, torch.Tensor]] = None,
-    ):  # fmt: skip
+        self,
+        owners: OwnerMap,
+        own: list[Fragment],
+        collectives: Collectives,
+        watch: Stopwatch,
+        geometry: str,
+        momentum: str,
+        num_rows: int,
+        exchange_bytes: int,
+        projection_size: int,
+        seed: str,
+        target: Optional[dict[str, torch.Tensor]] = None,
+    ):
         self.owners, self.collectives, self.watch = owners, collectives, watch
         self.own = {fragment.name: fragment for fragment in own if fragment.name in owners.shapes}
         self.geometry, self.momentum, self.exchange_bytes = geometry, momentum, exchange_bytes
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
-        self.projections = {name: Projection(shape, projection_size, seed, name) for name, shape in owners.shapes.items()}
+        self.projections = {
+            name: Projection(shape, projection_size, seed, name) for name, shape in owners.shapes.items()
+        }
         self._columns, width = {}, 0
         for name, projection in self.projections.items():
             self._columns[name] = slice(width, width + projection.width)
@@ -61,7 +74,11 @@ class FeatureGram(ABC):
 
     @abstractmethod
     def features(
-        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        name: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> torch.Tensor:
         """Projected phi_i of each sample, (B, k_out, k_in); ``lengths`` as for ``per_sample_gradient``."""
 
@@ -70,10 +87,13 @@ class FeatureGram(ABC):
         """This rank's part of the projected phi of exp_avg, (k_out, k_in)."""
 
     def add_target(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply add."""
+        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply
+        add."""
         with self.watch("target"):
             name = layer + ".weight"
-            merged = self.features(name, activation_BTI.flatten(0, 1)[None], output_grad_BTO.flatten(0, 1)[None])
+            merged = self.features(
+                name, activation_BTI.flatten(0, 1)[None], output_grad_BTO.flatten(0, 1)[None]
+            )
             self.rows[-1, self._columns[name]] += merged.flatten()
 
     def finish_target(self) -> None:
@@ -86,7 +106,11 @@ class FeatureGram(ABC):
                 part_k.div_(1 - fragment.beta1)
 
     def add(
-        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        layer: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> None:
         """Take a micro-batch of candidates; ``lengths`` as for ``per_sample_gradient``."""
         with self.watch("gram"):
@@ -115,7 +139,8 @@ class FeatureGram(ABC):
 
 
 def whole_rows(values_n: torch.Tensor, start: int, in_features: int) -> tuple[int, torch.Tensor]:
-    """(first row, rows (r, I)) of a slice of a flattened weight that begins at element ``start``, with zeros around it."""
+    """(first row, rows (r, I)) of a slice of a flattened weight that begins at element ``start``, with zeros
+    around it."""
     first, before = divmod(start, in_features)
     after = -(before + len(values_n)) % in_features
     return first, torch.nn.functional.pad(values_n, (before, after)).view(-1, in_features)

@@ -1,7 +1,9 @@
 # B samples, T tokens, H hidden size, V vocabulary, N supervised tokens of the batch
-"""The loss of a sample: mean cross-entropy over its own supervised tokens, for scoring, training and evaluation alike.
+"""The loss of a sample: mean cross-entropy over its own supervised tokens, for scoring, training and
+evaluation alike.
 
-Samples are the rows of a batch (B, T), or stand one behind the other in one packed row (1, T), whose ``lengths`` say where they end.
+Samples are the rows of a batch (B, T), or stand one behind the other in one packed row (1, T), whose
+``lengths`` say where they end.
 """
 
 from collections.abc import Iterator
@@ -13,19 +15,25 @@ import torch
 import torch.nn.functional as F
 
 LanguageModel = Any
-"""A torch module with transformers' get_input_embeddings and get_output_embeddings: a PreTrainedModel, or a PeftModel around one."""
+"""A torch module with transformers' get_input_embeddings and get_output_embeddings: a PreTrainedModel, or a
+PeftModel around one."""
 IGNORED = -100  # torch's ignore_index
 CPU_LOGITS_BYTES = (
     30 << 20
-)  # what malloc keeps for the next chunk; larger ones are given back and cost page faults, a third of the time
+    # what malloc keeps for the next chunk; larger ones are given back and cost page faults, a third of the
+    # time
+)
 
 
 def logit_chunk_bytes(logits_mib: float, device_type: str) -> float:
-    """Most that one chunk of float32 logits may take: ``selection.logits_mib``, and on CPU no more than CPU_LOGITS_BYTES."""
+    """Most that one chunk of float32 logits may take: ``selection.logits_mib``, and on CPU no more than
+    CPU_LOGITS_BYTES."""
     return min(logits_mib * 2**20, CPU_LOGITS_BYTES) if device_type == "cpu" else logits_mib * 2**20
 
 
-def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: Optional[list[int]] = None) -> torch.Tensor:
+def per_sample_loss(
+    logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: Optional[list[int]] = None
+) -> torch.Tensor:
     """l_i = mean over supervised tokens t of -log p(label_t | tokens before t).
 
     A batch mean over all tokens would weigh a sample by its length; here every sample counts once.
@@ -33,36 +41,49 @@ def per_sample_loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, lengths: 
 
     Args:
         logits_BTV: model outputs, any float dtype.
-        labels_BT: token ids, IGNORED where unsupervised. Position t is predicted from t - 1; position 0 has no prediction.
-        lengths: tokens of each sample of a packed row, whose first token must be IGNORED; None where each row is a sample.
+        labels_BT: token ids, IGNORED where unsupervised. Position t is predicted from t - 1; position 0 has
+            no prediction.
+        lengths: tokens of each sample of a packed row, whose first token must be IGNORED; None where each row
+            is a sample.
 
     Returns:
         float32 (B,); 0 for a sample without a supervised token.
     """
     is_supervised_BT = labels_BT[:, 1:] != IGNORED
     return _mean_by_sample(
-        _token_loss(logits_BTV[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]), is_supervised_BT, lengths
+        _token_loss(logits_BTV[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]),
+        is_supervised_BT,
+        lengths,
     )
 
 
 def per_sample_loss_in_chunks(
-    module: LanguageModel, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, num_chunks: int, loss_scale: float = 1.0,
+    module: LanguageModel,
+    input_ids_BT: torch.Tensor,
+    labels_BT: torch.Tensor,
+    num_chunks: int,
+    loss_scale: float = 1.0,
     lengths: Optional[list[int]] = None,
-) -> torch.Tensor:  # fmt: skip
-    """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never all of them at once.
+) -> torch.Tensor:
+    """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never
+    all of them at once.
 
-    Prompts and padding cost no logits, and 32,000 tokens times 128,000 words no 16 GB, three times over.  The output layer runs forward
-    and backward on ``num_chunks`` parts of the supervised positions, one after the other, and leaves the gradient of the hidden states,
-    which waits for the backward of the rest; under ``torch.no_grad`` it runs forward alone.  Under ZeRO-3 every rank must come with
-    the same number of chunks, as each gathers the layer.  ``loss_scale`` keeps the waiting gradients of a float16 model from rounding to
-    zero, and is divided out.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2.
+    Prompts and padding cost no logits, and 32,000 tokens times 128,000 words no 16 GB, three times over.  The
+    output layer runs forward and backward on ``num_chunks`` parts of the supervised positions, one after the
+    other, and leaves the gradient of the hidden states, which waits for the backward of the rest; under
+    ``torch.no_grad`` it runs forward alone.  Under ZeRO-3 every rank must come with the same number of
+    chunks, as each gathers the layer.  ``loss_scale`` keeps the waiting gradients of a float16 model from
+    rounding to zero, and is divided out.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section
+    3.2.
     """
     output_layer = module.get_output_embeddings()
     hidden_BTH = _hidden_states(module, input_ids_BT, lengths)
     is_supervised_BT = labels_BT[:, 1:] != IGNORED
     hidden_NH, labels_N = hidden_BTH[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]
     losses, grads = [], []
-    for chunk_nH, labels_n in zip(hidden_NH.detach().tensor_split(num_chunks), labels_N.tensor_split(num_chunks)):
+    for chunk_nH, labels_n in zip(
+        hidden_NH.detach().tensor_split(num_chunks), labels_N.tensor_split(num_chunks)
+    ):
         loss_n = _token_loss(output_layer(chunk_nH.requires_grad_()), labels_n)
         if torch.is_grad_enabled():
             grads.append(torch.autograd.grad(loss_n.sum() * loss_scale, chunk_nH)[0])
@@ -74,14 +95,19 @@ def per_sample_loss_in_chunks(
 
 
 def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
-    """Are the logits what the output layer gives? Soft caps and scales come after it, and chunks of the logits would miss them.
+    """Are the logits what the output layer gives? Soft caps and scales come after it, and chunks of the
+    logits would miss them.
 
     Runs the model on one token, with known logits in place of its own; under ZeRO-3 that is a collective.
     """
     known = {}
 
     def replace(_, __, logits):
-        known["logits"] = torch.linspace(-100, 100, logits.shape[-1], device=logits.device).to(logits.dtype).expand_as(logits)
+        known["logits"] = (
+            torch.linspace(-100, 100, logits.shape[-1], device=logits.device)
+            .to(logits.dtype)
+            .expand_as(logits)
+        )
         return known["logits"].clone()
 
     handle = module.get_output_embeddings().register_forward_hook(replace)
@@ -90,10 +116,13 @@ def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
             logits = causal_logits(module, torch.zeros(1, 1, dtype=torch.long, device=device))
     finally:
         handle.remove()
-    return torch.equal(logits, known["logits"].to(logits.dtype))  # what wraps a model under autocast gives float32
+    # what wraps a model under autocast gives float32
+    return torch.equal(logits, known["logits"].to(logits.dtype))
 
 
-def _hidden_states(module: LanguageModel, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
+def _hidden_states(
+    module: LanguageModel, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]
+) -> torch.Tensor:
     """(B, T, H), as the output layer gets them; it sees the last position alone."""
     seen = {}
 
@@ -110,7 +139,8 @@ def _hidden_states(module: LanguageModel, input_ids_BT: torch.Tensor, lengths: O
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Token losses (N,) whose gradients (N, H) for their own hidden states are there already, times ``loss_scale``."""
+    """Token losses (N,) whose gradients (N, H) for their own hidden states are there already, times
+    ``loss_scale``."""
 
     @staticmethod
     def forward(ctx, hidden_NH, token_loss_N, grad_NH, loss_scale):
@@ -125,10 +155,14 @@ class _KnownGradient(torch.autograd.Function):
 
 
 def _token_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits_NV.float() if logits_NV.dtype != torch.float64 else logits_NV, labels_N, reduction="none")
+    return F.cross_entropy(
+        logits_NV.float() if logits_NV.dtype != torch.float64 else logits_NV, labels_N, reduction="none"
+    )
 
 
-def _mean_by_sample(token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
+def _mean_by_sample(
+    token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor, lengths: Optional[list[int]]
+) -> torch.Tensor:
     """Of positions 1 to T - 1."""
     row_N, position_N = is_supervised_BT.nonzero().unbind(1)
     if lengths is None:
@@ -143,7 +177,8 @@ def _mean_by_sample(token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor, 
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, ``module`` is in eval mode and records no gradient; afterwards every part is in the mode it was in."""
+    """Inside, ``module`` is in eval mode and records no gradient; afterwards every part is in the mode it was
+    in."""
     was_training = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -154,11 +189,15 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def causal_logits(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]] = None) -> torch.Tensor:
-    """Logits (B, T, V). No attention mask: pads stand on the right, where a causal model never looks; so flash kernels run.
+def causal_logits(
+    module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]] = None
+) -> torch.Tensor:
+    """Logits (B, T, V). No attention mask: pads stand on the right, where a causal model never looks; so
+    flash kernels run.
 
-    In a packed row positions begin anew with each sample, from which transformers makes a block-diagonal mask; flash-attn's varlen
-    kernels take the ends of the samples instead, ready-made here, as finding them in the positions makes every layer wait for the GPU.
+    In a packed row positions begin anew with each sample, from which transformers makes a block-diagonal
+    mask; flash-attn's varlen kernels take the ends of the samples instead, ready-made here, as finding them
+    in the positions makes every layer wait for the GPU.
 
     Args:
         module: a causal language model of transformers, or the engine around it.
@@ -173,6 +212,11 @@ def causal_logits(module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: 
     position_ids_1T = torch.cat([torch.arange(length) for length in lengths])[None].to(input_ids_BT.device)
     ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(input_ids_BT.device)
     return module(
-        input_ids=input_ids_BT, position_ids=position_ids_1T, use_cache=False, cu_seq_lens_q=ends, cu_seq_lens_k=ends,
-        max_length_q=max(lengths), max_length_k=max(lengths),
-    ).logits  # fmt: skip
+        input_ids=input_ids_BT,
+        position_ids=position_ids_1T,
+        use_cache=False,
+        cu_seq_lens_q=ends,
+        cu_seq_lens_k=ends,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+    ).logits

@@ -1,6 +1,8 @@
-"""Where DeepSpeed keeps the Adam state: this rank's fragments of exp_avg and exp_avg_sq, read in place, without a collective.
+"""Where DeepSpeed keeps the Adam state: this rank's fragments of exp_avg and exp_avg_sq, read in place,
+without a collective.
 
-Each wrapper owns flat fp32 tensors that key the state of a torch-style optimizer; a parameter is a slice of one of them:
+Each wrapper owns flat fp32 tensors that key the state of a torch-style optimizer; a parameter is a slice of
+one of them:
 
     flat group     | p0 | p1        | p2   | p3      |pad|
     ZeRO-1/2       |<--- rank 0 --->|<--- rank 1 --->|         a fragment is what of a parameter lies in this rank's partition
@@ -8,9 +10,9 @@ Each wrapper owns flat fp32 tensors that key the state of a torch-style optimize
     stage 0        every rank holds all of it; each rank then answers for an equal slice, so that nothing counts twice
     NVMe offload   a partition's state lies in a file between steps; it is mapped, and read page by page where it is used
 
-The slices come from the storage itself, because DeepSpeed's own mapping (``_hp_mapping``, ``safe_get_*``) is unlinked for a
-second parameter group, after a resume and before the first step, and points elsewhere under ``round_robin_gradients``.
-This is the only file that knows how DeepSpeed partitions (checked with 0.19.8).
+The slices come from the storage itself, because DeepSpeed's own mapping (``_hp_mapping``, ``safe_get_*``) is
+unlinked for a second parameter group, after a resume and before the first step, and points elsewhere under
+``round_robin_gradients``. This is the only file that knows how DeepSpeed partitions (checked with 0.19.8).
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Optional
 import torch
 import torch.distributed as dist
 
-from pipeline.scoring.collectives import place_in
+from pipeline.ranks.collectives import place_in
 
 DISK_BLOCK = 4096  # bytes; of some disks it is 512
 
@@ -33,8 +35,8 @@ class Fragment:
     start: int
     numel: int
     exp_avg: Optional[torch.Tensor]
-    """(numel,) view of live optimizer memory (under NVMe offload of its file), on the optimizer's device; None before the first
-    update."""
+    """(numel,) view of live optimizer memory (under NVMe offload of its file), on the optimizer's device;
+    None before the first update."""
     exp_avg_sq: Optional[torch.Tensor]
     step: int
     """Updates done, as the optimizer counts them; 0 before the first."""
@@ -47,15 +49,16 @@ class Fragment:
 def fragments(engine, with_moments: bool = True) -> list[Fragment]:
     """This rank's fragments of all trained parameters; together the ranks cover every element exactly once.
 
-    ``with_moments=False`` gives the addresses alone, for any optimizer. Raises ValueError for one without Adam moments.
+    ``with_moments=False`` gives the addresses alone, for any optimizer. Raises ValueError for one without
+    Adam moments.
     """
     swapped = _swapped_state(engine.optimizer)
     return [_fragment(with_moments, swapped, *address) for address in _addresses(engine)]
 
 
 def release_gathered(engine) -> None:
-    """Under ZeRO-3: free the parameters that a scoring pass gathered and whose release hook, waiting for a parameter gradient or
-    an input gradient that never came, did not fire."""
+    """Under ZeRO-3: free the parameters that a scoring pass gathered and whose release hook, waiting for a
+    parameter gradient or an input gradient that never came, did not fire."""
     if hasattr(engine.optimizer, "parameter_offload"):
         engine.optimizer.parameter_offload.release_backward_leftovers()
 
@@ -66,10 +69,12 @@ def loss_scale(engine) -> float:
 
 
 def misplaced_swapped_gradients(engine) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size), in bytes, of this rank's part of each gradient that optimizer offload to NVMe would lose.
+    """(name, offset, size), in bytes, of this rank's part of each gradient that optimizer offload to NVMe
+    would lose.
 
-    DeepSpeed 0.19.8 reads a gradient from NVMe straight to its place in a flat buffer. Where that place does not lie on a block of the
-    disk the read fails, nobody looks, and the update is wrong: found with layers 1000 wide on 2 ranks.
+    DeepSpeed 0.19.8 reads a gradient from NVMe straight to its place in a flat buffer. Where that place does
+    not lie on a block of the disk the read fails, nobody looks, and the update is wrong: found with layers
+    1000 wide on 2 ranks.
     """
     zero = engine.optimizer
     swapper = getattr(zero, "optimizer_swapper", None)
@@ -83,14 +88,23 @@ def misplaced_swapped_gradients(engine) -> Iterator[tuple[str, int, int]]:
 
 
 def _fragment(
-    with_moments: bool, swapped: dict, name: str, start: int, numel: int, key, offset: int, group: dict, optimizer
+    with_moments: bool,
+    swapped: dict,
+    name: str,
+    start: int,
+    numel: int,
+    key,
+    offset: int,
+    group: dict,
+    optimizer,
 ) -> Fragment:
     if not with_moments:
         return Fragment(name, start, numel, None, None, 0, 0.0, 0.0, 0.0, False)
     if "betas" not in group or "eps" not in group or group.get("amsgrad"):
         raise ValueError(
-            f"{type(optimizer).__name__} keeps no plain Adam moments: use AdamW, FusedAdam or DeepSpeedCPUAdam, or "
-            "selection.geometry = identity with selection.momentum = cancel, which need none"
+            f"{type(optimizer).__name__} keeps no plain Adam moments: use AdamW, FusedAdam or "
+            "DeepSpeedCPUAdam, or selection.geometry = identity with selection.momentum = cancel, which need "
+            "none"
         )
     state = optimizer.state.get(key, {})
     exp_avg = exp_avg_sq = None
@@ -100,15 +114,29 @@ def _fragment(
     beta1, beta2 = group["betas"]
     bias_correction = bool(group.get("bias_correction", True))
     return Fragment(
-        name, start, numel, exp_avg, exp_avg_sq, _step(state, group, optimizer), beta1, beta2, group["eps"], bias_correction
+        name,
+        start,
+        numel,
+        exp_avg,
+        exp_avg_sq,
+        _step(state, group, optimizer),
+        beta1,
+        beta2,
+        group["eps"],
+        bias_correction,
     )
 
 
 def _swapped_state(zero) -> dict[int, tuple[str, int]]:
-    """(file, numel) of each tensor of the optimizer state that DeepSpeed has written to NVMe, by the id of the emptied tensor."""
+    """(file, numel) of each tensor of the optimizer state that DeepSpeed has written to NVMe, by the id of
+    the emptied tensor."""
     swapper = getattr(zero, "optimizer_swapper", None)
     infos = swapper.swap_params_info.values() if swapper else ()
-    return {id(tensor.compute_tensor): (tensor.swap_path, info.numel()) for info in infos for tensor in info.tensors}
+    return {
+        id(tensor.compute_tensor): (tensor.swap_path, info.numel())
+        for info in infos
+        for tensor in info.tensors
+    }
 
 
 def _resident(tensor: torch.Tensor, swapped: dict[int, tuple[str, int]]) -> torch.Tensor:
@@ -120,17 +148,20 @@ def _resident(tensor: torch.Tensor, swapped: dict[int, tuple[str, int]]) -> torc
 
 
 def _step(state: dict, group: dict, optimizer) -> int:
-    """FusedAdam over unflattened parameters advances only the last one's count, so the largest of the group holds."""
+    """FusedAdam over unflattened parameters advances only the last one's count, so the largest of the group
+    holds."""
     if "step" not in state:
         return 0
     counts = [int(state["step"])]
-    if type(optimizer).__name__ == "FusedAdam":  # under ZeRO-3 the group is empty between steps, and the key's own count right
+    # under ZeRO-3 the group is empty between steps, and the key's own count right
+    if type(optimizer).__name__ == "FusedAdam":
         counts += [int(optimizer.state[p].get("step", 0)) for p in group["params"] if p in optimizer.state]
     return max(counts)
 
 
 def _addresses(engine) -> Iterator[tuple]:
-    """(name, start, numel, state key, offset in the key, parameter group, torch-style optimizer) for each trained parameter."""
+    """(name, start, numel, state key, offset in the key, parameter group, torch-style optimizer) for each
+    trained parameter."""
     zero = engine.optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     wrapper = type(zero).__name__
@@ -141,7 +172,9 @@ def _addresses(engine) -> Iterator[tuple]:
             zero, names, zero.bit16_groups, zero.bit16_groups_flat, zero.single_partition_of_fp32_groups
         )
     elif wrapper == "BF16_Optimizer":
-        yield from _flat_partitions(zero, names, zero.bf16_groups, zero.bf16_groups_flat, zero.fp32_groups_flat_partition)
+        yield from _flat_partitions(
+            zero, names, zero.bf16_groups, zero.bf16_groups_flat, zero.fp32_groups_flat_partition
+        )
     else:
         rank, world_size = place_in(engine.seq_data_parallel_group)
         for name, numel, key, offset, group, optimizer in _replicated(zero, names, wrapper):
@@ -156,7 +189,8 @@ def _stage3(zero, names):
         for parameter in parameters:
             _, offset, partition_numel = zero.grad_position[zero.get_param_id(parameter)]
             start = min(zero._get_param_partition_rank(parameter) * partition_numel, parameter.ds_numel)
-            numel = min(partition_numel, parameter.ds_numel - start)  # the rest of the last partition is padding
+            # the rest of the last partition is padding
+            numel = min(partition_numel, parameter.ds_numel - start)
             yield names[id(parameter)], start, numel, key, offset, group, zero.optimizer
 
 
@@ -170,19 +204,41 @@ def _flat_partitions(zero, names, groups, flat_groups, keys):
             begin, end = max(position, low), min(position + parameter.numel(), high)
             numel = max(0, end - begin)
             start, offset = (begin - position, begin - low) if numel else (0, 0)
-            yield names[id(parameter)], start, numel, key, offset, zero.optimizer.param_groups[index], zero.optimizer
+            yield (
+                names[id(parameter)],
+                start,
+                numel,
+                key,
+                offset,
+                zero.optimizer.param_groups[index],
+                zero.optimizer,
+            )
 
 
 def _replicated(zero, names, wrapper):
     if wrapper == "FP16_UnfusedOptimizer":
         for index, parameters in enumerate(zero.fp16_groups):
             for parameter, key in zip(parameters, zero.fp32_groups[index]):
-                yield names[id(parameter)], parameter.numel(), key, 0, zero.optimizer.param_groups[index], zero.optimizer
+                yield (
+                    names[id(parameter)],
+                    parameter.numel(),
+                    key,
+                    0,
+                    zero.optimizer.param_groups[index],
+                    zero.optimizer,
+                )
     elif wrapper == "FP16_Optimizer":
         for index, parameters in enumerate(zero.fp16_groups):
             offset, key = 0, zero.fp32_groups_flat[index]
             for parameter in parameters:
-                yield names[id(parameter)], parameter.numel(), key, offset, zero.optimizer.param_groups[index], zero.optimizer
+                yield (
+                    names[id(parameter)],
+                    parameter.numel(),
+                    key,
+                    offset,
+                    zero.optimizer.param_groups[index],
+                    zero.optimizer,
+                )
                 offset += parameter.numel()
     elif isinstance(zero, torch.optim.Optimizer):  # stage 0 in fp32: the engine uses the optimizer as it is
         for group in zero.param_groups:
@@ -190,4 +246,6 @@ def _replicated(zero, names, wrapper):
                 if parameter.requires_grad:
                     yield names[id(parameter)], parameter.numel(), parameter, 0, group, zero
     else:
-        raise ValueError(f"no map of the Adam state in DeepSpeed's {wrapper}: use ZeRO stage 0, 1, 2 or 3 with AdamW")
+        raise ValueError(
+            f"no map of the Adam state in DeepSpeed's {wrapper}: use ZeRO stage 0, 1, 2 or 3 with AdamW"
+        )

@@ -2,12 +2,13 @@
 
 from itertools import pairwise
 
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.moments import Fragment
 
 
 class OwnerMap:
-    """Which rank answers for which slice of each scored parameter; gathered once, when the hook is attached."""
+    """Which rank answers for which slice of each scored parameter; gathered once, when the hook is
+    attached."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], own: list[Fragment], collectives: Collectives):
         mine = {f.name: (f.start, f.start + f.numel) for f in own if f.name in shapes}

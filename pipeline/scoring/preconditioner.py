@@ -2,18 +2,22 @@
 
     D = 1 / (sqrt(exp_avg_sq / (1 - beta2^s)) + eps)          s updates done, eps outside the root
 
-``geometry`` is the space in which updates are matched: ``update`` D g, ``curvature`` D^1/2 g, ``identity`` g.  In
-``update_to_gradient`` candidates are D g and the target is g, so that products of the two are first-order changes of the loss.
+``geometry`` is the space in which updates are matched: ``update`` D g, ``curvature`` D^1/2 g, ``identity`` g.
+In ``update_to_gradient`` candidates are D g and the target is g, so that products of the two are first-order
+changes of the loss.
 """
 
 import torch
 
 
-def scale(geometry: str, exp_avg_sq: torch.Tensor, step: int, beta2: float, eps: float, bias_correction: bool) -> torch.Tensor:
+def scale(
+    geometry: str, exp_avg_sq: torch.Tensor, step: int, beta2: float, eps: float, bias_correction: bool
+) -> torch.Tensor:
     """Factors by which a candidate's gradient elements are multiplied, float32, shape of ``exp_avg_sq``.
 
-    An element that never had a gradient (exp_avg_sq = 0) gets 0, not 1/eps: the state holds no scale for it yet. This is no
-    corner case: lora_A has exactly zero gradient in the first update, and 1/eps = 1e8 would drown all other elements.
+    An element that never had a gradient (exp_avg_sq = 0) gets 0, not 1/eps: the state holds no scale for it
+    yet. This is no corner case: lora_A has exactly zero gradient in the first update, and 1/eps = 1e8 would
+    drown all other elements.
     """
     if geometry == "identity":
         return torch.ones_like(exp_avg_sq, dtype=torch.float32)

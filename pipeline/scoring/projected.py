@@ -4,8 +4,9 @@
     for each layer in the scoring backward:  D (O, I) from its owners, in bfloat16
       for chunks o of output rows:           features += P_o (D_o . output_grad_o' activation) Q
 
-Moments stay with their owners; of each layer one D at a time is whole, and is forgotten at once.  Two bytes per parameter travel to
-every rank and scoring micro-batch, however many candidates there are, where the exact backend sends four or two for each of them.
+Moments stay with their owners; of each layer one D at a time is whole, and is forgotten at once.  Two bytes
+per parameter travel to every rank and scoring micro-batch, however many candidates there are, where the exact
+backend sends four or two for each of them.
 """
 
 from typing import Optional
@@ -20,10 +21,15 @@ from pipeline.scoring.preconditioner import scale, scales_target
 
 
 class ProjectedGram(FeatureGram):
-    """Unbiased: its expectation over seeds is the exact Gram (with D rounded to bfloat16 where there are several ranks)."""
+    """Unbiased: its expectation over seeds is the exact Gram (with D rounded to bfloat16 where there are
+    several ranks)."""
 
     def features(
-        self, name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+        self,
+        name: str,
+        activation_BTI: torch.Tensor,
+        output_grad_BTO: torch.Tensor,
+        lengths: Optional[list[int]] = None,
     ) -> torch.Tensor:
         device, projection = activation_BTI.device, self.projections[name]
         size, (out_features, in_features) = num_samples(activation_BTI, lengths), self.owners.shapes[name]
@@ -51,7 +57,11 @@ class ProjectedGram(FeatureGram):
         first, phi_rI = whole_rows(exp_avg, fragment.start, in_features)
         found = torch.zeros(1, *projection.sizes, device=device)
         _add_projected(
-            found, phi_rI[None], slice(first, first + len(phi_rI)), projection.left(device), projection.right(device)
+            found,
+            phi_rI[None],
+            slice(first, first + len(phi_rI)),
+            projection.left(device),
+            projection.right(device),
         )
         return found[0]
 
@@ -61,7 +71,11 @@ class ProjectedGram(FeatureGram):
             return None
         fragment = self.own.get(name)
         device = self.collectives.device
-        own_n = self._own_scale(fragment) if fragment is not None and fragment.numel else torch.empty(0, device=device)
+        own_n = (
+            self._own_scale(fragment)
+            if fragment is not None and fragment.numel
+            else torch.empty(0, device=device)
+        )
         if not self._is_target and fragment is not None:
             self.num_scaled += fragment.numel
             self.num_without_scale = self.num_without_scale + (own_n == 0).sum()
@@ -73,7 +87,9 @@ class ProjectedGram(FeatureGram):
     def _own_scale(self, fragment: Fragment) -> torch.Tensor:
         assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq.to(self.collectives.device, non_blocking=True)
-        return scale(self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction)
+        return scale(
+            self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction
+        )
 
 
 def _add_projected(found_Bkk: torch.Tensor, phi_BoI: torch.Tensor, rows: slice, left_Ok, right_Ik) -> None:

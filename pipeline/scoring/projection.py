@@ -1,11 +1,13 @@
 # k_out x k_in features of a layer, O out_features, I in_features
 """Seeded two-sided random projections of a layer's gradients: P G Q with E[P'P] = 1 and E[QQ'] = 1.
 
-Inner products survive in expectation: E <P G Q, P H Q> = <G, H>, since P and Q are independent.  They are drawn anew at every
-scoring pass, so that errors average out over a run instead of favouring the same samples, and are never stored: a layer's take
-less time than its factors do.  A side that is no longer than the projection is left as it is.
+Inner products survive in expectation: E <P G Q, P H Q> = <G, H>, since P and Q are independent.  They are
+drawn anew at every scoring pass, so that errors average out over a run instead of favouring the same samples,
+and are never stored: a layer's take less time than its factors do.  A side that is no longer than the
+projection is left as it is.
 
-W. Johnson, J. Lindenstrauss (1984); both sides of a layer's gradient: S. Choe et al., LoGra (arXiv 2405.13954).
+W. Johnson, J. Lindenstrauss (1984); both sides of a layer's gradient: S. Choe et al., LoGra (arXiv
+2405.13954).
 """
 
 import hashlib
@@ -16,12 +18,16 @@ import torch
 
 
 class Projection:
-    """Of one weight of ``shape`` (O, I) to at most ``size`` rows and columns; equal arguments give equal numbers on every rank."""
+    """Of one weight of ``shape`` (O, I) to at most ``size`` rows and columns; equal arguments give equal
+    numbers on every rank."""
 
     def __init__(self, shape: tuple[int, int], size: int, seed: str, name: str):
         self.sizes = tuple(min(size, features) for features in shape)
         self._shape = shape
-        self._seeds = [int.from_bytes(hashlib.sha256(f"{seed} {name} {side}".encode()).digest()[:7], "big") for side in "PQ"]
+        self._seeds = [
+            int.from_bytes(hashlib.sha256(f"{seed} {name} {side}".encode()).digest()[:7], "big")
+            for side in "PQ"
+        ]
 
     @property
     def width(self) -> int:

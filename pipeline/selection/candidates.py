@@ -1,5 +1,6 @@
 # C candidates, U usable candidates (their rows are finite), K kept
-"""What methods share: drop non-finite candidates, rank, fall back, and say how well the outcome matches the target."""
+"""What methods share: drop non-finite candidates, rank, fall back, and say how well the outcome matches the
+target."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -20,7 +21,8 @@ class UsableCandidates:
     dropped: tuple[int, ...]
 
     def selection(self, kept_K: np.ndarray, weights_K: np.ndarray, fallback: bool = False) -> Selection:
-        """The method's outcome. Samples of weight 0 are left out: they would cost a forward and backward for nothing."""
+        """The method's outcome. Samples of weight 0 are left out: they would cost a forward and backward for
+        nothing."""
         kept_K, weights_K = kept_K[weights_K > 0], weights_K[weights_K > 0]
         residual, cosine = match(self.signals, kept_K, weights_K)
         return Selection(self.position_U[kept_K], weights_K, fallback, self.dropped, residual, cosine)
@@ -33,47 +35,58 @@ class UsableCandidates:
         return self.uniform_selection(np.argsort(-score_U, kind="stable")[:keep])
 
     def fallback(self, keep: int) -> Selection:
-        """Nothing is aligned with the target: the ``keep`` candidates that oppose it least, uniformly weighted."""
+        """Nothing is aligned with the target: the ``keep`` candidates that oppose it least, uniformly
+        weighted."""
         return self.uniform_selection(by_alignment(self.signals)[:keep], fallback=True)
 
 
 def largest(score_C: np.ndarray, keep: int, what: str) -> Selection:
     """The ``keep`` candidates with the largest scores, uniformly weighted; ties go to the lowest index.
 
-    Those whose score is not finite are dropped. Raises ValueError, which names ``what`` was scored, where none is left.
+    Those whose score is not finite are dropped. Raises ValueError, which names ``what`` was scored, where
+    none is left.
     """
     finite_C = np.isfinite(score_C)
     if not finite_C.any():
         raise ValueError(
-            f"no candidate is usable: none of {len(score_C)} has a finite {what}. Look at the loss of the model on them"
+            f"no candidate is usable: none of {len(score_C)} has a finite {what}. Look at the loss of the "
+            "model on them"
         )
     indices = np.argsort(-np.where(finite_C, score_C, -np.inf), kind="stable")[: min(keep, finite_C.sum())]
-    return Selection(indices, np.full(len(indices), 1 / len(indices)), dropped=tuple(np.flatnonzero(~finite_C).tolist()))
+    return Selection(
+        indices, np.full(len(indices), 1 / len(indices)), dropped=tuple(np.flatnonzero(~finite_C).tolist())
+    )
 
 
 def by_alignment(signals: Signals) -> np.ndarray:
-    """Candidates from the best to the worst aligned, by b_i / sqrt(K_ii), shape (C,); ties go to the lowest index."""
+    """Candidates from the best to the worst aligned, by b_i / sqrt(K_ii), shape (C,); ties go to the lowest
+    index."""
     return np.argsort(-alignment_scores(signals), kind="stable")
 
 
 def usable_candidates(signals: Signals, num_candidates: int) -> UsableCandidates:
     """Drops the candidates whose row is not finite, and no other.
 
-    A non-finite phi_i spoils row i and column i of the Gram, so every clean neighbour shows a non-finite entry too; what
-    tells them apart is their own K_ii and b_i.
+    A non-finite phi_i spoils row i and column i of the Gram, so every clean neighbour shows a non-finite
+    entry too; what tells them apart is their own K_ii and b_i.
 
     Raises:
         ValueError: the target's gradient is not finite, or no candidate's is.
     """
     gram_CC, alignment_C, target = signals.gram_CC, signals.alignment_C, signals.target_norm_squared
     C = num_candidates
-    assert gram_CC.shape == (C, C) and alignment_C.shape == (C,), f"{gram_CC.shape}, {alignment_C.shape} for {C} candidates"
-    assert gram_CC.dtype == alignment_C.dtype == np.float64, f"{gram_CC.dtype}, {alignment_C.dtype}: the solver wants float64"
+    assert gram_CC.shape == (C, C) and alignment_C.shape == (C,), (
+        f"{gram_CC.shape}, {alignment_C.shape} for {C} candidates"
+    )
+    assert gram_CC.dtype == alignment_C.dtype == np.float64, (
+        f"{gram_CC.dtype}, {alignment_C.dtype}: the solver wants float64"
+    )
     finite_norm_C, finite_alignment_C = np.isfinite(np.diagonal(gram_CC)), np.isfinite(alignment_C)
     if not np.isfinite(target) or (finite_norm_C.any() and not finite_alignment_C.any()):
         raise ValueError(
-            f"the target's gradient is not finite: its squared norm is {target}, and {finite_alignment_C.sum()} of {C} "
-            "alignments are finite. Look at the target samples and at the loss of the model on them"
+            f"the target's gradient is not finite: its squared norm is {target}, and "
+            f"{finite_alignment_C.sum()} of {C} alignments are finite. Look at the target samples and at the "
+            "loss of the model on them"
         )
     position_U = np.flatnonzero(finite_norm_C & finite_alignment_C)
     usable_UU = _rows(gram_CC, position_U)
@@ -84,8 +97,9 @@ def usable_candidates(signals: Signals, num_candidates: int) -> UsableCandidates
         usable_UU = _rows(gram_CC, position_U)
     if len(position_U) == 0:
         raise ValueError(
-            f"no candidate is usable: {(~finite_norm_C).sum()} of {C} have a non-finite norm and {(~finite_alignment_C).sum()} "
-            "a non-finite alignment with the target. Look at the loss of the model on them"
+            f"no candidate is usable: {(~finite_norm_C).sum()} of {C} have a non-finite norm and "
+            f"{(~finite_alignment_C).sum()} a non-finite alignment with the target. Look at the loss of the "
+            "model on them"
         )
     dropped = tuple(np.setdiff1d(np.arange(C), position_U).tolist())
     return UsableCandidates(Signals(usable_UU, alignment_C[position_U], target), position_U, dropped)
@@ -95,13 +109,16 @@ def _rows(gram_CC: np.ndarray, position_U: np.ndarray) -> np.ndarray:
     return gram_CC if len(position_U) == len(gram_CC) else gram_CC[np.ix_(position_U, position_U)]
 
 
-def match(signals: Signals, kept_K: np.ndarray, weights_K: np.ndarray) -> tuple[Optional[float], Optional[float]]:
+def match(
+    signals: Signals, kept_K: np.ndarray, weights_K: np.ndarray
+) -> tuple[Optional[float], Optional[float]]:
     """How near the combined update u = sum_i w_i phi_i is to the target's.
 
         cosine = b'w / sqrt(w'Kw c)        residual = min over s >= 0 of |s u - phi_T| / |phi_T| = sqrt(1 - max(0, cosine)^2)
 
     Returns:
-        residual and cosine; the cosine is None where u is zero (its residual is 1), both are None where the target is zero.
+        residual and cosine; the cosine is None where u is zero (its residual is 1), both are None where the
+        target is zero.
     """
     target = signals.target_norm_squared
     if target <= 0:
@@ -111,5 +128,7 @@ def match(signals: Signals, kept_K: np.ndarray, weights_K: np.ndarray) -> tuple[
     # Gradients that cancel leave rounding in w'Kw, and a cosine of rounding says nothing.
     if norm_squared <= ROUNDING * (weights_K**2 @ np.maximum(np.diagonal(gram_KK), 0)):
         return 1.0, None
-    cosine = float(np.clip(weights_K @ signals.alignment_C[kept_K] / np.sqrt(norm_squared) / np.sqrt(target), -1, 1))
+    cosine = float(
+        np.clip(weights_K @ signals.alignment_C[kept_K] / np.sqrt(norm_squared) / np.sqrt(target), -1, 1)
+    )
     return float(np.sqrt(1 - max(0.0, cosine) ** 2)), cosine

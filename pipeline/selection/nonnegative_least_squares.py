@@ -9,16 +9,23 @@ from pipeline.selection.nonnegative_weights import nonnegative_weights
 from pipeline.selection.residual_filter import alignment_scores
 
 
-def select(signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings) -> Selection:
-    """Weighs all candidates at once, keeps the ``keep`` largest weights and scales them to sum 1; ties go to the better aligned.
+def select(
+    signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
+) -> Selection:
+    """Weighs all candidates at once, keeps the ``keep`` largest weights and scales them to sum 1; ties go to
+    the better aligned.
 
-    Least squares shrunk toward uniform as in filter_then_weight, where uniform is the best common scale of all candidates, which
-    is 0 where all of them together do not point to the target. Falls back to uniform weights on the best aligned where nothing gets a
-    weight. O(C^3): for hundreds of candidates. Our own; an ablation.
-    Raises ValueError where the target, or every candidate, is not finite.
+    Least squares shrunk toward uniform as in filter_then_weight, where uniform is the best common scale of
+    all candidates, which is 0 where all of them together do not point to the target. Falls back to uniform
+    weights on the best aligned where nothing gets a weight. O(C^3): for hundreds of candidates. Our own; an
+    ablation. Raises ValueError where the target, or every candidate, is not finite.
     """
     usable = usable_candidates(signals, num_candidates)
-    gram_CC, alignment_C, score_C = usable.signals.gram_CC, usable.signals.alignment_C, alignment_scores(usable.signals)
+    gram_CC, alignment_C, score_C = (
+        usable.signals.gram_CC,
+        usable.signals.alignment_C,
+        alignment_scores(usable.signals),
+    )
     has_gradient_C = np.diagonal(gram_CC) > 0
     if not (score_C > 0).any():
         return usable.fallback(keep)

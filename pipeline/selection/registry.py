@@ -20,10 +20,21 @@ from pipeline.selection.contract import Method
 METHODS: dict[str, Method] = {
     module.METHOD.name: module.METHOD
     for module in (
-        filter_then_weight, top_k, random, full, max_loss, rho_loss, grad_norm, grad_dot, grad_match, less, greats, opus,
+        filter_then_weight,
+        top_k,
+        random,
+        full,
+        max_loss,
+        rho_loss,
+        grad_norm,
+        grad_dot,
+        grad_match,
+        less,
+        greats,
+        opus,
         nonnegative_least_squares,
     )
-}  # fmt: skip
+}
 
 
 def get(name: str) -> Method:

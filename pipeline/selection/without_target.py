@@ -1,5 +1,6 @@
 # C candidates, U usable ones
-"""What a step does whose target has no finite gradient: a uniform draw among the candidates whose own numbers are finite."""
+"""What a step does whose target has no finite gradient: a uniform draw among the candidates whose own numbers
+are finite."""
 
 import numpy as np
 
@@ -12,7 +13,9 @@ def usable_candidates(signals: Signals) -> np.ndarray:
     return np.flatnonzero(np.isfinite(np.diagonal(signals.gram_CC)) & np.isfinite(signals.loss_C))
 
 
-def draw(usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings) -> Selection:
+def draw(
+    usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
+) -> Selection:
     """At most ``keep`` of them, at equal weights; the others are dropped."""
     drawn = random.METHOD.select(None, min(keep, len(usable_U)), len(usable_U), rng, settings)
     dropped = tuple(np.setdiff1d(np.arange(num_candidates), usable_U).tolist())

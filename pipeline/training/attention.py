@@ -27,8 +27,9 @@ class Attention:
 def choose(setting: str, device: torch.device, dtype: torch.dtype, config) -> Attention:
     """The kernel for ``model.attention``.
 
-    ``auto``: the newest flash-attn package that is installed and fits the card; else PyTorch's SDPA, restricted to its flash
-    kernel where the model's shapes allow it. Raises ValueError for a named kernel that cannot run.
+    ``auto``: the newest flash-attn package that is installed and fits the card; else PyTorch's SDPA,
+    restricted to its flash kernel where the model's shapes allow it. Raises ValueError for a named kernel
+    that cannot run.
     """
     refusals = []
     for name, (is_installed, fits) in FLASH_PACKAGES.items():
@@ -61,8 +62,9 @@ def packs(setting: str | bool, attention: Attention, device: torch.device) -> bo
         return has_varlen
     if setting and attention.implementation == "sdpa" and device.type != "cpu":
         raise ValueError(
-            "model.packing = true cannot run with PyTorch's SDPA on a GPU: a packed row needs a mask, which its flash kernel does not "
-            "take. Install a flash-attn package (requirements-gpu.txt, the extra gpu), or leave model.packing at auto"
+            "model.packing = true cannot run with PyTorch's SDPA on a GPU: a packed row needs a mask, which "
+            "its flash kernel does not take. Install a flash-attn package (requirements-gpu.txt, the extra "
+            "gpu), or leave model.packing at auto"
         )
     return bool(setting)
 
@@ -83,9 +85,12 @@ def _restrict_sdpa(device, dtype, config, refusals) -> Attention:
     slower = "" if device.type == "cpu" else "; ".join(refusals)
     if refusal:
         return Attention(
-            "sdpa", "PyTorch SDPA, any kernel", "; ".join(filter(None, [slower, f"PyTorch's flash kernel: {refusal}"]))
+            "sdpa",
+            "PyTorch SDPA, any kernel",
+            "; ".join(filter(None, [slower, f"PyTorch's flash kernel: {refusal}"])),
         )
-    # Process-wide: from here on a shape that the flash kernel cannot take is an error instead of a slow surprise.
+    # Process-wide: from here on a shape that the flash kernel cannot take is an error instead of a slow
+    # surprise.
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -98,12 +103,19 @@ def probe(implementation: str, device: torch.device, dtype: torch.dtype, config)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layer = LlamaConfig(
-        vocab_size=8, hidden_size=heads * head_dim, head_dim=head_dim, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=heads, num_key_value_heads=getattr(config, "num_key_value_heads", heads),
-        attention_dropout=getattr(config, "attention_dropout", 0.0), attn_implementation=implementation,
-    )  # fmt: skip
+        vocab_size=8,
+        hidden_size=heads * head_dim,
+        head_dim=head_dim,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", heads),
+        attention_dropout=getattr(config, "attention_dropout", 0.0),
+        attn_implementation=implementation,
+    )
     try:
-        model = LlamaForCausalLM(layer).to(device, dtype).train()  # as the weighted step runs it, with dropout
+        # as the weighted step runs it, with dropout
+        model = LlamaForCausalLM(layer).to(device, dtype).train()
         model(input_ids=torch.zeros(2, 16, dtype=torch.int64, device=device)).logits.sum().backward()
     except (RuntimeError, ValueError, ImportError, AssertionError, TypeError) as error:
         return f"{heads} heads of {head_dim} in {dtype}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

@@ -1,8 +1,10 @@
-"""Checkpoints of a run: everything that the steps still to come depend on, written so that a kill at any moment costs steps, never the run.
+"""Checkpoints of a run: everything that the steps still to come depend on, written so that a kill at any
+moment costs steps, never the run.
 
-What follows from seed and step alone (order of candidates, rotation of the target, warm-up, draws) needs no more than the number of
-steps done.  Besides that a checkpoint holds DeepSpeed's own (parameters, Adam state, schedule), a selection whose samples are not all
-trained on yet (``selection.score_every``), random generators, what warnings are made of, and how long the records were.
+What follows from seed and step alone (order of candidates, rotation of the target, warm-up, draws) needs no
+more than the number of steps done.  Besides that a checkpoint holds DeepSpeed's own (parameters, Adam state,
+schedule), a selection whose samples are not all trained on yet (``selection.score_every``), random
+generators, what warnings are made of, and how long the records were.
 """
 
 import os
@@ -25,32 +27,53 @@ from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample, digest
 from pipeline.data.token_file import TokenFile
 from pipeline.hook import Scores, SelectionHook
+from pipeline.ranks.together import together
 from pipeline.reporting import records
-from pipeline.reporting.html import flatten
 from pipeline.selection.contract import Selection, Signals
-from pipeline.shipped import by_name
+from pipeline.settings import differences, flatten
 from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
-from pipeline.training.ending import together
 from pipeline.training.journal import Journal
 
 # Compared by content, or under another name.
 COMPARED_OTHERWISE = ("deepspeed", "data.pool", "data.target", "data.test")
-# These change how the work is cut, and with it the rounding, but not the method: a run may go on with others, and says so.
+# These change how the work is cut, and with it the rounding, but not the method: a run may go on with others,
+# and says so.
 CHANGE_ROUNDING = (
-    "training.micro_batch_size", "training.evaluate_every", "training.evaluation_micro_batch_size", "training.evaluation_answers",
-    "selection.scoring_micro_batch_size", "selection.exchange_mib", "selection.logits_mib", "selection.contraction",
-    "model.gradient_checkpointing", "model.attention", "deepspeed.train_micro_batch_size_per_gpu", "deepspeed.gradient_accumulation_steps",
-)  # fmt: skip
+    "training.micro_batch_size",
+    "training.evaluate_every",
+    "training.evaluation_micro_batch_size",
+    "training.evaluation_answers",
+    "selection.scoring_micro_batch_size",
+    "selection.exchange_mib",
+    "selection.logits_mib",
+    "selection.contraction",
+    "model.gradient_checkpointing",
+    "model.attention",
+    "deepspeed.train_micro_batch_size_per_gpu",
+    "deepspeed.gradient_accumulation_steps",
+)
 SAYS_HOW_IT_RUNS = ("model.attention", "model.packing", "model.gradient_checkpointing")
 DECIDE_WEIGHTS = (
-    "deepspeed.bf16.enabled", "deepspeed.fp16.enabled", "deepspeed.zero_optimization.stage", "deepspeed.optimizer.type",
-)  # fmt: skip
+    "deepspeed.bf16.enabled",
+    "deepspeed.fp16.enabled",
+    "deepspeed.zero_optimization.stage",
+    "deepspeed.optimizer.type",
+)
 SAYS_NOTHING_OF_THE_RUN = (
-    "steps_per_print", "tensorboard", "wandb", "csv_monitor", "comet", "wall_clock_breakdown", "memory_breakdown", "flops_profiler",
-    "comms_logger", "dump_state", "checkpoint",
-)  # fmt: skip
+    "steps_per_print",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "comet",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "flops_profiler",
+    "comms_logger",
+    "dump_state",
+    "checkpoint",
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +93,18 @@ class Found:
 def identity(
     config: Config, merged: dict, pool: Sequence[Sample], targets: Sequence[Sample], tests: Sequence[Sample]
 ) -> dict[str, Any]:
-    """What a run is made of: settings, DeepSpeed's configuration, data. Raises RuntimeError where the ranks have read other data."""
+    """What a run is made of: settings, DeepSpeed's configuration, data. Raises RuntimeError where the ranks
+    have read other data."""
     settings = dict(flatten(configuration.plain(config)))
-    found = {name: value for name, value in settings.items() if name not in (*CHANGE_NO_RESULT, *COMPARED_OTHERWISE)}
-    found |= {f"deepspeed.{n}": v for n, v in flatten({k: v for k, v in merged.items() if k not in SAYS_NOTHING_OF_THE_RUN})}
+    found = {
+        name: value
+        for name, value in settings.items()
+        if name not in (*CHANGE_NO_RESULT, *COMPARED_OTHERWISE)
+    }
+    found |= {
+        f"deepspeed.{n}": v
+        for n, v in flatten({k: v for k, v in merged.items() if k not in SAYS_NOTHING_OF_THE_RUN})
+    }
     for name, samples in (("pool", pool), ("target", targets), ("test", tests)):
         digests = [None] * dist.get_world_size()
         content = samples.manifest.content if isinstance(samples, TokenFile) else digest(samples)
@@ -90,58 +121,62 @@ def identity(
     return found
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """'before -> now' by name. A setting of a later version that is not set (None) is none."""
-    before, now = by_name(before), by_name(now)
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
-
-
 def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Optional[Found]:
-    """The newest good checkpoint that ``resume`` allows; None where the run starts from the beginning. All ranks call it.
+    """The newest good checkpoint that ``resume`` allows; None where the run starts from the beginning. All
+    ranks call it.
 
-    One that is damaged, or of a run with another identity than ``now``, is passed over and said. Raises ValueError where checkpoints
-    are there and none can be used, or where ``resume`` names a folder without one.
+    One that is damaged, or of a run with another identity than ``now``, is passed over and said. Raises
+    ValueError where checkpoints are there and none can be used, or where ``resume`` names a folder without
+    one.
     """
     if config.resume is None:
         return None
     own = Path(config.run.folder) / files.FOLDER
     wanted = config.resume
     paths = together(lambda: _candidates(wanted, own))
-    way_out = (
-        "Name another run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
-    )
+    way_out = "Name another run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
     found = _newest_good(paths, lambda path: _read(path, now), wanted, way_out, say)
     if found is not None:
         changed = differences(found.manifest.identity, now)
         if found.manifest.world_size != dist.get_world_size():
             say(
-                f"{found.path} was written by {found.manifest.world_size} ranks, and there are {dist.get_world_size()}: sums are rounded "
-                "otherwise"
+                f"{found.path} was written by {found.manifest.world_size} ranks, and there are "
+                f"{dist.get_world_size()}: sums are rounded otherwise"
             )
         if changed:
-            say(f"{found.path} was written with other settings that change rounding alone: {'; '.join(changed.values())}")
+            say(
+                f"{found.path} was written with other settings that change rounding alone: "
+                f"{'; '.join(changed.values())}"
+            )
     return found
 
 
 def find_weights(resume: str, now: dict[str, Any], say: Callable[[str], None]) -> Found:
-    """The checkpoint at ``resume``, or the newest good one of the run there, to read weights and Adam state from and not to go on with.
+    """The checkpoint at ``resume``, or the newest good one of the run there, to read weights and Adam state
+    from and not to go on with.
 
-    Its model and precision must be those of ``now``; the rest is free. All ranks call it. Raises ValueError where none can be used.
+    Its model and precision must be those of ``now``; the rest is free. All ranks call it. Raises ValueError
+    where none can be used.
     """
     given = Path(resume)
     paths = [given] if files.step_of(given) >= 0 else together(lambda: _of_run(given))
-    way_out = f"The settings of its run are in {paths[0].parent.parent / 'config.yaml'}: give that as --config"
+    way_out = (
+        f"The settings of its run are in {paths[0].parent.parent / 'config.yaml'}: give that as --config"
+    )
     found = _newest_good(paths, lambda path: _read_weights(path, now), resume, way_out, say)
     assert found is not None  # there are paths
     return found
 
 
 def _newest_good(
-    paths: list[Path], examine: Callable[[Path], tuple[Optional[Manifest], Optional[str]]], resume: str, way_out: str,
+    paths: list[Path],
+    examine: Callable[[Path], tuple[Optional[Manifest], Optional[str]]],
+    resume: str,
+    way_out: str,
     say: Callable[[str], None],
-) -> Optional[Found]:  # fmt: skip
-    """The first of ``paths`` that is whole and that ``examine`` has nothing against; None where there are none at all."""
+) -> Optional[Found]:
+    """The first of ``paths`` that is whole and that ``examine`` has nothing against; None where there are
+    none at all."""
     unusable = list[str]()
     for path in paths:
         manifest, problem = together(lambda path=path: examine(path))
@@ -152,7 +187,8 @@ def _newest_good(
         say(f"CHECKPOINT NOT USED: {unusable[-1]}")
     if unusable:
         raise ValueError(
-            f"resume = {resume}: none of {len(unusable)} checkpoints can be used ({'; '.join(unusable)}). {way_out}"
+            f"resume = {resume}: none of {len(unusable)} checkpoints can be used ({'; '.join(unusable)}). "
+            f"{way_out}"
         )
     return None
 
@@ -167,8 +203,8 @@ def _candidates(resume: str, own: Path) -> list[Path]:
     newer = [path.name for path in files.checkpoints(own) if files.step_of(path) > files.step_of(given)]
     if given.parent.resolve() == own.resolve() and newer:
         raise ValueError(
-            f"resume = {resume} would lose the steps up to {newer[0]} in the same folder: set resume to auto to go on from the newest "
-            "good one, or name another run.folder to branch off"
+            f"resume = {resume} would lose the steps up to {newer[0]} in the same folder: set resume to auto "
+            "to go on from the newest good one, or name another run.folder to branch off"
         )
     return [given]
 
@@ -177,8 +213,8 @@ def _of_run(folder: Path) -> list[Path]:
     found = files.checkpoints(folder / files.FOLDER) or files.checkpoints(folder)
     if not found:
         raise ValueError(
-            f"resume: there is no checkpoint in {folder}, nor in {folder / files.FOLDER}: a run writes one every "
-            "training.save_every steps, and when it is asked to stop"
+            f"resume: there is no checkpoint in {folder}, nor in {folder / files.FOLDER}: a run writes one "
+            "every training.save_every steps, and when it is asked to stop"
         )
     return found
 
@@ -189,7 +225,9 @@ def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional
         manifest = files.read_manifest(path)
     except ValueError as error:
         return None, str(error)
-    forbidden = [text for name, text in differences(manifest.identity, now).items() if name not in CHANGE_ROUNDING]
+    forbidden = [
+        text for name, text in differences(manifest.identity, now).items() if name not in CHANGE_ROUNDING
+    ]
     if forbidden:
         return manifest, f"it belongs to another run ({'; '.join(forbidden)})"
     return manifest, records.too_short(path.parent.parent, manifest.records)
@@ -201,7 +239,9 @@ def _read_weights(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], 
         manifest = files.read_manifest(path)
     except ValueError as error:
         return None, str(error)
-    is_about_weights = lambda name: name in DECIDE_WEIGHTS or (name.startswith("model.") and name not in SAYS_HOW_IT_RUNS)
+    is_about_weights = lambda name: (
+        name in DECIDE_WEIGHTS or (name.startswith("model.") and name not in SAYS_HOW_IT_RUNS)
+    )
     forbidden = [text for name, text in differences(manifest.identity, now).items() if is_about_weights(name)]
     return manifest, f"its model is another one ({'; '.join(forbidden)})" if forbidden else None
 
@@ -217,7 +257,8 @@ def _damage(path: Path, manifest: Manifest) -> Optional[str]:
 
 
 def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> dict:
-    """DeepSpeed's configuration for an engine that is to load ``found``. At stage 0 every rank holds all, and any number reads it."""
+    """DeepSpeed's configuration for an engine that is to load ``found``. At stage 0 every rank holds all, and
+    any number reads it."""
     stage = merged.get("zero_optimization", {}).get("stage", 0)
     if found is None or found.manifest.world_size == world_size or stage == 0:
         return merged
@@ -225,20 +266,25 @@ def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> di
 
 
 def load_engine(engine, found: Found, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Weights, Adam state and schedule of ``found`` into ``engine``; what the checkpoint holds of its run besides them.
+    """Weights, Adam state and schedule of ``found`` into ``engine``; what the checkpoint holds of its run
+    besides them.
 
-    Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``, and ``folder`` is where its
-    universal form lies meanwhile. Every rank calls it.
+    Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``,
+    and ``folder`` is where its universal form lies meanwhile. Every rank calls it.
     """
     path, stage = found.path, engine.zero_optimization_stage()
     is_universal = engine.load_universal_checkpoint()
     if is_universal:
         path = universal.convert(path, folder, stage, say)
     loaded, state = engine.load_checkpoint(
-        str(path.parent), tag=path.name, load_module_strict=False  # frozen parameters are the base model's
-    )  # fmt: skip
+        str(path.parent),
+        tag=path.name,
+        load_module_strict=False,  # frozen parameters are the base model's
+    )
     if loaded is None or engine.global_steps != found.manifest.step:
-        raise RuntimeError(f"DeepSpeed has loaded {loaded} with {engine.global_steps} steps done, not {found.path}")
+        raise RuntimeError(
+            f"DeepSpeed has loaded {loaded} with {engine.global_steps} steps done, not {found.path}"
+        )
     state = state["selection"]
     if is_universal:
         universal.repair(engine, state["groups"])
@@ -250,25 +296,42 @@ def load_engine(engine, found: Found, folder: Path, say: Callable[[str], None]) 
 class Checkpoints:
     """Writes and reads the checkpoints of one run. Every rank calls every method, at the same step."""
 
-    def __init__(self, folder: Path, hook: SelectionHook, config: Config, now: dict[str, Any], say: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        hook: SelectionHook,
+        config: Config,
+        now: dict[str, Any],
+        say: Callable[[str], None],
+    ):
         """Raises ValueError where a rank does not see ``folder``."""
-        self.folder, self.hook, self.engine, self.identity, self.say = folder / files.FOLDER, hook, hook.engine, now, say
+        self.folder, self.hook, self.engine, self.identity, self.say = (
+            folder / files.FOLDER,
+            hook,
+            hook.engine,
+            now,
+            say,
+        )
         self.settings = config.training
-        blind = [rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees]
+        blind = [
+            rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees
+        ]
         if blind:
             raise ValueError(
-                f"run.folder = {folder} is not there for ranks {blind}: it must lie on a file system that all nodes share"
+                f"run.folder = {folder} is not there for ranks {blind}: it must lie on a file system that all "
+                "nodes share"
             )
         self.writer = self.engine.checkpoint_engine = DurableWriter()
-        # A copy of a program that DeepSpeed has anyway (deepspeed.utils.zero_to_fp32): on a full disk rank 0 would fail over it while
-        # the others wait for rank 0.
+        # A copy of a program that DeepSpeed has anyway (deepspeed.utils.zero_to_fp32): on a full disk rank 0
+        # would fail over it while the others wait for rank 0.
         self.engine._copy_recovery_script = lambda folder: None
 
     def is_due(self, step: int) -> bool:
         return self.settings.save_every > 0 and step % self.settings.save_every == 0
 
     def save(self, step: int, chosen: Selection, journal: Optional[Journal]) -> bool:
-        """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be written.
+        """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be
+        written.
 
         ``chosen`` is what the latest scoring pass kept, ``journal`` is rank 0's.
         """
@@ -278,7 +341,9 @@ class Checkpoints:
         try:
             together(lambda: files.make_empty(partial))
             is_trained_on = step % self.hook.settings.score_every == 0
-            problem, written = self._write(partial, None if is_trained_on else chosen, vars(journal.watch) if journal else None)
+            problem, written = self._write(
+                partial, None if is_trained_on else chosen, vars(journal.watch) if journal else None
+            )
             manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
             if problem is None:
                 together(lambda: files.commit(partial, manifest))
@@ -286,7 +351,9 @@ class Checkpoints:
             problem = str(error)
         if problem is not None:
             together(lambda: shutil.rmtree(partial, ignore_errors=True))
-            self.say(f"NO CHECKPOINT at step {step}: {problem}. The run goes on; the one before stays the latest")
+            self.say(
+                f"NO CHECKPOINT at step {step}: {problem}. The run goes on; the one before stays the latest"
+            )
             return False
         try:
             together(lambda: files.prune(self.folder, self.settings.keep_last, self.settings.keep_every))
@@ -297,9 +364,11 @@ class Checkpoints:
         return True
 
     def load(self, found: Found) -> tuple[Optional[Selection], Optional[dict]]:
-        """Put the run back to where ``found`` was written; the selection that waits, and on rank 0 what its journal has watched.
+        """Put the run back to where ``found`` was written; the selection that waits, and on rank 0 what its
+        journal has watched.
 
-        Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``.
+        Where it was written by another number of ranks, the engine must have been made with
+        ``for_other_ranks``.
         """
         state = load_engine(self.engine, found, self.folder, self.say)
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
@@ -318,7 +387,10 @@ class Checkpoints:
             "generators": self.hook.collectives.gather_objects(_generators()),
             "groups": universal.groups(self.engine),
             "watched": watched,
-            "hook": {"rows_per_pass": self.hook.rows_per_pass, "num_targets_lost": self.hook.num_targets_lost},
+            "hook": {
+                "rows_per_pass": self.hook.rows_per_pass,
+                "num_targets_lost": self.hook.num_targets_lost,
+            },
             "waiting": None if waiting is None else asdict(waiting),
             "scores": None
             if waiting is None
@@ -327,10 +399,17 @@ class Checkpoints:
         self.writer.start()
         try:
             self.engine.save_checkpoint(
-                str(partial.parent), tag=partial.name, client_state={"selection": state}, save_latest=False, exclude_frozen_parameters=True
-            )  # fmt: skip
-        except OSError as error:  # of what does not go through the writer; the others wait in DeepSpeed's barrier for this rank
-            raise RuntimeError(f"{partial} could not be written, and the run cannot go on: {error}") from error
+                str(partial.parent),
+                tag=partial.name,
+                client_state={"selection": state},
+                save_latest=False,
+                exclude_frozen_parameters=True,
+            )
+        # of what does not go through the writer; the others wait in DeepSpeed's barrier for this rank
+        except OSError as error:
+            raise RuntimeError(
+                f"{partial} could not be written, and the run cannot go on: {error}"
+            ) from error
         rank, world_size = self.hook.collectives.rank, self.hook.collectives.world_size
         gathered = self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
         # Under NVMe offload DeepSpeed copies the optimizer's files past the writer.
@@ -339,14 +418,21 @@ class Checkpoints:
         self.writer.start()
         self.writer.take_over(partial, others[rank::world_size])
         gathered += self.hook.collectives.gather_objects((self.writer.problem, self.writer.files))
-        problems = [f"rank {number % world_size}: {problem}" for number, (problem, _) in enumerate(gathered) if problem]
-        return "; ".join(problems) or None, {name: described for _, part in gathered for name, described in part.items()}
+        problems = [
+            f"rank {number % world_size}: {problem}"
+            for number, (problem, _) in enumerate(gathered)
+            if problem
+        ]
+        return "; ".join(problems) or None, {
+            name: described for _, part in gathered for name, described in part.items()
+        }
 
 
 class DurableWriter(TorchCheckpointEngine):
     """What DeepSpeed writes with: files are forced to the disk, and remembered with their hashes.
 
-    A failure is remembered too instead of raised: DeepSpeed's next barrier would keep the other ranks waiting for this one.
+    A failure is remembered too instead of raised: DeepSpeed's next barrier would keep the other ranks waiting
+    for this one.
     """
 
     def __init__(self):
@@ -379,11 +465,14 @@ class DurableWriter(TorchCheckpointEngine):
 
 
 def _generators() -> dict[str, Any]:
-    """State of this rank's random generators: dropout draws from torch's, code of the hub may draw from any."""
+    """State of this rank's random generators: dropout draws from torch's, code of the hub may draw from
+    any."""
     return {
-        "torch": torch.get_rng_state(), "device": get_accelerator().get_rng_state(), "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "device": get_accelerator().get_rng_state(),
+        "numpy": np.random.get_state(),
         "python": random.getstate(),
-    }  # fmt: skip
+    }
 
 
 def _set_generators(state: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@
                     checkpoint-80.damaged/         found unusable when the run was continued
                     latest                         "checkpoint-40", for DeepSpeed's own tools
 
-A checkpoint is written under another name, forced to the disk file by file, and renamed: the rename is what makes it one.
+A checkpoint is written under another name, forced to the disk file by file, and renamed: the rename is what
+makes it one.
 """
 
 import hashlib
@@ -104,8 +105,8 @@ def commit(partial: Path, manifest: Manifest) -> Path:
     for name, (size, _) in manifest.files.items():
         if not (partial / name).is_file() or (partial / name).stat().st_size != size:
             raise ValueError(
-                f"{partial / name} is not there with the {size:,} bytes that its rank has written: run.folder must lie on a file "
-                "system that all nodes share"
+                f"{partial / name} is not there with the {size:,} bytes that its rank has written: run.folder "
+                "must lie on a file system that all nodes share"
             )
     final = partial.with_name(partial.name.removesuffix(PARTIAL))
     write(partial / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
@@ -119,7 +120,8 @@ def commit(partial: Path, manifest: Manifest) -> Path:
 
 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints (0: none) and those at multiples of ``keep_every`` steps (0: no such)."""
+    """Delete all but the newest ``keep_last`` checkpoints (0: none) and those at multiples of ``keep_every``
+    steps (0: no such)."""
     for path in checkpoints(folder)[keep_last:] if keep_last else []:
         if not (keep_every and step_of(path) % keep_every == 0):
             doomed = path.with_name(path.name + PARTIAL)  # so that half of it is never taken for a checkpoint

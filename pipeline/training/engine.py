@@ -1,4 +1,5 @@
-"""The DeepSpeed engine: process group, configuration merged from file and settings, AdamW and its schedule."""
+"""The DeepSpeed engine: process group, configuration merged from file and settings, AdamW and its
+schedule."""
 
 import math
 import os
@@ -16,13 +17,11 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
 from pipeline.data.checks import BrokenLine, decode, shown
-from pipeline.reporting.html import flatten
-from pipeline.reporting.visible import is_secret
+from pipeline.ranks import peers
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
 from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
 from pipeline.selection import registry
-from pipeline.shipped import PRESETS
-from pipeline.training import peers
+from pipeline.settings import PRESETS, flatten, is_secret
 from pipeline.training.kernels import clear_stale_locks
 
 QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
@@ -31,14 +30,22 @@ OWNED = ("train_batch_size", "scheduler")  # they follow from settings; the othe
 
 
 def start_process_group(timeout_seconds: int) -> tuple[int, int, torch.device]:
-    """(rank, world_size, device). A collective that waits longer than the timeout ends the process with an error."""
-    # On CPU DeepSpeed would build a shared-memory all-reduce in C++ that only inference uses, and leave 66 MiB a rank in /dev/shm.
+    """(rank, world_size, device). A collective that waits longer than the timeout ends the process with an
+    error."""
+    # On CPU DeepSpeed would build a shared-memory all-reduce in C++ that only inference uses, and leave 66
+    # MiB a rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:  # started without a launcher: a world of one, on a port nobody else has
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     accelerator = get_accelerator()
     accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=timeout_seconds)
@@ -58,7 +65,8 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
 def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dict:
     """The file named by ``deepspeed`` with everything that the settings own filled in.
 
-    ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where file and settings contradict each other.
+    ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where file and settings
+    contradict each other.
     """
     with open(PRESETS.find(config.deepspeed), "rb") as file:
         try:
@@ -71,7 +79,8 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
     for key in OWNED:
         if key in from_file:
             raise ValueError(
-                f"deepspeed: {config.deepspeed} sets '{key}', which follows from selection.* and training.*: remove it"
+                f"deepspeed: {config.deepspeed} sets '{key}', which follows from selection.* and training.*: "
+                "remove it"
             )
     writers = {
         "checkpoint.writer": from_file.get("checkpoint", {}).get("writer"),
@@ -80,12 +89,14 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
     for key, value in writers.items():
         if value:
             raise ValueError(
-                f"deepspeed: {config.deepspeed} sets '{key}': DeepSpeed's own writers neither force files to the disk nor say which rank "
-                "failed to write, so checkpoints are written without them: remove it"
+                f"deepspeed: {config.deepspeed} sets '{key}': DeepSpeed's own writers neither force files to "
+                "the disk nor say which rank failed to write, so checkpoints are written without them: "
+                "remove it"
             )
     if dtype == torch.float16 and from_file.get("zero_optimization", {}).get("stage", 0) == 0:
         raise ValueError(
-            f"deepspeed: {config.deepspeed} sets no zero_optimization.stage or 0, and training.precision = fp16: {NO_FLOAT16_AT_STAGE_0}"
+            f"deepspeed: {config.deepspeed} sets no zero_optimization.stage or 0, and training.precision = "
+            f"fp16: {NO_FLOAT16_AT_STAGE_0}"
         )
     training = config.training
     optimizer = _optimizer(config, from_file.get("optimizer", {}).get("type", "AdamW"))
@@ -107,18 +118,20 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
 
 
 def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
-    """Refuse what this machine cannot run, before the model is loaded. Raises ValueError with what it takes."""
+    """Refuse what this machine cannot run, before the model is loaded. Raises ValueError with what it
+    takes."""
     zero, file = merged.get("zero_optimization", {}), config.deepspeed
     if merged["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
         raise ValueError(
-            "training.precision = fp16 needs a CUDA card or a CPU with float16 arithmetic (AVX512-FP16), and DeepSpeed finds neither on "
-            f"{socket.gethostname()}: set it to bf16 or fp32"
+            "training.precision = fp16 needs a CUDA card or a CPU with float16 arithmetic (AVX512-FP16), and "
+            f"DeepSpeed finds neither on {socket.gethostname()}: set it to bf16 or fp32"
         )
     for key in QUANTIZED:
         if zero.get(key) and device.type != "cuda":
             raise ValueError(
-                f"deepspeed: {file} sets zero_optimization.{key}, whose kernels run on CUDA cards alone, and this run is on "
-                f"{device.type}: take deepspeed: zero3_hpz, which partitions in the same way and quantises nothing"
+                f"deepspeed: {file} sets zero_optimization.{key}, whose kernels run on CUDA cards alone, and "
+                f"this run is on {device.type}: take deepspeed: zero3_hpz, which partitions in the same way "
+                "and quantises nothing"
             )
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device") != "nvme":
@@ -126,23 +139,25 @@ def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
         folder = zero[key].get("nvme_path", "")
         if "$" in folder:
             raise ValueError(
-                f"deepspeed: {file} sets zero_optimization.{key}.nvme_path = {folder!r}, and there is no such environment variable on "
-                f"{socket.gethostname()}: export it on every node, as a folder on a local disk"
+                f"deepspeed: {file} sets zero_optimization.{key}.nvme_path = {folder!r}, and there is no such "
+                f"environment variable on {socket.gethostname()}: export it on every node, as a folder on a "
+                "local disk"
             )
         if not os.access(folder, os.W_OK):
             raise ValueError(
-                f"deepspeed: zero_optimization.{key}.nvme_path of {file} is {folder!r}, where {socket.gethostname()} cannot write: "
-                "name a folder on a local disk of every node"
+                f"deepspeed: zero_optimization.{key}.nvme_path of {file} is {folder!r}, where "
+                f"{socket.gethostname()} cannot write: name a folder on a local disk of every node"
             )
         if not AsyncIOBuilder().is_compatible():
             raise ValueError(
-                f"deepspeed: {file} offloads to NVMe through DeepSpeed's async_io, which does not build on {socket.gethostname()}: "
-                "install libaio's headers (Debian: libaio-dev) and a C++ compiler"
+                f"deepspeed: {file} offloads to NVMe through DeepSpeed's async_io, which does not build on "
+                f"{socket.gethostname()}: install libaio's headers (Debian: libaio-dev) and a C++ compiler"
             )
 
 
 def partition_while_loading(merged: dict):
-    """Under ZeRO-3 a model loaded afterwards is split over the ranks at once; keep the returned object until then."""
+    """Under ZeRO-3 a model loaded afterwards is split over the ranks at once; keep the returned object until
+    then."""
     return HfDeepSpeedConfig(merged) if merged.get("zero_optimization", {}).get("stage") == 3 else None
 
 
@@ -157,9 +172,13 @@ def build_engine(model: torch.nn.Module, merged: dict, training: TrainingConfig)
     if training.adam == "deepspeed":
         clear_stale_locks()
     engine, *_ = deepspeed.initialize(
-        model=model, config=merged, model_parameters=[group for group in groups if group["params"]],
-        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(training, step)),
-    )  # fmt: skip
+        model=model,
+        config=merged,
+        model_parameters=[group for group in groups if group["params"]],
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(training, step)
+        ),
+    )
     _check_swapped_gradients(engine)
     return engine
 
@@ -167,19 +186,23 @@ def build_engine(model: torch.nn.Module, merged: dict, training: TrainingConfig)
 def _check_swapped_gradients(engine) -> None:
     for name, offset, num_bytes in misplaced_swapped_gradients(engine):
         raise ValueError(
-            f"under optimizer offload to NVMe DeepSpeed 0.19.8 would lose gradients of {name}: a rank's part lies {offset:,} bytes into "
-            f"its group, no multiple of {DISK_BLOCK}. Take deepspeed: zero3_offload, another number of ranks, or aio.block_size "
-            f"above {num_bytes:,} (gradients then stay in host memory)"
+            f"under optimizer offload to NVMe DeepSpeed 0.19.8 would lose gradients of {name}: a rank's part "
+            f"lies {offset:,} bytes into its group, no multiple of {DISK_BLOCK}. Take deepspeed: "
+            f"zero3_offload, another number of ranks, or aio.block_size above {num_bytes:,} (gradients then "
+            "stay in host memory)"
         )
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """Learning rate of update ``step`` (from 0) as a share of the peak: linear warm-up, then the schedule down to 0."""
+    """Learning rate of update ``step`` (from 0) as a share of the peak: linear warm-up, then the schedule
+    down to 0."""
     warmup, steps = training.learning_rate_warmup_steps, training.steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
-    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[training.schedule]
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+        training.schedule
+    ]
 
 
 def ranks_per_node(world_size: int) -> int:
@@ -211,26 +234,35 @@ def _optimizer(config: Config, named: str) -> dict:
             else "selection.geometry = identity"
         )
         raise ValueError(
-            f"deepspeed: {config.deepspeed} sets optimizer.type = {named!r}, which keeps no second moments, and selection.method = "
-            f"{selection.method} with selection.geometry = {geometry(selection)} measures with Adam's: remove it from the file, or set "
-            f"{offer}"
+            f"deepspeed: {config.deepspeed} sets optimizer.type = {named!r}, which keeps no second moments, "
+            f"and selection.method = {selection.method} with selection.geometry = {geometry(selection)} "
+            f"measures with Adam's: remove it from the file, or set {offer}"
         )
     return {"type": named, "params": {"lr": training.learning_rate, "weight_decay": training.weight_decay}}
 
 
 def _check_parts(file: str, from_file) -> None:
     """Refuse what is no configuration, and what a run must not save."""
-    parts = ("optimizer", "zero_optimization", "zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+    parts = (
+        "optimizer",
+        "zero_optimization",
+        "zero_optimization.offload_param",
+        "zero_optimization.offload_optimizer",
+    )
     for name in ("", *parts):
         value = from_file
         for key in filter(None, name.split(".")):
             value = value.get(key, {})
         if not isinstance(value, dict):
-            raise ValueError(f"deepspeed: {file} holds {shown(value)} {f'as {name} ' if name else ''}where an object belongs")
+            raise ValueError(
+                f"deepspeed: {file} holds {shown(value)} {f'as {name} ' if name else ''}where an object "
+                "belongs"
+            )
     for name, value in flatten(from_file):
         if is_secret(name) and isinstance(value, str):
             raise ValueError(
-                f"deepspeed: {file} sets {name}, a secret that would be saved with the run: remove it, and set it in the environment"
+                f"deepspeed: {file} sets {name}, a secret that would be saved with the run: remove it, and "
+                "set it in the environment"
             )
 
 
@@ -243,27 +275,29 @@ def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
         needed = 3 if key == "offload_param" or device == "nvme" else 1
         if device != "none" and stage < needed:
             raise ValueError(
-                f"deepspeed: {file} sets zero_optimization.{key}.device = {device!r}, which needs at least stage {needed}, and "
-                f"zero_optimization.stage = {stage}: change one of them"
+                f"deepspeed: {file} sets zero_optimization.{key}.device = {device!r}, which needs at least "
+                f"stage {needed}, and zero_optimization.stage = {stage}: change one of them"
             )
         if "nvme_path" in offload:
             if secret := next(filter(is_secret, VARIABLE.findall(str(offload["nvme_path"]))), None):
                 raise ValueError(
-                    f"deepspeed: {file} names ${secret} in {key}.nvme_path, a secret that would be saved with the run"
+                    f"deepspeed: {file} names ${secret} in {key}.nvme_path, a secret that would be saved with "
+                    "the run"
                 )
             offload["nvme_path"] = os.path.expandvars(str(offload["nvme_path"]))
     if zero.get("mics_shard_size", -1) > 0:
         raise ValueError(
-            f"deepspeed: {file} sets zero_optimization.mics_shard_size = {zero['mics_shard_size']}: MiCS keeps the Adam state once for "
-            "every shard group, which selection has no map of; take zero_hpz_partition_size (deepspeed: zero3_hpz)"
+            f"deepspeed: {file} sets zero_optimization.mics_shard_size = {zero['mics_shard_size']}: MiCS "
+            "keeps the Adam state once for every shard group, which selection has no map of; take "
+            "zero_hpz_partition_size (deepspeed: zero3_hpz)"
         )
     if zero.get("zero_hpz_partition_size") == "auto":
         zero["zero_hpz_partition_size"] = ranks_per_node(world_size)
     group = zero.get("zero_hpz_partition_size", 1)
     if group > 1 and world_size % group:
         raise ValueError(
-            f"deepspeed: {file} sets zero_optimization.zero_hpz_partition_size = {group}, which does not divide the number of ranks, "
-            f"{world_size}: set it to the number of ranks of a node"
+            f"deepspeed: {file} sets zero_optimization.zero_hpz_partition_size = {group}, which does not "
+            f"divide the number of ranks, {world_size}: set it to the number of ranks of a node"
         )
 
 

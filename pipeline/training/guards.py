@@ -1,5 +1,6 @@
 # C candidates, K kept
-"""What goes wrong without an error: replicas that drift apart, losses that jump, a dead filter, weights that collapse, a missed target."""
+"""What goes wrong without an error: replicas that drift apart, losses that jump, a dead filter, weights that
+collapse, a missed target."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -8,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 
 WINDOW = 20  # steps that a warning looks at, and that pass before it comes again
 NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # what became of a sample of the pool when it was last a candidate
 
 
 def checksum(parameters: Iterable[torch.Tensor]) -> int:
-    """Sum of all bit patterns as integers, modulo 2^64: exact, whatever the order; any single changed bit changes it."""
+    """Sum of all bit patterns as integers, modulo 2^64: exact, whatever the order; any single changed bit
+    changes it."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
     for parameter in parameters:
@@ -24,7 +26,8 @@ def checksum(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int) -> None:
-    """Do all ranks hold the same parameters, bit by bit? For ZeRO 0 to 2; under ZeRO-3 there is only one copy.
+    """Do all ranks hold the same parameters, bit by bit? For ZeRO 0 to 2; under ZeRO-3 there is only one
+    copy.
 
     Raises RuntimeError on all ranks, naming those that differ from most.
     """
@@ -33,16 +36,18 @@ def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int)
     if count < len(sums):
         odd = [rank for rank, found in enumerate(sums) if found != usual]
         raise RuntimeError(
-            f"after step {step} ranks {odd} hold other parameters than the {count} ranks that agree (checksums "
-            f"{', '.join(f'{found:016x}' for found in sums)}): memory or a card has failed, or code of the model's own draws "
-            "differently by rank. Go on from the checkpoint before, without the machines of these ranks"
+            f"after step {step} ranks {odd} hold other parameters than the {count} ranks that agree "
+            f"(checksums {', '.join(f'{found:016x}' for found in sums)}): memory or a card has failed, or "
+            "code of the model's own draws differently by rank. Go on from the checkpoint before, without "
+            "the machines of these ranks"
         )
 
 
 class Watch:
     """Reads step records as they come and says in sentences what looks wrong.
 
-    State is a few numbers of the last records and a byte for each sample of the pool; it goes into checkpoints.
+    State is a few numbers of the last records and a byte for each sample of the pool; it goes into
+    checkpoints.
     """
 
     def __init__(self, num_samples: int):
@@ -53,19 +58,25 @@ class Watch:
         self.quiet_until: dict[str, int] = {}
 
     def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray) -> list[str]:
-        """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at ``kept_K`` of these.
+        """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at
+        ``kept_K`` of these.
 
         Of steps that were not scored (warm-up, between two scoring passes) only the loss is looked at.
         """
         found = {"spike": self._spike(record["train_loss"])}
         if not record["target_dropped"] and (record["residual"] is not None or record["fallback"]):
-            fields = {name: record[name] for name in ("num_kept", "effective_kept", "fallback", "target_loss", "residual")}
+            fields = {
+                name: record[name]
+                for name in ("num_kept", "effective_kept", "fallback", "target_loss", "residual")
+            }
             self.scored.append({**fields, **self._repeats(positions_C, kept_K)})
             if len(self.scored) == WINDOW:
                 found |= {
-                    "filter": self._dead_filter(), "repeats": self._same_samples(), "weights": self._collapsed_weights(),
+                    "filter": self._dead_filter(),
+                    "repeats": self._same_samples(),
+                    "weights": self._collapsed_weights(),
                     "target": self._missed_target(),
-                }  # fmt: skip
+                }
         said = []
         for name, sentence in found.items():
             if sentence and record["step"] >= self.quiet_until.get(name, 0):
@@ -74,7 +85,8 @@ class Watch:
         return said
 
     def _spike(self, loss: float) -> str:
-        """Against the median and its spread (median absolute deviation as a standard deviation) in the steps before."""
+        """Against the median and its spread (median absolute deviation as a standard deviation) in the steps
+        before."""
         before = np.array(self.losses)
         self.losses.append(loss)
         if len(before) < WINDOW:
@@ -84,37 +96,45 @@ class Watch:
         if loss <= max(2 * usual, usual + 6 * spread):
             return ""
         return (
-            f"its loss is {loss:.3f}, and {usual:.3f} was the median of the {WINDOW} steps before: look at its samples in kept.jsonl; "
-            "if it comes again lower training.learning_rate or training.gradient_clipping"
+            f"its loss is {loss:.3f}, and {usual:.3f} was the median of the {WINDOW} steps before: look at "
+            "its samples in kept.jsonl; if it comes again lower training.learning_rate or "
+            "training.gradient_clipping"
         )
 
     def _repeats(self, positions_C: np.ndarray, kept_K: np.ndarray) -> dict[str, float]:
-        """How many of the kept samples had been candidates before, how many of these were kept then, and the share a draw would keep."""
+        """How many of the kept samples had been candidates before, how many of these were kept then, and the
+        share a draw would keep."""
         before_K = self.last_decisions[positions_C[kept_K]]
         self.last_decisions[positions_C] = PASSED_OVER
         self.last_decisions[positions_C[kept_K]] = KEPT
         return {
-            "kept": len(kept_K), "seen": int((before_K != NEVER_SEEN).sum()), "repeated": int((before_K == KEPT).sum()),
+            "kept": len(kept_K),
+            "seen": int((before_K != NEVER_SEEN).sum()),
+            "repeated": int((before_K == KEPT).sum()),
             "by_chance": len(kept_K) / len(positions_C),
-        }  # fmt: skip
+        }
 
     def _dead_filter(self) -> str:
         if not all(line["fallback"] for line in self.scored):
             return ""
         return (
-            f"in {WINDOW} scored steps no candidate was aligned with the target, so the filter has kept the least bad ones: does "
-            "data.pool hold anything like data.target?"
+            f"in {WINDOW} scored steps no candidate was aligned with the target, so the filter has kept the "
+            "least bad ones: does data.pool hold anything like data.target?"
         )
 
     def _same_samples(self) -> str:
-        """Repetition beyond that of uniform draws, as a share of what is possible (Cohen's kappa), once half of the kept can repeat."""
-        kept, seen, repeated = (sum(line[name] for line in self.scored) for name in ("kept", "seen", "repeated"))
+        """Repetition beyond that of uniform draws, as a share of what is possible (Cohen's kappa), once half
+        of the kept can repeat."""
+        kept, seen, repeated = (
+            sum(line[name] for line in self.scored) for name in ("kept", "seen", "repeated")
+        )
         by_chance = float(np.mean([line["by_chance"] for line in self.scored]))
         if 2 * seen < kept or by_chance == 1 or (repeated / seen - by_chance) / (1 - by_chance) < 0.9:
             return ""
         return (
-            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before were kept then too (uniform draws "
-            f"would keep {by_chance:.0%} again): the run trains on the same few of data.pool over and over; add samples to it, or stop"
+            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before were "
+            f"kept then too (uniform draws would keep {by_chance:.0%} again): the run trains on the same few "
+            "of data.pool over and over; add samples to it, or stop"
         )
 
     def _collapsed_weights(self) -> str:
@@ -123,8 +143,8 @@ class Watch:
         if kept < 4 or effective > 1.5:
             return ""
         return (
-            f"over {WINDOW} scored steps {kept:.1f} samples were kept, and their weights amount to {effective:.1f} of equal weight: raise "
-            "selection.ridge"
+            f"over {WINDOW} scored steps {kept:.1f} samples were kept, and their weights amount to "
+            f"{effective:.1f} of equal weight: raise selection.ridge"
         )
 
     def _missed_target(self) -> str:
@@ -137,9 +157,10 @@ class Watch:
             return ""
         half = WINDOW // 2
         return (
-            f"over {WINDOW} scored steps the target's loss has risen ({np.mean(loss[:half]):.3f} -> {np.mean(loss[half:]):.3f}) while "
-            f"the match has become better ({np.mean(residual[:half]):.3f} -> {np.mean(residual[half:]):.3f}): the steps do not do what "
-            "they are chosen for; lower training.learning_rate"
+            f"over {WINDOW} scored steps the target's loss has risen ({np.mean(loss[:half]):.3f} -> "
+            f"{np.mean(loss[half:]):.3f}) while the match has become better ({np.mean(residual[:half]):.3f} "
+            f"-> {np.mean(residual[half:]):.3f}): the steps do not do what they are chosen for; lower "
+            "training.learning_rate"
         )
 
 

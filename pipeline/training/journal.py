@@ -1,5 +1,6 @@
 # C candidates, K kept
-"""What a run writes down as it goes (rank 0): step records, kept samples, evaluations, DeepSpeed's monitors."""
+"""What a run writes down as it goes (rank 0): step records, kept samples, evaluations, DeepSpeed's
+monitors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,25 +13,36 @@ from pipeline.data.sample import Sample
 from pipeline.hook import Scores
 from pipeline.reporting.records import Recorder
 from pipeline.selection.contract import Selection
+from pipeline.step.weighted_step import StepResult
 from pipeline.training.guards import Watch
-from pipeline.training.weighted_step import StepResult
 
 
 class Journal:
-    def __init__(self, folder: Path, engine, config: Config, pool: Sequence[Sample], watched: Optional[dict] = None):
+    def __init__(
+        self, folder: Path, engine, config: Config, pool: Sequence[Sample], watched: Optional[dict] = None
+    ):
         """``watched`` is what a checkpoint holds of the watch."""
         self.engine, self.config, self.pool = engine, config, pool
         self.recorder, self.watch = Recorder(folder), Watch(len(pool))
         vars(self.watch).update(watched or {})
 
     def step(
-        self, step: int, epoch: float, positions_C: np.ndarray, chosen: Selection, selection: Selection, scores: Scores,
-        result: StepResult, learning_rate: float, seconds: dict[str, float], peak_bytes: dict[str, int],
-    ) -> list[str]:  # fmt: skip
+        self,
+        step: int,
+        epoch: float,
+        positions_C: np.ndarray,
+        chosen: Selection,
+        selection: Selection,
+        scores: Scores,
+        result: StepResult,
+        learning_rate: float,
+        seconds: dict[str, float],
+        peak_bytes: dict[str, int],
+    ) -> list[str]:
         """Write a step down; warnings about it, in sentences.
 
-        ``positions_C`` are the candidates' in the pool, ``chosen`` is what the scoring pass kept of them for ``score_every`` steps,
-        ``selection`` this step's part of it.
+        ``positions_C`` are the candidates' in the pool, ``chosen`` is what the scoring pass kept of them for
+        ``score_every`` steps, ``selection`` this step's part of it.
 
         The scoring pass is written down with the first of its steps; the others have its fields empty.
         """
@@ -66,38 +78,61 @@ class Journal:
             "trained_tokens": result.num_tokens,
             "selection_hash": scores.selection_hash,
             "seconds": {**scored.seconds, **seconds},
-            "memory_mib": {stage: round(size / 2**20, 1) for stage, size in {**scored.peak_bytes, **peak_bytes}.items()},
+            "memory_mib": {
+                stage: round(size / 2**20, 1) for stage, size in {**scored.peak_bytes, **peak_bytes}.items()
+            },
         }
         record["warnings"] = [*scored.warnings, *self.watch(record, positions_C, chosen.indices)]
         self.recorder.step(record)
-        self.recorder.kept([
-            {"step": step, "id": candidates[i].id, "source": candidates[i].source, "damage": candidates[i].damage,
-             "weight": float(weight), "alignment": _alignment(scores, i)}
-            for i, weight in zip(selection.indices.tolist(), selection.weights)
-        ])  # fmt: skip
+        self.recorder.kept(
+            [
+                {
+                    "step": step,
+                    "id": candidates[i].id,
+                    "source": candidates[i].source,
+                    "damage": candidates[i].damage,
+                    "weight": float(weight),
+                    "alignment": _alignment(scores, i),
+                }
+                for i, weight in zip(selection.indices.tolist(), selection.weights)
+            ]
+        )
         passed = np.setdiff1d(np.arange(len(candidates)), chosen.indices).tolist() if is_scored else []
         if passed:
             found = [_alignment(scores, i) for i in passed]
             alignment = [value and round(value, 4) for value in found] if set(found) != {None} else None
-            self.recorder.passed({"step": step, "ids": [candidates[i].id for i in passed], "alignment": alignment})
+            self.recorder.passed(
+                {"step": step, "ids": [candidates[i].id for i in passed], "alignment": alignment}
+            )
         self._monitor({name: value for name, value in record.items() if name != "step"})
         return record["warnings"]
 
-    def evaluation(self, step: int, loss: float, samples: Sequence[Sample], answers: Optional[dict] = None) -> None:
+    def evaluation(
+        self, step: int, loss: float, samples: Sequence[Sample], answers: Optional[dict] = None
+    ) -> None:
         """``answers``: accuracy and num_answers, where answers were asked for."""
         num_tokens = sum(sample.num_supervised for sample in samples)
-        record = {"step": step, "name": "test", "loss": loss, "num_samples": len(samples), "num_tokens": num_tokens}
+        record = {
+            "step": step,
+            "name": "test",
+            "loss": loss,
+            "num_samples": len(samples),
+            "num_tokens": num_tokens,
+        }
         record |= answers or {}
         self.recorder.evaluation(record)
         self._monitor({f"test_{name}": record[name] for name in ("loss", "accuracy") if name in record})
 
     def _monitor(self, record: dict[str, Any]) -> None:
-        """TensorBoard, W&B, Comet, CSV: whatever the DeepSpeed file enables, over samples as DeepSpeed's own curves are.
+        """TensorBoard, W&B, Comet, CSV: whatever the DeepSpeed file enables, over samples as DeepSpeed's own
+        curves are.
 
         The names are those of the record's fields, and those by which the report calls them.
         """
         if self.engine.monitor.enabled:
-            self.engine.monitor.write_events([(name, value, self.engine.global_samples) for name, value in numbers(record)])
+            self.engine.monitor.write_events(
+                [(name, value, self.engine.global_samples) for name, value in numbers(record)]
+            )
 
 
 def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -110,7 +145,8 @@ def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def _alignment(scores: Scores, i: int) -> Optional[float]:
-    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero or not finite."""
+    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero
+    or not finite."""
     if scores.signals is None or scores.signals.gram_CC is None:
         return None
     norms = scores.signals.gram_CC[i, i] * scores.signals.target_norm_squared

@@ -9,10 +9,16 @@ import jinja2.ext
 import jinja2.sandbox
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from pipeline.config import ModelConfig
-from pipeline.shipped import TEMPLATES
+from pipeline.settings import TEMPLATES
 from pipeline.training.attention import Attention, choose
 from pipeline.training.small_model import located
 
@@ -21,7 +27,8 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """Tokenizer with a pad token (the end token where it has none: pads are never seen nor supervised)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(located(settings.name), **_source(settings))
-    except (OSError, ValueError) as error:  # a ValueError also for code of the model's own, which needs model.trust_remote_code
+    # a ValueError also for code of the model's own, which needs model.trust_remote_code
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"model.name: {settings.name} is no folder with a model and cannot be had from the hub: {error}"
         ) from error
@@ -37,20 +44,25 @@ def load_model(
 ) -> tuple[torch.nn.Module, Attention]:
     """Causal language model, with adapters if ``lora_rank`` > 0, and the attention kernel it will use.
 
-    Weights are seeded, so that every rank draws the same adapters; ``options`` go to transformers' ``from_pretrained``. Raises
-    ValueError where weights are missing from the files.
+    Weights are seeded, so that every rank draws the same adapters; ``options`` go to transformers'
+    ``from_pretrained``. Raises ValueError where weights are missing from the files.
     """
     config = AutoConfig.from_pretrained(located(settings.name), **_source(settings))
     attention = choose(settings.attention, device, dtype, config.get_text_config())
     torch.manual_seed(seed)
     model, loading = AutoModelForCausalLM.from_pretrained(
-        located(settings.name), dtype=dtype, attn_implementation=attention.implementation, output_loading_info=True, **_source(settings),
+        located(settings.name),
+        dtype=dtype,
+        attn_implementation=attention.implementation,
+        output_loading_info=True,
+        **_source(settings),
         **options,
-    )  # fmt: skip
+    )
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ValueError(
-            f"model.name: {settings.name} lacks {len(missing)} weights, which would be random: {', '.join(missing[:3])}"
+            f"model.name: {settings.name} lacks {len(missing)} weights, which would be random: "
+            f"{', '.join(missing[:3])}"
         )
     model.config.use_cache = False
     if settings.gradient_checkpointing:
@@ -61,12 +73,16 @@ def load_model(
 
 
 def load_reference_model(
-    name: Optional[str], settings: ModelConfig, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: torch.device
+    name: Optional[str],
+    settings: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Optional[torch.nn.Module]:
     """``selection.reference_model``, frozen and whole on ``device``; None where there is none.
 
-    An adapter is merged into the model that it was trained on. To be loaded before the model that ZeRO-3 splits.
-    Raises ValueError where it reads other tokens than ``tokenizer`` writes, or is not there.
+    An adapter is merged into the model that it was trained on. To be loaded before the model that ZeRO-3
+    splits. Raises ValueError where it reads other tokens than ``tokenizer`` writes, or is not there.
     """
     if name is None:
         return None
@@ -74,14 +90,17 @@ def load_reference_model(
     try:
         vocabulary = load_tokenizer(own).get_vocab()
         is_adapter = (Path(name) / "adapter_config.json").is_file()
-        base = replace(own, name=PeftConfig.from_pretrained(name).base_model_name_or_path) if is_adapter else own
+        base = (
+            replace(own, name=PeftConfig.from_pretrained(name).base_model_name_or_path) if is_adapter else own
+        )
         model, _ = load_model(base, dtype, device, seed=0, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"selection.reference_model = {name} cannot be loaded: {error}") from error
     if vocabulary != tokenizer.get_vocab():
         raise ValueError(
-            f"selection.reference_model = {name} has another tokenizer ({len(vocabulary):,} tokens) than model.name = {settings.name} "
-            f"({len(tokenizer.get_vocab()):,}), so their losses are of different tokens: train a reference from the same family"
+            f"selection.reference_model = {name} has another tokenizer ({len(vocabulary):,} tokens) than "
+            f"model.name = {settings.name} ({len(tokenizer.get_vocab()):,}), so their losses are of different "
+            "tokens: train a reference from the same family"
         )
     if is_adapter:
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
@@ -89,7 +108,8 @@ def load_reference_model(
 
 
 def model_without_weights(settings: ModelConfig) -> torch.nn.Module:
-    """The same model on the meta device: shapes alone, for planning. Reads the model's config.json and nothing else."""
+    """The same model on the meta device: shapes alone, for planning. Reads the model's config.json and
+    nothing else."""
     try:
         config = AutoConfig.from_pretrained(located(settings.name), **_source(settings))
     except (OSError, ValueError) as error:
@@ -108,9 +128,12 @@ def on_meta_device(config: PretrainedConfig, settings: ModelConfig) -> torch.nn.
 
 def add_adapters(model: torch.nn.Module, settings: ModelConfig) -> torch.nn.Module:
     adapters = LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=settings.lora_targets,
-        lora_dropout=0.0, task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=settings.lora_targets,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(model, adapters, autocast_adapter_dtype=False)
 
 
@@ -119,7 +142,9 @@ def _chat_template(file: str) -> str:
     try:
         template = Path(file).read_text(encoding="utf-8").strip()
         # As transformers reads them; what a template does is seen when it meets the first chat.
-        jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(template)
+        jinja2.sandbox.ImmutableSandboxedEnvironment(
+            extensions=["jinja2.ext.loopcontrols", _Generation]
+        ).parse(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"model.chat_template: {file}:{error.lineno}: {error.message}") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:

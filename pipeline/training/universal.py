@@ -1,4 +1,5 @@
-"""Going on with another number of ranks: DeepSpeed's universal checkpoint, in which every parameter stands whole."""
+"""Going on with another number of ranks: DeepSpeed's universal checkpoint, in which every parameter stands
+whole."""
 
 import shutil
 import subprocess
@@ -10,23 +11,31 @@ from typing import Any
 
 import torch
 
+from pipeline.ranks.together import together
 from pipeline.training import checkpoint_files as files
-from pipeline.training.ending import together
 
 SUFFIX, LATEST = ".universal", f"{files.LATEST}_universal"
 
 
 def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], None]) -> Path:
-    """The universal form of ``checkpoint``, for every rank to read, in ``folder``. Rank 0 makes it while the others ask for news.
+    """The universal form of ``checkpoint``, for every rank to read, in ``folder``. Rank 0 makes it while the
+    others ask for news.
 
     Raises RuntimeError with what DeepSpeed's program said where it fails.
     """
     target = folder / (checkpoint.name + SUFFIX)
     command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(checkpoint), "--output_folder", str(target),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--input_folder",
+        str(checkpoint),
+        "--output_folder",
+        str(target),
+    ]
     if stage < 3:
-        command.append("--inject_missing_state")  # stages 1 and 2 write none; the parameters' names and shapes suffice
+        # stages 1 and 2 write none; the parameters' names and shapes suffice
+        command.append("--inject_missing_state")
     say(f"{checkpoint.name} is converted for another number of ranks")
     process, log = [], target.with_suffix(".log")
 
@@ -34,7 +43,9 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         with open(log, "w") as output:
-            process.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL))
+            process.append(
+                subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            )
 
     together(start)
     # A question a second, so that a conversion of an hour is none of a collective.
@@ -42,14 +53,20 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
         time.sleep(1)
     if code:
         said = together(lambda: log.read_text(errors="replace")[-2000:])
-        raise RuntimeError(f"{checkpoint} could not be converted for another number of ranks; DeepSpeed said: {said}")
+        raise RuntimeError(
+            f"{checkpoint} could not be converted for another number of ranks; DeepSpeed said: {said}"
+        )
     return target
 
 
 def is_left(name: str) -> bool:
     """Is it the name of something that a conversion leaves in its folder where it fails or is killed?"""
     log = Path(name)
-    return name.endswith(SUFFIX) or name == LATEST or (log.suffix == ".log" and files.step_of(log.with_suffix("")) >= 0)
+    return (
+        name.endswith(SUFFIX)
+        or name == LATEST
+        or (log.suffix == ".log" and files.step_of(log.with_suffix("")) >= 0)
+    )
 
 
 def remove(target: Path) -> None:
@@ -61,12 +78,15 @@ def remove(target: Path) -> None:
 
 def groups(engine) -> list[dict[str, Any]]:
     """Hyper-parameters of the optimizer's parameter groups."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in _optimizer(engine).param_groups]
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in _optimizer(engine).param_groups
+    ]
 
 
 def repair(engine, saved: list[dict[str, Any]]) -> None:
-    """At stage 3 DeepSpeed 0.19.8 gives all groups the hyper-parameters of the first, and all sub-groups one step counter between them,
-    which one update would then advance several times."""
+    """At stage 3 DeepSpeed 0.19.8 gives all groups the hyper-parameters of the first, and all sub-groups one
+    step counter between them, which one update would then advance several times."""
     optimizer = _optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved, strict=True):
         group.update(values)

@@ -7,9 +7,21 @@ import pytest
 from benchmarks import pages
 
 RESULT = {
-    "settings": {"backend": "exact", "last_blocks": 8, "cases": ["full"], "candidates": 4, "tokens": 64, "rounds": 2},
+    "settings": {
+        "backend": "exact",
+        "last_blocks": 8,
+        "cases": ["full"],
+        "candidates": 4,
+        "tokens": 64,
+        "rounds": 2,
+    },
     "world_size": 2,
-    "full": {"time_ratio": 0.714, "time_ratio_range": [0.69, 0.738], "time_ratio_with_target": 0.9, "memory_ratio": 1.25},
+    "full": {
+        "time_ratio": 0.714,
+        "time_ratio_range": [0.69, 0.738],
+        "time_ratio_with_target": 0.9,
+        "memory_ratio": 1.25,
+    },
 }
 
 
@@ -24,17 +36,25 @@ def test_no_table_is_older_than_its_file(page):
 def test_a_table_is_made_anew_and_the_rest_of_the_page_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     (tmp_path / "r.json").write_text(json.dumps(RESULT))
-    rendered = pages.render("before\n<!-- step_cost r.json -->\n| old |\n<!-- end -->\nafter <!-- no table -->\n")
+    rendered = pages.render(
+        "before\n<!-- step_cost r.json -->\n| old |\n<!-- end -->\nafter <!-- no table -->\n"
+    )
     assert rendered.startswith("before\n<!-- step_cost r.json -->\n| ") and rendered.endswith(
         "<!-- end -->\nafter <!-- no table -->\n"
     )
-    assert "| full, `exact`, last 8 blocks, 2 ranks | 4 x 64 | 0.71 (0.69-0.74) | 0.90 | 1.25 | 2 |" in rendered
+    assert (
+        "| full, `exact`, last 8 blocks, 2 ranks | 4 x 64 | 0.71 (0.69-0.74) | 0.90 | 1.25 | 2 |" in rendered
+    )
     assert "old" not in rendered
 
 
-@pytest.mark.parametrize("block, message", [
-    ("<!-- magic r.json -->\n<!-- end -->", "tables are made by"), ("<!-- peers gone.json -->\n<!-- end -->", "no result file gone.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        ("<!-- magic r.json -->\n<!-- end -->", "tables are made by"),
+        ("<!-- peers gone.json -->\n<!-- end -->", "no result file gone.json"),
+    ],
+)
 def test_an_unknown_table_or_file_is_refused(block, message):
     with pytest.raises(ValueError, match=message):
         pages.render(block)

@@ -22,7 +22,8 @@ def problem():
 
 @pytest.mark.parametrize("name", EXACT)
 def test_gram_equals_the_float64_reference(problem, name):
-    """Small v turn float32's rounding of a gradient into a relative error of phi, as in test_gram.py: 5e-4."""
+    """Small v turn float32's rounding of a gradient into a relative error of phi, as in test_gram.py:
+    5e-4."""
     if name in OPTIONAL and not find_spec(name):
         pytest.skip(f"{name} is not installed: pip install --no-deps -r benchmarks/requirements.txt")
     with PEERS[name](problem) as run:
@@ -37,7 +38,9 @@ def test_gram_equals_the_float64_reference(problem, name):
 def test_a_peer_leaves_the_model_as_it_was(problem, name):
     if name in OPTIONAL and not find_spec(name):
         pytest.skip(f"{name} is not installed: pip install --no-deps -r benchmarks/requirements.txt")
-    trained = lambda: [name for name, parameter in problem.model.named_parameters() if parameter.requires_grad]
+    trained = lambda: [
+        name for name, parameter in problem.model.named_parameters() if parameter.requires_grad
+    ]
     before = trained()
     with PEERS[name](problem) as run:
         run()

@@ -20,7 +20,9 @@ def test_has_a_broken_fixture(broken): pass
 def test_a_report_is_read_as_pytest_writes_it(tmp_path):
     (tmp_path / "test_cases.py").write_text(CASES)
     subprocess.run(
-        [sys.executable, "-m", "pytest", "--junitxml=report.xml", "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True
+        [sys.executable, "-m", "pytest", "--junitxml=report.xml", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
     )
     failed = ["test_cases::test_fails", "test_cases::test_has_a_broken_fixture"]
     assert versions.read(tmp_path / "report.xml") == {"passed": 1, "failed": failed, "skipped": 1}

@@ -1,4 +1,5 @@
-"""These tests start system services, so they run only when asked to: launch/test_cluster.sh installs what they need and asks."""
+"""These tests start system services, so they run only when asked to: launch/test_cluster.sh installs what
+they need and asks."""
 
 import os
 

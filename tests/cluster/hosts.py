@@ -1,5 +1,5 @@
-"""Hosts on one machine: network namespaces with an sshd in each, joined by a link that can be cut. Debian's openssh-server, iproute2 and
-pdsh, by root.
+"""Hosts on one machine: network namespaces with an sshd in each, joined by a link that can be cut. Debian's
+openssh-server, iproute2 and pdsh, by root.
 
     host 0 (namespace ftw0-PID, 10.77.0.1)  ---veth---  host 1 (ftw1-PID, 10.77.0.2)
 """
@@ -56,7 +56,12 @@ class Hosts:
         inside = ["ip", "netns", "exec", self.namespaces[0], *command]
         with open(output, "w") as file:
             return subprocess.Popen(
-                inside, cwd=root, env=self.environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                inside,
+                cwd=root,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def cut_link(self) -> None:
@@ -65,7 +70,8 @@ class Hosts:
     def processes(self) -> list[int]:
         """Of all hosts."""
         listed = [
-            subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout for name in self.namespaces
+            subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
+            for name in self.namespaces
         ]
         return [int(number) for text in listed for number in text.split()]
 
@@ -75,7 +81,9 @@ class Hosts:
 
 
 def missing() -> list[str]:
-    return [name for name in COMMANDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+    return [
+        name for name in COMMANDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    ]
 
 
 @contextmanager
@@ -88,7 +96,20 @@ def two_hosts(folder: Path):
         for name in namespaces:
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
-        _ip("link", "add", LINK, "netns", namespaces[0], "type", "veth", "peer", "name", LINK, "netns", namespaces[1])
+        _ip(
+            "link",
+            "add",
+            LINK,
+            "netns",
+            namespaces[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            LINK,
+            "netns",
+            namespaces[1],
+        )
         for name, address in zip(namespaces, ADDRESSES):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", LINK)
             _ip("-n", name, "link", "set", LINK, "up")
@@ -132,14 +153,23 @@ def _environment(folder: Path) -> dict[str, str]:
     (binaries / "ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {folder}/ssh_config "$@"\n')
     (binaries / "ssh").chmod(0o755)
     passed_on = {
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
         "GLOO_SOCKET_IFNAME": LINK,  # both hosts have one name here, which gloo would look up
-    }  # fmt: skip
+    }
     (folder / "deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in passed_on.items()))
     launchers = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES")
     own = {name: value for name, value in os.environ.items() if name not in launchers}
     path = f"{binaries}:{Path(sys.prefix) / 'bin'}:{own['PATH']}:/usr/sbin:/sbin"
-    return {**own, **passed_on, "PATH": path, "DS_ENV_FILE": str(folder / "deepspeed_env"), "VENV": sys.prefix}
+    return {
+        **own,
+        **passed_on,
+        "PATH": path,
+        "DS_ENV_FILE": str(folder / "deepspeed_env"),
+        "VENV": sys.prefix,
+    }
 
 
 def _ip(*arguments: str) -> None:

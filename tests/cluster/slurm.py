@@ -1,4 +1,5 @@
-"""A Slurm of one node, with its own munge, folder and ports; of Debian's packages slurm-wlm and munge, by root."""
+"""A Slurm of one node, with its own munge, folder and ports; of Debian's packages slurm-wlm and munge, by
+root."""
 
 import os
 import shutil
@@ -8,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ranks import free_port
+from tests.processes import free_port
 
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged")
 # A requeued job may start again once its old credential has expired, hence cred_expire: 2 minutes by default.
@@ -54,25 +55,40 @@ def one_node(folder: Path):
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     configuration = folder / "slurm.conf"
-    configuration.write_text(CONFIGURATION.format(host=host, folder=folder, controller=free_port(), daemon=free_port()))
+    configuration.write_text(
+        CONFIGURATION.format(host=host, folder=folder, controller=free_port(), daemon=free_port())
+    )
     environment = {**os.environ, "SLURM_CONF": str(configuration)}
     munge = [
-        "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munge.pid",
-        f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munged.log",
-    ]  # fmt: skip
+        "munged",
+        "--foreground",
+        "--force",
+        f"--key-file={key}",
+        f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munge.pid",
+        f"--seed-file={folder}/munge.seed",
+        f"--log-file={folder}/munged.log",
+    ]
     processes = []
     with open(folder / "daemons.log", "w") as log:
-        start = lambda *command: processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        start = lambda *command: processes.append(
+            subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        )
         try:
             start(*munge)
             _wait_for(lambda: (folder / "munge.socket").exists(), 30, folder)
             start("slurmctld", "-D")
             start("slurmd", "-D", "-N", host)
-            ready = lambda: "idle" in subprocess.run(["sinfo", "-h"], env=environment, capture_output=True, text=True).stdout
+            ready = lambda: (
+                "idle"
+                in subprocess.run(["sinfo", "-h"], env=environment, capture_output=True, text=True).stdout
+            )
             _wait_for(ready, 120, folder)
             yield environment
         finally:
-            subprocess.run(["scancel", "--user=root", "--signal=KILL", "--full"], env=environment, capture_output=True)
+            subprocess.run(
+                ["scancel", "--user=root", "--signal=KILL", "--full"], env=environment, capture_output=True
+            )
             for process in reversed(processes):
                 process.terminate()
             for process in reversed(processes):
@@ -108,7 +124,9 @@ def wait_for_end(environment: dict, job: str, seconds: float, output: Path) -> d
         "COMPLETING",
         "REQUEUED",
     ):
-        assert time.monotonic() < deadline, f"after {seconds} s the job is {state}\n{output.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, (
+            f"after {seconds} s the job is {state}\n{output.read_text()[-3000:]}"
+        )
         time.sleep(1)
     return state
 
@@ -117,6 +135,8 @@ def _wait_for(condition, seconds: float, folder: Path) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            logs = "\n".join(f"--- {log.name}\n{log.read_text()[-2000:]}" for log in sorted(folder.glob("*.log")))
+            logs = "\n".join(
+                f"--- {log.name}\n{log.read_text()[-2000:]}" for log in sorted(folder.glob("*.log"))
+            )
             raise AssertionError(f"Slurm did not come up in {seconds} s\n{logs}")
         time.sleep(0.5)

@@ -1,4 +1,5 @@
-"""launch/slurm/train.sbatch on a Slurm of one node: two tasks to the end, and back into the queue in the middle, without a trace."""
+"""launch/slurm/train.sbatch on a Slurm of one node: two tasks to the end, and back into the queue in the
+middle, without a trace."""
 
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from benchmarks.kill_resume import records
 from tests.cluster import slurm
 from tests.cluster.conftest import demand
-from tests.ranks import ENVIRONMENT
+from tests.processes import ENVIRONMENT
 from tests.run_arguments import run_arguments
 
 pytestmark = pytest.mark.cluster
@@ -23,12 +24,23 @@ STEPS = 24
 def cluster(tmp_path_factory):
     demand(slurm.missing())
     with slurm.one_node(tmp_path_factory.mktemp("slurm")) as environment:
-        yield {**environment, **{k: v for k, v in ENVIRONMENT.items() if k != "MASTER_ADDR"}, "VENV": sys.prefix}
+        yield {
+            **environment,
+            **{k: v for k, v in ENVIRONMENT.items() if k != "MASTER_ADDR"},
+            "VENV": sys.prefix,
+        }
 
 
 @pytest.fixture(scope="module")
 def arguments(model_folder, data_folder):
-    changes = ("--training.steps", str(STEPS), "--training.evaluate_every", "0", "--run.timeout_seconds", "300")
+    changes = (
+        "--training.steps",
+        str(STEPS),
+        "--training.evaluate_every",
+        "0",
+        "--run.timeout_seconds",
+        "300",
+    )
     return lambda folder: run_arguments(model_folder, data_folder, folder, *changes)
 
 
@@ -61,17 +73,23 @@ def interrupt(cluster, arguments, folder: Path, *command: str) -> dict[str, str]
     job = slurm.submit(cluster, folder / "log", OPTIONS, arguments(folder / "run"), ROOT)
     deadline = time.monotonic() + 900
     while len(steps(folder)) < STEPS // 3:
-        assert time.monotonic() < deadline and slurm.describe(cluster, job)["JobState"] in ("PENDING", "RUNNING"), (
-            folder / "log"
-        ).read_text()[-3000:]
+        assert time.monotonic() < deadline and slurm.describe(cluster, job)["JobState"] in (
+            "PENDING",
+            "RUNNING",
+        ), (folder / "log").read_text()[-3000:]
         time.sleep(0.05)
     subprocess.run([*command, job], env=cluster, check=True)
     return slurm.wait_for_end(cluster, job, 1800, folder / "log")
 
 
-@pytest.mark.parametrize("command", [["scontrol", "requeue"], ["scancel", "--signal=USR1"]], ids=["preempted", "out_of_time"])
-def test_a_job_put_back_into_the_queue_ends_as_an_undisturbed_one(undisturbed, cluster, arguments, tmp_path, command):
-    """SIGUSR1 to the tasks is what Slurm sends before the time limit (--signal), and the script requeues; a requeue sends SIGTERM."""
+@pytest.mark.parametrize(
+    "command", [["scontrol", "requeue"], ["scancel", "--signal=USR1"]], ids=["preempted", "out_of_time"]
+)
+def test_a_job_put_back_into_the_queue_ends_as_an_undisturbed_one(
+    undisturbed, cluster, arguments, tmp_path, command
+):
+    """SIGUSR1 to the tasks is what Slurm sends before the time limit (--signal), and the script requeues; a
+    requeue sends SIGTERM."""
     state = interrupt(cluster, arguments, tmp_path, *command)
     log = (tmp_path / "log").read_text()
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("COMPLETED", "0:0", "1"), log[-3000:]

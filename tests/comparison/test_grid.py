@@ -18,10 +18,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def valid(data_folder):
     return {
-        "variants": ["filter_then_weight", "random"], "seeds": [0, 3], "folder": "runs/grid",
-        "targets": {"sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}},
+        "variants": ["filter_then_weight", "random"],
+        "seeds": [0, 3],
+        "folder": "runs/grid",
+        "targets": {
+            "sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}
+        },
         "base": {"data": {"pool": [f"{data_folder}/pool.jsonl"]}, "training.steps": 6},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -38,22 +42,43 @@ REFUSED = {
     "unknown key": ({"repeats": 3}, "repeats"),
     "unknown key of a target": ({"targets": {"sums": {"target": [], "test": [], "dev": []}}}, "dev"),
     "wrong type": ({"seeds": ["many"]}, "seeds"),
-    "unknown setting": ({"variants": {"a": {"selection.ridg": 1}}}, "a: Group 'selection' does not accept option 'ridg'"),
+    "unknown setting": (
+        {"variants": {"a": {"selection.ridg": 1}}},
+        "a: Group 'selection' does not accept option 'ridg'",
+    ),
     "unknown method": ({"variants": ["best"]}, "selection.method"),
-    "contradiction in a cell": ({"variants": {"a": {"selection.keep_per_step": 99}}}, "a, seed 0: selection.keep_per_step x"),
+    "contradiction in a cell": (
+        {"variants": {"a": {"selection.keep_per_step": 99}}},
+        "a, seed 0: selection.keep_per_step x",
+    ),
     "seed twice": ({"seeds": [1, 1]}, "seeds holds a value twice: 1, 1"),
     "no variants": ({"variants": []}, "variants is empty"),
     "no folder name": ({"variants": {"a/b": {}}}, "'a/b' names a folder"),
-    "setting of the grid": ({"variants": {"a": {"run.seed": 1}}}, "variants.a sets run.seed, which the grid makes of 'seeds'"),
-    "other candidates": ({"variants": {"a": {}, "b": {"data.max_tokens": 9}}}, "data.max_tokens is 9 in b and 512 in a"),
+    "setting of the grid": (
+        {"variants": {"a": {"run.seed": 1}}},
+        "variants.a sets run.seed, which the grid makes of 'seeds'",
+    ),
+    "other candidates": (
+        {"variants": {"a": {}, "b": {"data.max_tokens": 9}}},
+        "data.max_tokens is 9 in b and 512 in a",
+    ),
     "nothing in parallel": ({"parallel": 0}, "parallel is 0"),
-    "other columns": ({"variants": {"a": {}, "b": {"data.columns": {"q": "prompt"}}}}, "data.columns.q is prompt in b and None in a"),
+    "other columns": (
+        {"variants": {"a": {}, "b": {"data.columns": {"q": "prompt"}}}},
+        "data.columns.q is prompt in b and None in a",
+    ),
     "does not divide": ({"ranks": 3}, "candidates_per_step = 32 is not divisible by 3 ranks"),
     "missing recipe": ({"base": "nowhere.yaml"}, "base: there is no file nowhere.yaml"),
     "no test": ({"targets": {"sums": {"target": ["demo:target"], "test": []}}}, "targets.sums.test is empty"),
-    "secret": ({"folder": "runs/${HF_TOKEN}"}, "names a secret, HF_TOKEN, whose value would be saved with every cell"),
-    "variable not set": ({"folder": "${NOT_SET_ANYWHERE}/runs"}, "needs the environment variable NOT_SET_ANYWHERE, which is not set"),
-}  # fmt: skip
+    "secret": (
+        {"folder": "runs/${HF_TOKEN}"},
+        "names a secret, HF_TOKEN, whose value would be saved with every cell",
+    ),
+    "variable not set": (
+        {"folder": "${NOT_SET_ANYWHERE}/runs"},
+        "needs the environment variable NOT_SET_ANYWHERE, which is not set",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -76,18 +101,25 @@ def test_every_variant_runs_with_every_seed_on_every_target(valid, parse):
     ]
     assert len({cell.folder for cell in cells}) == 8
     assert all(
-        cell.config.training.steps == 6 and cell.config.run.seed == cell.seed and not cell.config.run.save_model
+        cell.config.training.steps == 6
+        and cell.config.run.seed == cell.seed
+        and not cell.config.run.save_model
         for cell in cells
     )
     assert [cell.config.selection.method for cell in cells[:2]] == ["filter_then_weight", "random"]
-    assert notes == ["Looks at 32 candidates a step and trains on up to 48 samples: filter_then_weight, random."]
+    assert notes == [
+        "Looks at 32 candidates a step and trains on up to 48 samples: filter_then_weight, random."
+    ]
 
 
 def test_a_variant_is_stronger_than_the_command_line_and_that_than_the_base(valid, parse):
     valid["variants"] = {"a": {}, "b": {"selection": {"ridge": 0.25}}}
     valid["base"]["selection.ridge"] = 0.5
     _, cells, _ = parse(valid, "--selection.ridge", "0.75", "--training.steps=7", "--seeds", "[5]")
-    assert [(c.config.selection.ridge, c.config.training.steps, c.seed) for c in cells] == [(0.75, 7, 5), (0.25, 7, 5)]
+    assert [(c.config.selection.ridge, c.config.training.steps, c.seed) for c in cells] == [
+        (0.75, 7, 5),
+        (0.25, 7, 5),
+    ]
     with pytest.raises(SystemExit):
         parse(valid, "--selection.ridg", "1")
     with pytest.raises(SystemExit):
@@ -141,7 +173,10 @@ def test_a_cell_is_known_again_that_was_run_before_presets_had_names(valid, pars
         if is_known:
             assert running.finished(cell)
         else:
-            with pytest.raises(ValueError, match=r"other settings or data \(deepspeed: zero3 -> zero2; the content of zero2; "):
+            with pytest.raises(
+                ValueError,
+                match=r"other settings or data \(deepspeed: zero3 -> zero2; the content of zero2; ",
+            ):
                 running.finished(cell)
 
 
@@ -149,5 +184,7 @@ def test_a_cell_is_known_again_by_what_its_run_saves(valid, parse, tmp_path):
     """The run resolves what settings leave open, and saves that."""
     for cell in parse(valid)[1]:
         configuration.save(cell.config, tmp_path / "asked.yaml")
-        configuration.save(configuration.parse("", ["--config", str(tmp_path / "asked.yaml")]), tmp_path / "saved.yaml")
+        configuration.save(
+            configuration.parse("", ["--config", str(tmp_path / "asked.yaml")]), tmp_path / "saved.yaml"
+        )
         assert changed(cell.config, yaml.safe_load((tmp_path / "saved.yaml").read_text())) == []

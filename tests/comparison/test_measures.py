@@ -30,8 +30,13 @@ def cell(run):
 def test_auc_is_the_area_under_the_held_out_loss_and_time_leaves_evaluations_out(cell, run):
     """(4 + 2) / 2 over 2 steps, (2 + 1) / 2 over 4 steps."""
     found = measure(cell, run, NO_TEXTS)
-    assert found["auc"] == pytest.approx((3 * 2 + 1.5 * 4) / 6) and (found["before"], found["final"]) == (4.0, 1.0)
-    assert found["curve"]["seconds"] == pytest.approx([0, 2.1, 10.1]) and found["seconds"] == pytest.approx(10.1)
+    assert found["auc"] == pytest.approx((3 * 2 + 1.5 * 4) / 6) and (found["before"], found["final"]) == (
+        4.0,
+        1.0,
+    )
+    assert found["curve"]["seconds"] == pytest.approx([0, 2.1, 10.1]) and found["seconds"] == pytest.approx(
+        10.1
+    )
     assert (found["target"], found["variant"], found["seed"], found["cells_beside"]) == ("sums", "ours", 4, 2)
     assert found["trained_samples"] == 48 and found["trained_tokens"] == 4800 and found["accuracy"] is None
     assert found["selection_share"] == pytest.approx(0.5)
@@ -40,7 +45,9 @@ def test_auc_is_the_area_under_the_held_out_loss_and_time_leaves_evaluations_out
 
 def test_accuracy_is_that_of_the_last_evaluation(cell, run):
     with open(run.folder / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps({"step": 6, "name": "test", "loss": 0.5, "accuracy": 0.25, "num_answers": 8}) + "\n")
+        file.write(
+            json.dumps({"step": 6, "name": "test", "loss": 0.5, "accuracy": 0.25, "num_answers": 8}) + "\n"
+        )
     found = measure(cell, read_run(run.folder), NO_TEXTS)
     assert found["accuracy"] == 0.25 and found["final"] == 0.5
 
@@ -49,16 +56,28 @@ def test_duplicates_are_found_by_their_text_and_counted_among_the_kept(cell, run
     """Three samples of the last step are in this pool; two have the same text under different names."""
     last = run.kept.loc[run.kept["step"] == 5, "id"].tolist()
     rows = [
-        {"id": last[0], "prompt": "1+1", "completion": "2"}, {"id": last[1], "prompt": "1+1", "completion": "2"},
-        {"id": last[2], "messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "two"}]},
+        {"id": last[0], "prompt": "1+1", "completion": "2"},
+        {"id": last[1], "prompt": "1+1", "completion": "2"},
+        {
+            "id": last[2],
+            "messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "two"}],
+        },
         {"id": "never kept", "prompt": "1+1", "completion": "3"},
-        {"id": "twice", "text": "one"}, {"id": "twice", "text": "other"},
-    ]  # fmt: skip
+        {"id": "twice", "text": "one"},
+        {"id": "twice", "text": "other"},
+    ]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     texts = read_texts(DataConfig(pool=[str(tmp_path / "pool.jsonl")]))
-    assert texts["is_duplicate"].to_dict() == {last[0]: True, last[1]: True, last[2]: False, "never kept": False}
+    assert texts["is_duplicate"].to_dict() == {
+        last[0]: True,
+        last[1]: True,
+        last[2]: False,
+        "never kept": False,
+    }
     found = measure(cell, run, texts)
-    assert found["kept"]["duplicates"] == pytest.approx(2 / 3) and found["kept"]["length"] == pytest.approx((4 + 4 + 6) / 3)
+    assert found["kept"]["duplicates"] == pytest.approx(2 / 3) and found["kept"]["length"] == pytest.approx(
+        (4 + 4 + 6) / 3
+    )
     assert found["pool"]["duplicates"] == pytest.approx(2 / 4)
 
 
@@ -67,7 +86,9 @@ def test_a_run_that_kept_what_full_did_not_see_is_refused(tmp_path):
     for method, ids in (("full", "abcd"), ("random", "bd"), ("top_k", "bx")):
         folder = write_run(tmp_path / method, method, num_steps=3)
         (folder / "config.yaml").write_text(
-            json.dumps({"selection": {"method": method, "candidates_per_step": 4, "score_every": 1}, "run": {}})
+            json.dumps(
+                {"selection": {"method": method, "candidates_per_step": 4, "score_every": 1}, "run": {}}
+            )
         )
         kept = [{"step": step, "id": f"{step}-{name}", "weight": 1.0} for step in range(3) for name in ids]
         (folder / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))

@@ -5,7 +5,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from pipeline.comparison.statistics import at_seconds, best_baseline, estimate, ranks_of, reference_of, rows_of, seconds_to
+from pipeline.comparison.statistics import (
+    at_seconds,
+    best_baseline,
+    estimate,
+    ranks_of,
+    reference_of,
+    rows_of,
+    seconds_to,
+)
 
 rng = np.random.default_rng(0)
 CURVE = {"step": [0, 10, 20], "loss": [4.0, 2.0, 3.0], "seconds": [0.0, 5.0, 15.0]}
@@ -13,16 +21,26 @@ CURVE = {"step": [0, 10, 20], "loss": [4.0, 2.0, 3.0], "seconds": [0.0, 5.0, 15.
 
 def values(table: dict[str, list[float]]) -> pd.Series:
     """By target and seed; columns are seeds."""
-    return pd.Series({(target, seed): x for target, row in table.items() for seed, x in enumerate(row)}).rename_axis(
-        ["target", "seed"]
-    )
+    return pd.Series(
+        {(target, seed): x for target, row in table.items() for seed, x in enumerate(row)}
+    ).rename_axis(["target", "seed"])
 
 
 def cell(variant, target="a", seed=0, auc=1.0, method=None, final=1.0, curve=CURVE, **more) -> dict:
     return {
-        "variant": variant, "target": target, "seed": seed, "auc": auc, "final": final, "method": method or variant, "curve": curve,
-        "accuracy": None, "seconds": curve["seconds"][-1], "step_seconds": 0.5, "selection_share": None, **more,
-    }  # fmt: skip
+        "variant": variant,
+        "target": target,
+        "seed": seed,
+        "auc": auc,
+        "final": final,
+        "method": method or variant,
+        "curve": curve,
+        "accuracy": None,
+        "seconds": curve["seconds"][-1],
+        "step_seconds": 0.5,
+        "selection_share": None,
+        **more,
+    }
 
 
 def test_error_of_one_target_is_scipys_standard_error_of_the_mean():
@@ -36,11 +54,14 @@ def test_error_over_targets_is_that_of_the_seeds_means_and_ignores_how_targets_d
     far_apart = table + np.array([[0.0], [10.0], [-100.0]])
     for x in (table, far_apart):
         found = estimate(values({name: list(row) for name, row in zip("abc", x)}))
-        assert found.mean == pytest.approx(x.mean()) and found.error == pytest.approx(stats.sem(table.mean(0)))
+        assert found.mean == pytest.approx(x.mean()) and found.error == pytest.approx(
+            stats.sem(table.mean(0))
+        )
 
 
 def test_a_missing_cell_moves_the_mean_only_within_its_target():
-    """Targets' means 2 and 10.5; residuals -1, 0, 1 and -0.5, 0.5; by seed -0.75, 0.25, 1: variance 0.7708 over 3."""
+    """Targets' means 2 and 10.5; residuals -1, 0, 1 and -0.5, 0.5; by seed -0.75, 0.25, 1: variance 0.7708
+    over 3."""
     found = estimate(values({"a": [1.0, 2.0, 3.0], "b": [10.0, 11.0, np.nan]}))
     assert found.mean == pytest.approx(6.25)
     assert found.error == pytest.approx(np.sqrt(np.var([-0.75, 0.25, 1.0], ddof=1) / 3))
@@ -62,7 +83,9 @@ def test_differences_in_pairs_are_those_of_the_paired_t_test():
 
 
 def test_differences_use_only_the_pairs_that_both_have():
-    cells = pd.DataFrame([cell("x", seed=0, auc=1.0), cell("random", seed=0, auc=3.0), cell("random", seed=1, auc=100.0)])
+    cells = pd.DataFrame(
+        [cell("x", seed=0, auc=1.0), cell("random", seed=0, auc=3.0), cell("random", seed=1, auc=100.0)]
+    )
     row, _ = rows_of(cells, ["x", "random"], "random", "random")
     assert row.vs_random.mean == -2 and row.vs_random.error is None
 
@@ -78,13 +101,18 @@ def test_time_to_a_loss_is_that_of_the_first_crossing(loss, seconds):
 
 
 def test_equal_time_is_that_of_randoms_run_pair_by_pair():
-    """random took 5 s to loss 3: ours is at 2 then, and was at 3 after half of that time; slow never gets there in its run."""
+    """random took 5 s to loss 3: ours is at 2 then, and was at 3 after half of that time; slow never gets
+    there in its run."""
     random = {"step": [0, 20], "loss": [4.0, 3.0], "seconds": [0.0, 5.0]}
     slow = {"step": [0, 20], "loss": [4.0, 3.5], "seconds": [0.0, 50.0]}
     cells = pd.DataFrame([cell("x"), cell("random", curve=random, final=3.0), cell("slow", curve=slow)])
     x, _, slow = rows_of(cells, ["x", "random", "slow"], "random", "random")
     assert (x.in_random_time.mean, x.time_to_random, x.num_reached) == (2.0, 0.5, 1)
-    assert slow.in_random_time.mean == pytest.approx(3.95) and slow.time_to_random is None and slow.num_reached == 0
+    assert (
+        slow.in_random_time.mean == pytest.approx(3.95)
+        and slow.time_to_random is None
+        and slow.num_reached == 0
+    )
 
 
 def test_ranks_are_averaged_over_targets_that_have_all_variants():
@@ -102,4 +130,7 @@ def test_the_best_baseline_trains_on_as_many_samples_and_an_ablation_compares_wi
     assert best_baseline(pd.DataFrame(table)) == "top_k" and reference_of(pd.DataFrame(table)) == "random"
     ablation = [*table, cell("ridge", method="filter_then_weight")]
     assert best_baseline(pd.DataFrame(ablation)) == "filter_then_weight"
-    assert reference_of(pd.DataFrame([ours])) is None and best_baseline(pd.DataFrame([ours])) == "filter_then_weight"
+    assert (
+        reference_of(pd.DataFrame([ours])) is None
+        and best_baseline(pd.DataFrame([ours])) == "filter_then_weight"
+    )

@@ -28,13 +28,25 @@ def test_without_a_mask_every_position_is_a_token():
 IDS = torch.tensor([[3, 4, 5]])
 
 
-@pytest.mark.parametrize("more, message", [
-    ({"pixel_values": IDS}, "a candidate has pixel_values, and selection carries input_ids, labels, attention_mask alone"),
-    ({"position_ids": IDS, "seq_idx": IDS}, "packed or without padding .position_ids, seq_idx.* set packing and padding_free to False"),
-    ({"attention_mask": torch.tensor([[1, 0, 1]])}, "mask of row 0 has 2 ones among 3, not in one piece"),
-    ({"attention_mask": torch.tensor([[0, 0, 0]])}, "mask of row 0 has 0 ones among 3"),
-    ({"attention_mask": torch.ones(1, 1, 3, 3)}, r"candidates must be .samples, tokens., and the batch has .*attention_mask .1, 1, 3, 3."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (
+            {"pixel_values": IDS},
+            "a candidate has pixel_values, and selection carries input_ids, labels, attention_mask alone",
+        ),
+        (
+            {"position_ids": IDS, "seq_idx": IDS},
+            "packed or without padding .position_ids, seq_idx.* set packing and padding_free to False",
+        ),
+        ({"attention_mask": torch.tensor([[1, 0, 1]])}, "mask of row 0 has 2 ones among 3, not in one piece"),
+        ({"attention_mask": torch.tensor([[0, 0, 0]])}, "mask of row 0 has 0 ones among 3"),
+        (
+            {"attention_mask": torch.ones(1, 1, 3, 3)},
+            r"candidates must be .samples, tokens., and the batch has .*attention_mask .1, 1, 3, 3.",
+        ),
+    ],
+)
 def test_what_a_sample_cannot_carry_is_refused_with_the_way_out(more, message):
     with pytest.raises(ValueError, match=message):
         samples_of({"input_ids": IDS, "labels": IDS, **more})

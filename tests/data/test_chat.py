@@ -17,9 +17,12 @@ MARKED = (
 )
 THINKING = CHATML.replace(
     "message['content'] + '<|im_end|>\n'",
-    "('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content'] + '<|im_end|>\n'",
+    "('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content'] + "
+    "'<|im_end|>\n'",
 )
-SHOUTING = CHATML.replace("message['content']", "(message['content'] if loop.last else message['content'] | upper)")
+SHOUTING = CHATML.replace(
+    "message['content']", "(message['content'] if loop.last else message['content'] | upper)"
+)
 STRICT = "{{ raise_exception('roles must alternate') }}"
 
 
@@ -41,7 +44,9 @@ def chat(*contents, roles=("user", "assistant"), **options):
 def test_supervised_is_what_the_assistant_says_with_its_end_token(template):
     tokenizer = make_tokenizer(template)
     think = "<think></think>" if template == THINKING else ""
-    assert supervised_text(whole(chat("hi", "Hello ü!"), tokenizer), tokenizer) == f"{think}Hello ü!<|im_end|>"
+    assert (
+        supervised_text(whole(chat("hi", "Hello ü!"), tokenizer), tokenizer) == f"{think}Hello ü!<|im_end|>"
+    )
     two_turns = whole(chat("hi", "Hello hi", "hi hi", "hi"), tokenizer)
     assert supervised_text(two_turns, tokenizer) == f"Hello hi<|im_end|>|{think}hi<|im_end|>"
     assert (two_turns.id, two_turns.source, two_turns.damage) == ("a", "s", "none")
@@ -49,7 +54,10 @@ def test_supervised_is_what_the_assistant_says_with_its_end_token(template):
 
 def test_system_and_tool_messages_are_not_supervised(tokenizer):
     sample = whole(
-        chat("be kind", "hi", "yes", "result", "so", roles=("system", "user", "assistant", "tool", "assistant")), tokenizer
+        chat(
+            "be kind", "hi", "yes", "result", "so", roles=("system", "user", "assistant", "tool", "assistant")
+        ),
+        tokenizer,
     )
     assert supervised_text(sample, tokenizer) == "yes<|im_end|>|so<|im_end|>"
 
@@ -79,7 +87,8 @@ def test_prompt_and_completion_are_joined_without_template(tokenizer):
     sample = whole(record(prompt="a", completion=" b"), tokenizer)
     assert tokenizer.decode(sample.input_ids) == "a b<|im_end|>"
     assert supervised_text(sample, tokenizer) == " b<|im_end|>"
-    across = whole(record(prompt="a\n", completion="\nb"), tokenizer)  # a joint tokenisation would merge the line breaks
+    # a joint tokenisation would merge the line breaks
+    across = whole(record(prompt="a\n", completion="\nb"), tokenizer)
     assert supervised_text(across, tokenizer) == "\nb<|im_end|>"
 
 
@@ -96,7 +105,9 @@ def test_a_tokenizer_that_opens_texts_with_bos_does_so_here():
     assert supervised_text(sample, tokenizer) == "b<|im_end|>"
 
 
-@pytest.mark.parametrize("form", [{"prompt": "a", "completion": "b"}, {"text": "a"}, {"messages": chat("a", "b").messages}])
+@pytest.mark.parametrize(
+    "form", [{"prompt": "a", "completion": "b"}, {"text": "a"}, {"messages": chat("a", "b").messages}]
+)
 @pytest.mark.parametrize("template", [CHATML, SHOUTING])
 def test_loss_on_all_supervises_every_token(form, template):
     sample = whole(record(**form), make_tokenizer(template), loss_on="all")
@@ -129,7 +140,8 @@ def test_tokenize_all_counts_what_it_changes_and_drops(tokenizer):
 def test_a_target_set_that_tokenises_to_nothing_is_an_error_with_counts(tokenizer, on_long, reason):
     data = DataConfig(max_tokens=4, on_long=on_long)
     with pytest.raises(
-        ValueError, match=rf"data\.target: none of the 2 samples is left .*max_tokens = 4.*'{reason}, dropped': 2"
+        ValueError,
+        match=rf"data\.target: none of the 2 samples is left .*max_tokens = 4.*'{reason}, dropped': 2",
     ):
         tokenize_all([record(prompt="abcdef", completion="g")] * 2, tokenizer, data, "data.target")
 
@@ -138,7 +150,11 @@ def test_what_a_tokenizer_cannot_do_is_said_with_the_line():
     cases = [
         (make_tokenizer(None), chat("a", "b"), "has no chat template"),
         (make_tokenizer(SHOUTING), chat("a", "b", "c", "d"), "renders message 2 of 4 differently"),
-        (make_tokenizer(STRICT), chat("a", "b"), "refused by the chat template: TemplateError: roles must alternate"),
+        (
+            make_tokenizer(STRICT),
+            chat("a", "b"),
+            "refused by the chat template: TemplateError: roles must alternate",
+        ),
         (make_tokenizer(CHATML, eos_token=None), record(text="a"), "no end token"),
     ]
     for tokenizer, broken, details in cases:

@@ -29,7 +29,9 @@ def test_blank_rows_fill_up_to_the_agreed_number():
 
 def test_no_sample_gives_blank_rows_of_the_smallest_length():
     input_ids_BT, labels_BT = collate([], pad_token_id=9, num_rows=3)
-    assert input_ids_BT.tolist() == [[9, 9]] * 3 and (labels_BT == IGNORED).all() and labels_BT.shape == (3, 2)
+    assert (
+        input_ids_BT.tolist() == [[9, 9]] * 3 and (labels_BT == IGNORED).all() and labels_BT.shape == (3, 2)
+    )
 
 
 def test_tensors_are_put_on_the_device():

@@ -25,7 +25,9 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
 def test_files_are_read_back_whole(tmp_path, capsys):
     main(["--folder", str(tmp_path)])
     records, counts = read([str(tmp_path / "pool.jsonl")], "error")
-    assert counts == {"samples": 1200} and f"{tmp_path / 'pool.jsonl'}: 1200 samples" in capsys.readouterr().out
+    assert (
+        counts == {"samples": 1200} and f"{tmp_path / 'pool.jsonl'}: 1200 samples" in capsys.readouterr().out
+    )
     assert {record.source for record in records} == {kind.__name__ for kind in KINDS} and len(KINDS) >= 8
     assert len({record.id for record in records}) == 1200
 
@@ -36,7 +38,9 @@ def test_thirty_percent_of_the_pool_are_damaged_and_a_quarter_is_of_the_target_k
     damage = Counter(line["damage"] for line in pool)
     assert damage.pop("none") == pytest.approx(0.7 * num_samples, abs=0.01 * num_samples)
     assert set(damage) == {"wrong_answer", "duplicate", "gibberish", "truncation"}
-    assert sum(line["source"] == TARGET_KIND for line in pool) == pytest.approx(0.25 * num_samples, abs=0.05 * num_samples)
+    assert sum(line["source"] == TARGET_KIND for line in pool) == pytest.approx(
+        0.25 * num_samples, abs=0.05 * num_samples
+    )
 
 
 def test_no_prompt_is_shared_between_pool_target_and_test(parts):
@@ -44,7 +48,9 @@ def test_no_prompt_is_shared_between_pool_target_and_test(parts):
     held_out = prompts["target"] + prompts["test"]
     assert len(set(held_out)) == len(held_out) == 16 + 64
     assert not set(held_out) & set(prompts["pool"])
-    assert all(line["damage"] == "none" and line["source"] == TARGET_KIND for line in parts["target"] + parts["test"])
+    assert all(
+        line["damage"] == "none" and line["source"] == TARGET_KIND for line in parts["target"] + parts["test"]
+    )
 
 
 def test_damage_is_what_it_is_called(parts):

@@ -1,4 +1,5 @@
-"""A sample of what ``python -m benchmarks.fuzz_input`` tries by the ten thousand: accepted, or refused with a place."""
+"""A sample of what ``python -m benchmarks.fuzz_input`` tries by the ten thousand: accepted, or refused with a
+place."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,12 @@ EXAMPLES = {"jsonl files": 60, "chats": 100, "recipes": 8, "grids": 8}
 def test_any_input_is_accepted_or_refused_with_its_place(name, tmp_path):
     kind = KINDS[name]
 
-    @settings(max_examples=EXAMPLES.get(name, 30), derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES.get(name, 30),
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(kind.strategy)
     def every(made):
         assert sum(kind.attempt(made, tmp_path)[outcome] for outcome in ("accepted", "refused")) == 1
@@ -28,7 +34,10 @@ def test_any_input_is_accepted_or_refused_with_its_place(name, tmp_path):
 def test_ordinary_chats_have_the_tokens_that_the_tokenizer_gives_them(name):
     """Keeping special tokens apart changes nothing where nobody spells one."""
     tokenizer = tokenizers()[name]
-    messages = [{"role": role, "content": text} for role, text in (("user", "Hi  there,\n\nimp?"), ("assistant", "\nA b "))]
+    messages = [
+        {"role": role, "content": text}
+        for role, text in (("user", "Hi  there,\n\nimp?"), ("assistant", "\nA b "))
+    ]
     samples, counts = tokenize_all([Record("a", "s", "", "f:1", messages=messages)], tokenizer, DataConfig())
     assert samples[0].input_ids == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert counts == {"samples": 1}
@@ -41,7 +50,11 @@ def test_plain_text_that_spells_special_tokens_reads_back_as_written(text):
     records = [Record("a", "s", "", "f:1", prompt=text, completion="b<|im_end|>c")]
     samples, counts = tokenize_all(records, tokenizer, DataConfig(max_tokens=10**6))
     assert tokenizer.decode(samples[0].input_ids) == text + "b<|im_end|>c<|im_end|>"
-    assert samples[0].input_ids.count(tokenizer.eos_token_id) == 1 == counts["spelling special tokens, kept as text"]
+    assert (
+        samples[0].input_ids.count(tokenizer.eos_token_id)
+        == 1
+        == counts["spelling special tokens, kept as text"]
+    )
 
 
 def test_a_user_cannot_end_the_turn_and_speak_for_the_assistant(tmp_path):

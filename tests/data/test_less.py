@@ -21,7 +21,12 @@ def evaluation_files(tmp_path):
     item = {"context": "Mitä on.", "question": "Mitä?", "answers": [{"text": "on"}, {"text": "Mitä"}]}
     (tydiqa / "tydiqa-one-shot.json").write_text(json.dumps({"finnish": [item], "english": [item]}))
     paragraphs = [
-        {"context": "c", "qas": [{"id": f"{language}-{i}-0", "question": "q", "answers": [{"text": "a"}]} for i in range(8)]}
+        {
+            "context": "c",
+            "qas": [
+                {"id": f"{language}-{i}-0", "question": "q", "answers": [{"text": "a"}]} for i in range(8)
+            ],
+        }
         for language in ("finnish", "english")
     ]
     (tydiqa / "tydiqa-goldp-v1.1-dev.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
@@ -30,17 +35,28 @@ def evaluation_files(tmp_path):
 
 def test_targets_are_those_of_less_and_only_the_answer_is_the_completion(evaluation_files, tmp_path):
     less.main(["--data", str(evaluation_files), "--folder", str(tmp_path / "out")])
-    records = {part: read([str(tmp_path / "out" / f"{part}.jsonl")], "error")[0] for part in
-               ("mmlu_target", "mmlu_test", "tydiqa_target", "tydiqa_test")}  # fmt: skip
+    records = {
+        part: read([str(tmp_path / "out" / f"{part}.jsonl")], "error")[0]
+        for part in ("mmlu_target", "mmlu_test", "tydiqa_target", "tydiqa_test")
+    }
     assert {part: len(found) for part, found in records.items()} == {
-        "mmlu_target": 10, "mmlu_test": 10, "tydiqa_target": 2, "tydiqa_test": 10,
-    }  # fmt: skip
+        "mmlu_target": 10,
+        "mmlu_test": 10,
+        "tydiqa_target": 2,
+        "tydiqa_test": 10,
+    }
     question = records["mmlu_target"][1]
     assert question.id == "birds-dev-1" and question.completion == " B"
-    assert "Which, of 1?\nA. one\nB. two\nC. three\nD. four\nAnswer:\n<|assistant|>\nThe answer is:" in question.prompt
+    assert (
+        "Which, of 1?\nA. one\nB. two\nC. three\nD. four\nAnswer:\n<|assistant|>\nThe answer is:"
+        in question.prompt
+    )
     passage = records["tydiqa_target"][0]
     assert passage.completion == " on" and passage.prompt.endswith("Question: Mitä?\n<|assistant|>\nAnswer:")
-    assert not {record.id for part in ("mmlu_test", "tydiqa_test") for record in records[part]} & {question.id, passage.id}
+    assert not {record.id for part in ("mmlu_test", "tydiqa_test") for record in records[part]} & {
+        question.id,
+        passage.id,
+    }
 
 
 def test_missing_files_are_named(tmp_path, capsys):

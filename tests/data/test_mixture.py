@@ -21,20 +21,32 @@ def stream(sizes, weights, candidates=4, seed=0):
 def drawn(stream, num_epochs):
     """Positions of whole epochs, one row each."""
     num_steps = num_epochs * len(stream.pool) // stream.candidates_per_step
-    return np.concatenate([stream.positions(step) for step in range(num_steps)]).reshape(num_epochs, len(stream.pool))
+    return np.concatenate([stream.positions(step) for step in range(num_steps)]).reshape(
+        num_epochs, len(stream.pool)
+    )
 
 
 def name_of(positions, sizes):
     return np.searchsorted(np.cumsum(sizes), positions, side="right")
 
 
-@pytest.mark.parametrize("sizes, weights, places", [
-    (SIZES, WEIGHTS, [10, 30, 20]), ([10, 10], [3, 1], [15, 5]), ([3, 3], [1, 1], [3, 3]), ([5, 5, 1], [1, 1, 1], [4, 4, 3]),
-    ([1, 9], [0.1, 0.9], [1, 9]), ([100, 100], [1e-2, 1e300], None), ([3, 7], [1e-300, 1e-300], [5, 5]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, weights, places",
+    [
+        (SIZES, WEIGHTS, [10, 30, 20]),
+        ([10, 10], [3, 1], [15, 5]),
+        ([3, 3], [1, 1], [3, 3]),
+        ([5, 5, 1], [1, 1, 1], [4, 4, 3]),
+        ([1, 9], [0.1, 0.9], [1, 9]),
+        ([100, 100], [1e-2, 1e300], None),
+        ([3, 7], [1e-300, 1e-300], [5, 5]),
+    ],
+)
 def test_places_are_the_nearest_whole_shares(sizes, weights, places):
     if places is None:
-        with pytest.raises(ValueError, match=r"gives name 0, 0\.01, a share of 1e-300 %, less than one of the 200 places"):
+        with pytest.raises(
+            ValueError, match=r"gives name 0, 0\.01, a share of 1e-300 %, less than one of the 200 places"
+        ):
             stream(sizes, weights)
         return
     mixture = mixture_of(sizes, sizes, weights)
@@ -82,7 +94,9 @@ def test_positions_are_a_pure_function_of_seed_and_step():
     forward, backward = stream(SIZES, WEIGHTS, candidates=7), stream(SIZES, WEIGHTS, candidates=7)
     ahead = [forward.positions(step).tolist() for step in range(40)]
     assert ahead == [backward.positions(step).tolist() for step in reversed(range(40))][::-1]
-    assert ahead != [stream(SIZES, WEIGHTS, candidates=7, seed=1).positions(step).tolist() for step in range(40)]
+    assert ahead != [
+        stream(SIZES, WEIGHTS, candidates=7, seed=1).positions(step).tolist() for step in range(40)
+    ]
     assert ahead != [stream(SIZES, [1, 3, 1], candidates=7).positions(step).tolist() for step in range(40)]
 
 
@@ -90,7 +104,9 @@ def test_positions_are_a_pure_function_of_seed_and_step():
 def test_a_mixture_does_not_depend_on_the_number_of_ranks(world_size):
     mixed = stream(SIZES, WEIGHTS, candidates=6)
     for step in (0, 9, 23):
-        together = [int(sample.id) for rank in range(world_size) for sample in mixed.shard(step, rank, world_size)]
+        together = [
+            int(sample.id) for rank in range(world_size) for sample in mixed.shard(step, rank, world_size)
+        ]
         assert together == mixed.positions(step).tolist()
 
 

@@ -1,4 +1,5 @@
-"""Tools, tool calls and several turns in templates of the kinds that models have, written here in their essentials."""
+"""Tools, tool calls and several turns in templates of the kinds that models have, written here in their
+essentials."""
 
 import copy
 import importlib.util
@@ -98,14 +99,17 @@ CALLS = "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{
 
 def llama3():
     return make_tokenizer(
-        LLAMA3, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>",
+        LLAMA3,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
         additional_special_tokens=["<|start_header_id|>", "<|end_header_id|>"],
-    )  # fmt: skip
+    )
 
 
 def qwen(thinks):
     tokenizer = make_tokenizer(QWEN.replace("THINKS", str(thinks).lower()))
-    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])  # which are no special tokens there either
+    # which are no special tokens there either
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>", "<think>", "</think>"])
     return tokenizer
 
 
@@ -134,7 +138,12 @@ def say(role, content, **more):
     return {"role": role, "content": content, **more}
 
 
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {}}}},
+    }
+]
 DIALOG = [
     say("system", "be kind"),
     say("user", "hi"),
@@ -143,20 +152,40 @@ DIALOG = [
     say("assistant", "so long"),
 ]
 ASKED = [
-    say("system", "be kind"), say("user", "Rain?"), {"role": "assistant", "tool_calls": [call(city="Ulm", days=2)]},
-    say("tool", "no\nrain", tool_call_id="abcdefghi"), say("assistant", "It is dry."),
-]  # fmt: skip
+    say("system", "be kind"),
+    say("user", "Rain?"),
+    {"role": "assistant", "tool_calls": [call(city="Ulm", days=2)]},
+    say("tool", "no\nrain", tool_call_id="abcdefghi"),
+    say("assistant", "It is dry."),
+]
 CALL = '"name": "weather", "arguments": {"city": "Ulm", "days": 2}'
 KINDS = {  # tokenizer, what is supervised of DIALOG, and of ASKED
-    "llama3": (llama3, "hello<|eot_id|>|so long<|eot_id|>",
-               '{"name": "weather", "parameters": {"city": "Ulm", "days": 2}}<|eot_id|>|It is dry.<|eot_id|>'),
-    "qwen": (lambda: qwen(False), "hello<|im_end|>|so long<|im_end|>",
-             f"<tool_call>\n{{{CALL}}}\n</tool_call><|im_end|>|It is dry.<|im_end|>"),
-    "qwen that thinks": (lambda: qwen(True), "hello<|im_end|>|<think>\n\n</think>\n\nso long<|im_end|>",
-                         f"<tool_call>\n{{{CALL}}}\n</tool_call><|im_end|>|<think>\n\n</think>\n\nIt is dry.<|im_end|>"),
-    "mistral": (mistral, " hello</s>| so long</s>", f'[TOOL_CALLS] [{{{CALL}, "id": "abcdefghi"}}]</s>| It is dry.</s>'),
-    "generation tags": (marked, "hello<|im_end|>|so long<|im_end|>", f"{{{CALL}}}<|im_end|>|It is dry.<|im_end|>"),
-}  # fmt: skip
+    "llama3": (
+        llama3,
+        "hello<|eot_id|>|so long<|eot_id|>",
+        '{"name": "weather", "parameters": {"city": "Ulm", "days": 2}}<|eot_id|>|It is dry.<|eot_id|>',
+    ),
+    "qwen": (
+        lambda: qwen(False),
+        "hello<|im_end|>|so long<|im_end|>",
+        f"<tool_call>\n{{{CALL}}}\n</tool_call><|im_end|>|It is dry.<|im_end|>",
+    ),
+    "qwen that thinks": (
+        lambda: qwen(True),
+        "hello<|im_end|>|<think>\n\n</think>\n\nso long<|im_end|>",
+        f"<tool_call>\n{{{CALL}}}\n</tool_call><|im_end|>|<think>\n\n</think>\n\nIt is dry.<|im_end|>",
+    ),
+    "mistral": (
+        mistral,
+        " hello</s>| so long</s>",
+        f'[TOOL_CALLS] [{{{CALL}, "id": "abcdefghi"}}]</s>| It is dry.</s>',
+    ),
+    "generation tags": (
+        marked,
+        "hello<|im_end|>|so long<|im_end|>",
+        f"{{{CALL}}}<|im_end|>|It is dry.<|im_end|>",
+    ),
+}
 
 
 def sample_of(messages, tokenizer, tools=None, loss_on="assistant"):
@@ -175,7 +204,11 @@ def with_content(messages):
 def test_every_turn_of_the_assistant_is_supervised_its_calls_too(kind):
     make, of_dialog, of_asked = KINDS[kind]
     tokenizer = make()
-    for messages, tools, supervised in ((DIALOG, None, of_dialog), (ASKED, TOOLS, of_asked), (ASKED, None, of_asked)):
+    for messages, tools, supervised in (
+        (DIALOG, None, of_dialog),
+        (ASKED, TOOLS, of_asked),
+        (ASKED, None, of_asked),
+    ):
         sample = sample_of(messages, tokenizer, tools)
         text = rendered(with_content(messages), tokenizer, tools)
         assert tokenizer.decode(sample.input_ids) == text
@@ -191,15 +224,23 @@ def test_words_that_spell_special_tokens_stay_text_in_calls_results_and_tools(ki
     messages = copy.deepcopy(ASKED)
     messages[2]["tool_calls"] = [call(city=bad, **{bad: [{"deep": bad}]})]
     messages[3]["content"] = messages[4]["content"] = bad
-    tools = [{"type": "function", "function": {"name": "weather", "description": bad, "parameters": {"properties": {bad: {}}}}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "weather", "description": bad, "parameters": {"properties": {bad: {}}}},
+        }
+    ]
     sample = sample_of(messages, tokenizer, tools)
     assert tokenizer.decode(sample.input_ids) == rendered(with_content(messages), tokenizer, tools)
     control = {
-        tokenizer.convert_tokens_to_ids(token) for token in (*tokenizer.all_special_tokens, "<tool_call>", "</tool_call>")
+        tokenizer.convert_tokens_to_ids(token)
+        for token in (*tokenizer.all_special_tokens, "<tool_call>", "</tool_call>")
     } - {None}
     plain = sample_of(ASKED, tokenizer, TOOLS)
     said_by_assistant = (
-        {tokenizer.convert_tokens_to_ids(token) for token in ("<tool_call>", "</tool_call>")} if "qwen" in kind else set()
+        {tokenizer.convert_tokens_to_ids(token) for token in ("<tool_call>", "</tool_call>")}
+        if "qwen" in kind
+        else set()
     )
     counted = (
         control - said_by_assistant
@@ -210,8 +251,13 @@ def test_words_that_spell_special_tokens_stay_text_in_calls_results_and_tools(ki
 
 
 def test_several_calls_in_one_turn_and_several_results():
-    messages = [say("user", "a"), say("assistant", "Both:", tool_calls=[call("f", x="1"), call("g", y="2")]),
-                say("tool", "3"), say("tool", "4"), say("assistant", "7")]  # fmt: skip
+    messages = [
+        say("user", "a"),
+        say("assistant", "Both:", tool_calls=[call("f", x="1"), call("g", y="2")]),
+        say("tool", "3"),
+        say("tool", "4"),
+        say("assistant", "7"),
+    ]
     tokenizer = qwen(True)
     assert supervised_text(sample_of(messages, tokenizer), tokenizer) == (
         'Both:\n<tool_call>\n{"name": "f", "arguments": {"x": "1"}}\n</tool_call>\n<tool_call>\n'
@@ -232,36 +278,53 @@ def test_a_call_that_belongs_to_the_prompt_is_not_supervised():
 
 def test_arguments_are_json_text_where_the_template_adds_them_to_a_text():
     added = "{{ '```' + call.function.name + '\n' + call.function.arguments + '```' }}"
-    tokenizer = make_tokenizer(MARKED.replace("CALLS", "{% for call in message.tool_calls or [] %}" + added + "{% endfor %}"))
+    tokenizer = make_tokenizer(
+        MARKED.replace("CALLS", "{% for call in message.tool_calls or [] %}" + added + "{% endfor %}")
+    )
     supervised = '```weather\n{"city": "Ulm", "days": 2}```<|im_end|>|It is dry.<|im_end|>'
     assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == supervised
 
 
 def test_content_is_in_parts_where_the_template_leaves_text_out():
-    """As those of models that see do: a loop over the characters of a text finds none that is of type text."""
-    part = "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    """As those of models that see do: a loop over the characters of a text finds none that is of type
+    text."""
+    part = (
+        "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    )
     for seen in (part, "{{ message.content[0].text }}"):
-        tokenizer = make_tokenizer(MARKED.replace("CALLS", CALLS).replace("{{ message.content }}", seen).replace(
-            "{{ message.content + '<|im_end|>\n' }}", seen + "{{ '<|im_end|>\n' }}"))  # fmt: skip
+        tokenizer = make_tokenizer(
+            MARKED.replace("CALLS", CALLS)
+            .replace("{{ message.content }}", seen)
+            .replace("{{ message.content + '<|im_end|>\n' }}", seen + "{{ '<|im_end|>\n' }}")
+        )
         assert sample_of(DIALOG, tokenizer).input_ids == sample_of(DIALOG, marked()).input_ids
         assert supervised_text(sample_of(ASKED, tokenizer, TOOLS), tokenizer) == KINDS["generation tags"][2]
 
 
 def test_content_that_a_template_leaves_out_is_found():
-    without_system = make_tokenizer(MARKED.replace("CALLS", CALLS).replace("message.content + '<|im_end|>\n'",
-                                    "(message.content if message.role != 'system' else '') + '<|im_end|>\n'"))  # fmt: skip
+    without_system = make_tokenizer(
+        MARKED.replace("CALLS", CALLS).replace(
+            "message.content + '<|im_end|>\n'",
+            "(message.content if message.role != 'system' else '') + '<|im_end|>\n'",
+        )
+    )
     assert sample_of(DIALOG[1:], without_system).num_supervised
     with pytest.raises(
-        ValueError, match=r"content left out: the chat template leaves out what message 1 says, .* of the system"
+        ValueError,
+        match=r"content left out: the chat template leaves out what message 1 says, .* of the system",
     ):
         sample_of(DIALOG, without_system)
     prints_parts = make_tokenizer(
         "{% for m in messages %}{% if m.content is not string %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(ValueError, match="content left out: the chat template leaves out what message 1 says"):
+    with pytest.raises(
+        ValueError, match="content left out: the chat template leaves out what message 1 says"
+    ):
         sample_of(DIALOG, prints_parts)
     beside_a_call = [ASKED[1], say("assistant", "Let me see.", tool_calls=[call(city="Ulm")]), *ASKED[3:]]
-    with pytest.raises(ValueError, match="content left out: the chat template leaves out what message 2 says"):
+    with pytest.raises(
+        ValueError, match="content left out: the chat template leaves out what message 2 says"
+    ):
         sample_of(beside_a_call, llama3())
     quoted = [*ASKED[:3], say("tool", 'line "one"\nline two', tool_call_id="abcdefghi"), ASKED[4]]
     assert supervised_text(sample_of(quoted, llama3()), llama3()) == KINDS["llama3"][2]
@@ -278,7 +341,10 @@ def test_a_template_that_writes_the_date_writes_the_same_on_every_day(marks):
     )
     llamas = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '26 Jul 2024' %}{% endif %}"
     messages = [say("user", "a?"), say("assistant", "b")]
-    for form, written in (("{{ day }}", "26 Jul 2024"), ("{{ strftime_now('%Y-%m-%d %A %H:%M') }}", "2024-07-26 Friday 00:00")):
+    for form, written in (
+        ("{{ day }}", "26 Jul 2024"),
+        ("{{ strftime_now('%Y-%m-%d %A %H:%M') }}", "2024-07-26 Friday 00:00"),
+    ):
         dated = make_tokenizer(f"\n Today: {llamas}{form}\n" + turns, eos_token="</s>")
         fixed = make_tokenizer(f"\n Today: {written}\n" + turns, eos_token="</s>")
         assert sample_of(messages, dated) == sample_of(messages, fixed)
@@ -293,9 +359,7 @@ def test_a_template_for_tools_is_taken_where_there_are_tools():
 
 
 NAME_ALONE = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
-KEYS_ALONE = (
-    "{% for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments.keys() | join }}{% endfor %}"
-)
+KEYS_ALONE = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments.keys() | join }}{% endfor %}"
 FIRST_ALONE = "{% for call in (message.tool_calls or [])[:1] %}{{ call.function | tojson }}{% endfor %}"
 
 
@@ -303,8 +367,14 @@ FIRST_ALONE = "{% for call in (message.tool_calls or [])[:1] %}{{ call.function 
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_a_template_that_leaves_out_a_part_of_a_call_is_found(calls, loss_on):
     tokenizer = make_tokenizer(MARKED.replace("CALLS", calls))
-    messages = [ASKED[1], say("assistant", "", tool_calls=[call(city="Ulm"), call("weather", city="Ulm")]), *ASKED[3:]]
-    with pytest.raises(ValueError, match="message 2 calls a tool in a field of its own, and the chat template leaves out"):
+    messages = [
+        ASKED[1],
+        say("assistant", "", tool_calls=[call(city="Ulm"), call("weather", city="Ulm")]),
+        *ASKED[3:],
+    ]
+    with pytest.raises(
+        ValueError, match="message 2 calls a tool in a field of its own, and the chat template leaves out"
+    ):
         sample_of(messages, tokenizer, loss_on=loss_on)
 
 
@@ -318,7 +388,9 @@ def test_a_name_that_stands_elsewhere_in_the_chat_does_not_count():
 
 
 def test_a_call_outside_of_the_generation_marks_would_not_be_learnt():
-    tokenizer = make_tokenizer(MARKED.replace("CALLS", "").replace("{%- generation %}", CALLS + "{% generation %}"))
+    tokenizer = make_tokenizer(
+        MARKED.replace("CALLS", "").replace("{%- generation %}", CALLS + "{% generation %}")
+    )
     with pytest.raises(ValueError, match="message 3 calls a tool outside of the chat template's"):
         sample_of(ASKED, tokenizer, TOOLS)
     assert sample_of(ASKED, tokenizer, TOOLS, "all").num_supervised
@@ -327,13 +399,16 @@ def test_a_call_outside_of_the_generation_marks_would_not_be_learnt():
 def test_rows_with_calls_that_the_template_drops_are_named_or_counted():
     tokenizer = make_tokenizer(MARKED.replace("CALLS", ""))
     records = [parse({"messages": messages}, "pool", 7, "pool.jsonl:7") for messages in (ASKED, DIALOG)]
-    with pytest.raises(ValueError, match=r"pool\.jsonl:7: tool call: message 3 calls a tool .*data\.on_broken = skip"):
+    with pytest.raises(
+        ValueError, match=r"pool\.jsonl:7: tool call: message 3 calls a tool .*data\.on_broken = skip"
+    ):
         tokenize_all(records, tokenizer, DataConfig())
     assert tokenize_all(records, tokenizer, DataConfig(on_broken="skip"))[1] == {"samples": 1, "tool call": 1}
 
 
 def test_mistrals_tools_before_the_last_question_are_told_from_one_question_alone():
-    """It moves the tools once another question follows: what the model was asked with is not in the chat any more."""
+    """It moves the tools once another question follows: what the model was asked with is not in the chat any
+    more."""
     sample_of(ASKED, mistral(), TOOLS)
     with pytest.raises(ValueError, match="answer not told from the rest"):
         sample_of([*DIALOG[:3], *ASKED[1:]], mistral(), TOOLS)
@@ -381,11 +456,15 @@ def test_real_templates_give_all_that_is_said_or_the_row_is_refused(file):
         try:
             sample = sample_of(messages, tokenizer, tools)
         except BrokenLine as broken:
-            assert broken.reason in (HONEST if messages[1:] != DIALOG[2:] else {"answer not told from the rest"}), broken
+            assert broken.reason in (
+                HONEST if messages[1:] != DIALOG[2:] else {"answer not told from the rest"}
+            ), broken
             continue
         text, learnt = tokenizer.decode(sample.input_ids), supervised_text(sample, tokenizer)
         for message in messages:
-            words = ["weather", "city", "Ulm", "days", "2"] if "tool_calls" in message else [message["content"]]
+            words = (
+                ["weather", "city", "Ulm", "days", "2"] if "tool_calls" in message else [message["content"]]
+            )
             assert all(word in text or json.dumps(word)[1:-1] in text for word in words), text
             if message["role"] == "assistant":
                 assert all(word in learnt for word in words), learnt

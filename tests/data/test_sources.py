@@ -19,7 +19,9 @@ GOOD = {"prompt": "2 + 2 =", "completion": " 4"}
 def write(tmp_path):
     def write(content, name="pool.jsonl"):
         path = tmp_path / name
-        content = content if isinstance(content, (str, bytes)) else "\n".join(json.dumps(row) for row in content)
+        content = (
+            content if isinstance(content, (str, bytes)) else "\n".join(json.dumps(row) for row in content)
+        )
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return str(path)
 
@@ -28,14 +30,16 @@ def write(tmp_path):
 
 def test_every_format_becomes_one_of_three_forms(write):
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    path = write([
-        {"messages": chat, "id": 7, "source": "s", "corruption": "truncated"},
-        {**GOOD, "damage": "none"},
-        {"prompt": chat[:1], "completion": chat[1:]},
-        {"instruction": "Add", "input": "1, 2", "output": "3"},
-        {"instruction": "Greet", "input": "", "output": "hello"},
-        {"text": "plain"},
-    ])  # fmt: skip
+    path = write(
+        [
+            {"messages": chat, "id": 7, "source": "s", "corruption": "truncated"},
+            {**GOOD, "damage": "none"},
+            {"prompt": chat[:1], "completion": chat[1:]},
+            {"instruction": "Add", "input": "1, 2", "output": "3"},
+            {"instruction": "Greet", "input": "", "output": "hello"},
+            {"text": "plain"},
+        ]
+    )
     records, counts = read([path], "error")
     assert counts == {"samples": 6}
     first, second, third, fourth, fifth, last = records
@@ -79,7 +83,10 @@ BROKEN = {
     "missing field": (b'{"prompt": "a"}', "got the fields ['prompt']"),
     "missing field ": (b'{"prompt": "a", "completion": null}', "'completion'"),
     "missing field  ": (b'{"messages": [{"role": "user"}]}', "needs role and content"),
-    "missing field   ": (b'{"messages": [{"role": "assistant", "content": "a"}]}', "starts with the assistant"),
+    "missing field   ": (
+        b'{"messages": [{"role": "assistant", "content": "a"}]}',
+        "starts with the assistant",
+    ),
     "empty answer": (b'{"prompt": "a", "completion": " "}', "'completion'"),
     "empty answer ": (b'{"messages": [{"role": "user", "content": "a"}]}', "no message of the assistant"),
     "empty text": (b'{"text": ""}', "'text'"),
@@ -91,7 +98,10 @@ BROKEN = {
     "wrong encoding  ": (b'{"text": "a", "source": "\\udfff"}', "'source' has an unpaired surrogate"),
     "wrong type     ": (b'{"text": "a", "id": [1]}', "'id' must be a string or a number, got [1]"),
     "tool call": (b'{"tools": [{"name": "f"}], "prompt": "a", "completion": "b"}', "'tools' would be lost"),
-    "preference data": (b'{"prompt": "a", "chosen": "b", "rejected": "c"}', "are a pair, and the weighted loss"),
+    "preference data": (
+        b'{"prompt": "a", "chosen": "b", "rejected": "c"}',
+        "are a pair, and the weighted loss",
+    ),
     "not text": (
         b'{"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]}',
         "message 1 of 'messages' has a part 'image'",
@@ -129,14 +139,21 @@ def test_json_holds_a_list_of_objects(write):
     assert [record.id for record in records] == ["list:1", "list:2"]
     with pytest.raises(ValueError, match=r"list of objects, got \{'prompt'"):
         read([write(json.dumps(GOOD), "object.json")], "error")
-    with pytest.raises(ValueError, match=r"lines\.json: malformed JSON: Extra data at line 2, column 1 .* named \.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"lines\.json: malformed JSON: Extra data at line 2, column 1 .* named \.jsonl"
+    ):
         read([write([GOOD, GOOD], "lines.json")], "skip")
 
 
 def test_parquet_rows_fill_absent_fields_with_nulls(write, tmp_path):
     path = str(tmp_path / "pool.parquet")
-    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "n"}]}, {"text": "c"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": None, "text": None, **row} for row in rows]), path)
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "n"}]},
+        {"text": "c"},
+    ]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"messages": None, "text": None, **row} for row in rows]), path
+    )
     chat, text = read([path], "error")[0]
     assert chat.messages == rows[0]["messages"] and chat.text is None
     assert text.text == "c" and text.messages is None and text.origin == f"{path}:2"
@@ -152,9 +169,17 @@ def test_parquet_calls_have_no_arguments_that_only_other_rows_have(tmp_path):
     path = str(tmp_path / "pool.parquet")
     rows = [{"messages": chat("f", {"x": 1, "y": {"z": "a"}})}, {"messages": chat("g", {"y": {"w": True}})}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    assert pyarrow.parquet.read_table(path).to_pylist()[1]["messages"][1]["tool_calls"][0]["function"]["arguments"]["x"] is None
+    assert (
+        pyarrow.parquet.read_table(path).to_pylist()[1]["messages"][1]["tool_calls"][0]["function"][
+            "arguments"
+        ]["x"]
+        is None
+    )
     calls = [record.messages[1]["tool_calls"][0]["function"] for record in read([path], "error")[0]]
-    assert calls == [{"name": "f", "arguments": {"x": 1, "y": {"z": "a"}}}, {"name": "g", "arguments": {"y": {"w": True}}}]
+    assert calls == [
+        {"name": "f", "arguments": {"x": 1, "y": {"z": "a"}}},
+        {"name": "g", "arguments": {"y": {"w": True}}},
+    ]
 
 
 def test_a_null_that_an_argument_of_a_json_line_has_stays(write):
@@ -183,13 +208,17 @@ def test_columns_that_fit_no_row_or_two_columns_are_errors(write):
     path = write([{"question": "q", "completion": "a", "text": "t"}])
     for on_broken in ("error", "skip"):
         with pytest.raises(
-            ValueError, match=rf"{path}: data\.columns names the column 'topic', which no row has; .*'question'"
+            ValueError,
+            match=rf"{path}: data\.columns names the column 'topic', which no row has; .*'question'",
         ):
             read([path], on_broken, columns={"question": "prompt", "topic": "source"})
-        with pytest.raises(ValueError, match=rf"{path}:1: data\.columns gives a second column the name 'text'"):
+        with pytest.raises(
+            ValueError, match=rf"{path}:1: data\.columns gives a second column the name 'text'"
+        ):
             read([path], on_broken, columns={"question": "text"})
     with pytest.raises(
-        ValueError, match=r"data\.columns gives a column the name 'promt', which nothing reads; read are messages"
+        ValueError,
+        match=r"data\.columns gives a column the name 'promt', which nothing reads; read are messages",
     ):
         read([path], "skip", columns={"question": "promt"})
 
@@ -217,7 +246,8 @@ def test_samples_come_one_at_a_time(write):
 def test_a_file_of_pairs_ends_with_the_reason_and_not_with_no_sample_alone(write):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     with pytest.raises(
-        ValueError, match=r"no sample in .*\(2 broken lines skipped; the first: .*:1: preference data: .* weighted loss"
+        ValueError,
+        match=r"no sample in .*\(2 broken lines skipped; the first: .*:1: preference data: .* weighted loss",
     ):
         read([write([pair, pair])], "skip")
     assert read([write([pair, GOOD])], "skip")[1] == {"samples": 1, "preference data": 1}
@@ -233,7 +263,8 @@ def test_the_demo_data_can_be_read_without_files():
             (line["id"], line["prompt"], line["completion"], line["damage"]) for line in lines
         ]
     with pytest.raises(
-        ValueError, match=r"data.pool: there is no demo:pol; the demo data are demo:pool, demo:target, demo:test"
+        ValueError,
+        match=r"data.pool: there is no demo:pol; the demo data are demo:pool, demo:target, demo:test",
     ):
         read(["demo:pol"], "error")
 

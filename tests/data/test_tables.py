@@ -23,7 +23,8 @@ def test_cells_are_text_and_may_hold_line_breaks_quotes_and_separators(tmp_path)
         records, counts = read([str(tmp_path / name)], "skip")
         assert [(record.prompt, record.completion) for record in records] == rows[:3]
         assert counts == {"samples": 3, "empty prompt": 1}
-        assert [record.origin.rsplit(":")[-1] for record in records] == ["2", "4", "5"]  # lines where rows begin
+        # lines where rows begin
+        assert [record.origin.rsplit(":")[-1] for record in records] == ["2", "4", "5"]
 
 
 def test_blank_rows_are_no_samples_and_line_ends_of_all_kinds_are_read(write):
@@ -35,9 +36,14 @@ def test_blank_rows_are_no_samples_and_line_ends_of_all_kinds_are_read(write):
 def test_messages_conversations_and_tools_are_json_in_a_cell(write):
     chat = '[{""role"": ""user"", ""content"": ""a""}, {""role"": ""assistant"", ""content"": ""b""}]'
     (record,) = read([write(f'id,messages,tools\n7,"{chat}",\n')], "error")[0]
-    assert [message["content"] for message in record.messages] == ["a", "b"] and record.id == "7" and record.tools is None
+    assert (
+        [message["content"] for message in record.messages] == ["a", "b"]
+        and record.id == "7"
+        and record.tools is None
+    )
     with pytest.raises(
-        ValueError, match=r"pool.csv:2: malformed JSON: 'messages' is a text, and as JSON: Expecting property name"
+        ValueError,
+        match=r"pool.csv:2: malformed JSON: 'messages' is a text, and as JSON: Expecting property name",
     ):
         read([write("messages\n\"[{'role': 'user'}]\"\n")], "error")  # as str() writes a list
 
@@ -47,7 +53,8 @@ def test_a_chat_in_a_cell_of_prompt_or_completion_is_refused(write):
     chat = '[{""role"": ""assistant"", ""content"": ""b""}]'
     for row, key in ((f'a,"{chat}"', "completion"), (f'"{chat}",a', "prompt")):
         with pytest.raises(
-            ValueError, match=rf"pool.csv:2: wrong type: '{key}' is the JSON text of messages: put the whole chat"
+            ValueError,
+            match=rf"pool.csv:2: wrong type: '{key}' is the JSON text of messages: put the whole chat",
         ):
             read([write(f"prompt,completion\n{row}\n")], "error")
     (record,) = read([write('prompt,completion\n"[1, 2]","[{""a"": 1}]"\n')], "error")[0]
@@ -78,9 +85,13 @@ def test_a_broken_row_is_named_by_file_and_line_or_skipped_and_counted(write, na
 
 def test_a_quote_that_nobody_closes_is_found_and_says_how_far_it_reaches(write):
     path = write('prompt,completion\na,"b\nc,d\ne,f\n')
-    with pytest.raises(ValueError, match=r"pool.csv:2: malformed CSV: unexpected end of data, in the row up to line 4"):
+    with pytest.raises(
+        ValueError, match=r"pool.csv:2: malformed CSV: unexpected end of data, in the row up to line 4"
+    ):
         read([path], "error")
-    with pytest.raises(ValueError, match=r"no sample in .* \(1 broken lines skipped; the first: .*:2: malformed CSV"):
+    with pytest.raises(
+        ValueError, match=r"no sample in .* \(1 broken lines skipped; the first: .*:2: malformed CSV"
+    ):
         read([path], "skip")
 
 
@@ -110,5 +121,7 @@ def test_columns_of_a_csv_file_may_have_other_names(write):
     path = write("question,answer\n1 + 1,2\n")
     (record,) = read([path], "error", columns={"question": "prompt", "answer": "completion"})[0]
     assert (record.prompt, record.completion) == ("1 + 1", "2")
-    with pytest.raises(ValueError, match=r"pool.csv:2: missing field: .*data\.columns gives them other names"):
+    with pytest.raises(
+        ValueError, match=r"pool.csv:2: missing field: .*data\.columns gives them other names"
+    ):
         read([path], "error")

@@ -29,10 +29,14 @@ def rows(count, seed=0):
     text = lambda: "".join(rng.choice("abc xyz\n+é<|im_end|>𝄞") for _ in range(rng.choice([1, 5, 40]))) + "a"
     forms = [
         lambda: {
-            "messages": [{"role": "user", "content": text()}, {"role": "assistant", "content": text()}] * rng.randint(1, 2)
+            "messages": [{"role": "user", "content": text()}, {"role": "assistant", "content": text()}]
+            * rng.randint(1, 2)
         },
         lambda: {"prompt": text(), "completion": text()},
-        lambda: {"prompt": [{"role": "user", "content": text()}], "completion": [{"role": "assistant", "content": text()}]},
+        lambda: {
+            "prompt": [{"role": "user", "content": text()}],
+            "completion": [{"role": "assistant", "content": text()}],
+        },
         lambda: {"instruction": text(), "input": rng.choice(["", "b"]), "output": text()},
         lambda: {"text": text()},
         lambda: {"prompt": text(), "completion": " "},
@@ -49,10 +53,16 @@ def data(tmp_path):
     files = tmp_path / "files"
     files.mkdir()
     (files / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(100)))
-    filled = [{**dict.fromkeys(("prompt", "completion", "text", "id")), **row} for row in rows(40, seed=1) if "text" in row]
+    filled = [
+        {**dict.fromkeys(("prompt", "completion", "text", "id")), **row}
+        for row in rows(40, seed=1)
+        if "text" in row
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(filled), files / "b.parquet")
     names = [str(files / "a.jsonl"), str(files / "b.parquet")]
-    return DataConfig(pool=names, on_broken="skip", max_tokens=30, cache_folder=str(tmp_path / "cache" / "tokens"))
+    return DataConfig(
+        pool=names, on_broken="skip", max_tokens=30, cache_folder=str(tmp_path / "cache" / "tokens")
+    )
 
 
 def kept(data, tokens=None, beat=QUIET):
@@ -65,7 +75,9 @@ def in_memory(data, tokens=None):
     return samples, {**counts, **token_counts}
 
 
-@pytest.mark.parametrize("changes", [{}, {"on_long": "drop"}, {"loss_on": "all"}, {"max_tokens": 200}, {"cache_folder": ""}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"on_long": "drop"}, {"loss_on": "all"}, {"max_tokens": 200}, {"cache_folder": ""}]
+)
 def test_samples_and_counts_equal_those_that_are_made_in_memory(data, changes):
     data = replace(data, **changes)
     samples, counts = in_memory(data)
@@ -88,7 +100,9 @@ def test_samples_and_counts_equal_those_that_are_made_in_memory(data, changes):
 def encoded(monkeypatch):
     """The records that were tokenised."""
     found, original = [], chat._encode
-    monkeypatch.setattr(chat, "_encode", lambda record, *others: found.append(record.id) or original(record, *others))
+    monkeypatch.setattr(
+        chat, "_encode", lambda record, *others: found.append(record.id) or original(record, *others)
+    )
     return found
 
 
@@ -99,7 +113,11 @@ def moved(data):
 
 def renamed(data):
     return replace(
-        data, pool=[os.rename(data.pool[0], name := data.pool[0].replace("a.jsonl", "c.jsonl")) or name, data.pool[1]]
+        data,
+        pool=[
+            os.rename(data.pool[0], name := data.pool[0].replace("a.jsonl", "c.jsonl")) or name,
+            data.pool[1],
+        ],
     )
 
 
@@ -115,12 +133,21 @@ def touched(data):
 
 
 SETTINGS = {
-    "nothing": (lambda data: data, True), "moved": (moved, True), "touched": (touched, True),
-    "what is aimed at": (lambda data: replace(data, target=["x"], test=["y"], rotate_targets=False, pool_weights=[3, 1]), True),
-    "renamed": (renamed, False), "one byte": (one_byte, False), "order": (lambda data: replace(data, pool=data.pool[::-1]), False),
-    "fewer": (lambda data: replace(data, pool=data.pool[:1]), False), "max_tokens": (lambda data: replace(data, max_tokens=31), False),
-    "on_long": (lambda data: replace(data, on_long="drop"), False), "loss_on": (lambda data: replace(data, loss_on="all"), False),
-}  # fmt: skip
+    "nothing": (lambda data: data, True),
+    "moved": (moved, True),
+    "touched": (touched, True),
+    "what is aimed at": (
+        lambda data: replace(data, target=["x"], test=["y"], rotate_targets=False, pool_weights=[3, 1]),
+        True,
+    ),
+    "renamed": (renamed, False),
+    "one byte": (one_byte, False),
+    "order": (lambda data: replace(data, pool=data.pool[::-1]), False),
+    "fewer": (lambda data: replace(data, pool=data.pool[:1]), False),
+    "max_tokens": (lambda data: replace(data, max_tokens=31), False),
+    "on_long": (lambda data: replace(data, on_long="drop"), False),
+    "loss_on": (lambda data: replace(data, loss_on="all"), False),
+}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -146,10 +173,15 @@ def called(made):
 
 
 TOKENIZERS = {
-    "nothing": (lambda made: None, True), "a call": (called, True), "another token": (with_token, False),
-    "template": (lambda made: setattr(made, "chat_template", CHATML.replace("<|im_end|>", ".<|im_end|>")), False),
+    "nothing": (lambda made: None, True),
+    "a call": (called, True),
+    "another token": (with_token, False),
+    "template": (
+        lambda made: setattr(made, "chat_template", CHATML.replace("<|im_end|>", ".<|im_end|>")),
+        False,
+    ),
     "end token": (lambda made: setattr(made, "eos_token", "<pad>"), False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -187,16 +219,25 @@ def test_what_was_spoiled_is_made_again_and_said(data):
     (stored,) = Path(data.cache_folder).glob("*.arrow")
     os.truncate(stored, stored.stat().st_size // 2)
     again = kept(data)
-    assert not again.is_reused and again.manifest == first.manifest and list(TokenFile(again.manifest)) == expected
+    assert (
+        not again.is_reused
+        and again.manifest == first.manifest
+        and list(TokenFile(again.manifest)) == expected
+    )
     (note,) = again.notes
-    assert note.startswith("data.pool is tokenised again, as what was kept of it cannot be used: ") and "were written" in note
+    assert (
+        note.startswith("data.pool is tokenised again, as what was kept of it cannot be used: ")
+        and "were written" in note
+    )
     assert kept(data).is_reused
 
 
 def test_nothing_is_kept_of_what_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"a\.jsonl:\d+: empty answer"):
         kept(replace(data, on_broken="error"))
-    with pytest.raises(ValueError, match=r"data\.pool: none of the \d+ samples is left .* data\.max_tokens = 2"):
+    with pytest.raises(
+        ValueError, match=r"data\.pool: none of the \d+ samples is left .* data\.max_tokens = 2"
+    ):
         kept(replace(data, max_tokens=2, on_long="drop"))
     assert list(Path(data.cache_folder).iterdir()) == []
     with pytest.raises(ValueError, match=r"data\.pool: there is no file .*nowhere\.jsonl"):
@@ -220,7 +261,8 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(data):
 
 def test_a_folder_that_cannot_be_written_names_the_setting(data):
     with pytest.raises(
-        ValueError, match=r"data\.cache_folder: tokenised samples cannot be kept in .*a\.jsonl/x: .*Name a folder"
+        ValueError,
+        match=r"data\.cache_folder: tokenised samples cannot be kept in .*a\.jsonl/x: .*Name a folder",
     ):
         kept(replace(data, cache_folder=f"{data.pool[0]}/x"))
 
@@ -235,10 +277,14 @@ def test_the_folder_is_private_and_auto_is_in_hugging_faces_cache(data, monkeypa
     assert token_cache.folder_of(DataConfig(cache_folder="~/t")) == Path.home() / "t"
 
 
-@pytest.mark.parametrize("write, prefix, is_kept", [
-    (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "", True), (lambda rows, folder: rows.save_to_disk(folder), "", True),
-    (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "stream:", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write, prefix, is_kept",
+    [
+        (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "", True),
+        (lambda rows, folder: rows.save_to_disk(folder), "", True),
+        (lambda rows, folder: rows.to_parquet(folder / "train.parquet"), "stream:", False),
+    ],
+)
 def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, encoded, write, prefix, is_kept):
     """Hugging Face's own; a stream, which has none, is tokenised at every start, and that is said."""
     import datasets
@@ -253,8 +299,12 @@ def test_a_dataset_is_known_by_its_fingerprint(data, tmp_path, monkeypatch, enco
         write(rows, folder)
         encoded.clear()
         first, second = kept(named), kept(named)
-        assert (first.is_reused, second.is_reused) == (False, is_kept) and len(encoded) == len(texts) * (1 if is_kept else 2)
-        assert list(TokenFile(second.manifest)) == in_memory(named)[0] and len(TokenFile(first.manifest)) == len(texts)
+        assert (first.is_reused, second.is_reused) == (False, is_kept) and len(encoded) == len(texts) * (
+            1 if is_kept else 2
+        )
+        assert list(TokenFile(second.manifest)) == in_memory(named)[0] and len(
+            TokenFile(first.manifest)
+        ) == len(texts)
         for found in (first, second):
             assert found.is_temporary is not is_kept
             note = f"data.pool is tokenised anew at every start: {prefix}{folder} does not say what it holds"
@@ -273,7 +323,9 @@ def test_a_dataset_that_was_made_again_has_other_samples(data, tmp_path, monkeyp
     rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
     for text in ("x", "y"):
         answer.write_text(text)
-        rows.map(lambda row: {"completion": answer.read_text()}, load_from_cache_file=False).save_to_disk(folder)
+        rows.map(lambda row: {"completion": answer.read_text()}, load_from_cache_file=False).save_to_disk(
+            folder
+        )
         named = replace(data, pool=[folder])
         found = kept(named), kept(named)
         assert [one.is_reused for one in found] == [False, True]
@@ -292,7 +344,10 @@ def test_what_others_have_in_the_folder_stays(data, tmp_path):
 
 def test_a_download_counts_as_going_on_and_its_error_comes_through():
     beats = []
-    assert token_cache._beating(lambda: time.sleep(1.3) or "fingerprint", lambda: beats.append(None)) == "fingerprint"
+    assert (
+        token_cache._beating(lambda: time.sleep(1.3) or "fingerprint", lambda: beats.append(None))
+        == "fingerprint"
+    )
     assert beats
     with pytest.raises(KeyError, match="no such dataset"):
         token_cache._beating(lambda: {}["no such dataset"], QUIET)

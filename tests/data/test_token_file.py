@@ -15,10 +15,15 @@ from pipeline.data.token_file import ROWS, TokenFile, damage, remove_stale, writ
 TEXTS = strategies.text(strategies.characters(exclude_categories=["Cs"]), max_size=8)
 SAMPLES = strategies.builds(
     lambda tokens, *about: Sample(
-        [token for token, _ in tokens], [token if is_supervised else IGNORED for token, is_supervised in tokens], *about
+        [token for token, _ in tokens],
+        [token if is_supervised else IGNORED for token, is_supervised in tokens],
+        *about,
     ),
-    strategies.lists(strategies.tuples(strategies.integers(0, 2**31 - 1), strategies.booleans()), max_size=6), TEXTS, TEXTS, TEXTS,
-)  # fmt: skip
+    strategies.lists(strategies.tuples(strategies.integers(0, 2**31 - 1), strategies.booleans()), max_size=6),
+    TEXTS,
+    TEXTS,
+    TEXTS,
+)
 
 
 def numbered(count, start=0):
@@ -56,7 +61,8 @@ def test_samples_are_found_across_batches_and_parts(tmp_path, sizes):
         with pytest.raises(IndexError, match=f"no sample {i} among {len(expected)}"):
             found[i]
     assert [part.by_source for part in found.manifest.parts] == [
-        {name: count for name in ("even", "ödd") if (count := sum(sample.source == name for sample in part))} for part in parts
+        {name: count for name in ("even", "ödd") if (count := sum(sample.source == name for sample in part))}
+        for part in parts
     ]
 
 
@@ -100,7 +106,9 @@ def test_what_fails_leaves_nothing_behind_and_the_former_file_as_it_was(tmp_path
         write(tmp_path / "a.json", [failing()], dict, lambda: None)
     with pytest.raises(ValueError, match="nothing is left"):
         write(tmp_path / "a.json", [numbered(9)], refuse, lambda: None)
-    assert sorted(tmp_path.iterdir()) == names and list(TokenFile(tmp_path / "a.json")) == list(before) == numbered(5)
+    assert sorted(tmp_path.iterdir()) == names and list(TokenFile(tmp_path / "a.json")) == list(
+        before
+    ) == numbered(5)
 
 
 def test_a_file_that_is_written_again_stays_what_it_was_for_those_who_have_mapped_it(tmp_path):
@@ -110,7 +118,9 @@ def test_a_file_that_is_written_again_stays_what_it_was_for_those_who_have_mappe
     files = {file: file.stat().st_ino for file in tmp_path.glob("*.arrow")}
     again = kept(path, numbered(4))
     assert list(before) == numbered(3) and list(after) == list(again) == numbered(4)
-    assert {file: file.stat().st_ino for file in tmp_path.glob("*.arrow")} == files, "a mapped file was replaced by its equal"
+    assert {file: file.stat().st_ino for file in tmp_path.glob("*.arrow")} == files, (
+        "a mapped file was replaced by its equal"
+    )
 
 
 def flip(path):
@@ -126,14 +136,20 @@ def foreign(path):
 
 
 SPOILED = {
-    "truncated": (lambda path, data: os.truncate(data, data.stat().st_size - 8), r"has [\d,]+ bytes, and [\d,]+ were written"),
+    "truncated": (
+        lambda path, data: os.truncate(data, data.stat().st_size - 8),
+        r"has [\d,]+ bytes, and [\d,]+ were written",
+    ),
     "one bit": (lambda path, data: flip(data), "is not what was written"),
     "no file": (lambda path, data: data.unlink(), "No such file"),
     "no JSON": (lambda path, data: path.write_text("{"), "is no manifest of tokenised samples"),
-    "other fields": (lambda path, data: path.write_text(json.dumps({"parts": [], "file": "x"})), "is no manifest"),
+    "other fields": (
+        lambda path, data: path.write_text(json.dumps({"parts": [], "file": "x"})),
+        "is no manifest",
+    ),
     "a list": (lambda path, data: path.write_text("[]"), "is no manifest"),
     "another's": (lambda path, data: foreign(path), "No such file"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPOILED)
@@ -150,7 +166,9 @@ def test_a_file_that_was_spoiled_is_found_out(tmp_path, name):
 
 def test_what_a_killed_process_left_is_removed_a_day_later(tmp_path):
     """And nothing else that lies in the folder."""
-    fresh, old, *others = (Path(tmp_path, name) for name in ("a.1.tmp", "a.2.tmp", "a.json", "notes.tmp", "notes.1.tmp"))
+    fresh, old, *others = (
+        Path(tmp_path, name) for name in ("a.1.tmp", "a.2.tmp", "a.json", "notes.tmp", "notes.1.tmp")
+    )
     for path in (fresh, old, *others):
         path.touch()
         if path is not fresh:

@@ -9,7 +9,9 @@ import pytest
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
-@pytest.mark.skipif(find_spec("griffe2md") is None, reason="griffe2md is not installed (requirements-test.txt)")
+@pytest.mark.skipif(
+    find_spec("griffe2md") is None, reason="griffe2md is not installed (requirements-test.txt)"
+)
 def test_the_page_is_what_the_docstrings_say():
     """Renewed with python -m benchmarks.api."""
     from benchmarks import api

@@ -28,7 +28,8 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Ends of links to headings, as GitHub makes them: letters, digits, _ and - stay, spaces become -, a second of a kind gets -1."""
+    """Ends of links to headings, as GitHub makes them: letters, digits, _ and - stay, spaces become -, a
+    second of a kind gets -1."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
@@ -49,7 +50,11 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page):
         if re.match(r"[a-z]+:", link):
             continue
         target = (page.parent / path).resolve() if path else page
-        if not target.exists() or not target.is_relative_to(ROOT) or (anchor and anchor not in anchors(target)):
+        if (
+            not target.exists()
+            or not target.is_relative_to(ROOT)
+            or (anchor and anchor not in anchors(target))
+        ):
             broken.append(link)
     assert not broken, f"{named(page)}: {broken}"
 
@@ -57,9 +62,10 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_setting_that_a_page_names_exists(page):
     wrong = [
-        f"{section}.{name}" for section, name in NAMED.findall(page.read_text())
+        f"{section}.{name}"
+        for section, name in NAMED.findall(page.read_text())
         if section in SECTIONS and name not in SECTIONS[section] | {"py", "md"}
-    ]  # fmt: skip
+    ]
     assert not wrong, f"{named(page)}: {wrong}"
 
 
@@ -87,20 +93,28 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     assert anchors(tmp_path / "a.md") == {"one-two", "one-two-1", "xy-z"}
     assert LINK.findall("[a](b.md#c) ![d](e.png) [f] (g)") == ["b.md#c", "e.png"]
     assert NAMED.findall("`data.pool` `run.folder: x` `a.b.c` `selection.ridge = 1`") == [
-        ("data", "pool"), ("run", "folder"), ("selection", "ridge"),
-    ]  # fmt: skip
+        ("data", "pool"),
+        ("run", "folder"),
+        ("selection", "ridge"),
+    ]
 
 
-TRAIN = ("bash launch/train.sh --config launch/recipes/", "sbatch launch/slurm/train.sbatch --config launch/recipes/")
+TRAIN = (
+    "bash launch/train.sh --config launch/recipes/",
+    "sbatch launch/slurm/train.sbatch --config launch/recipes/",
+)
 
 
 def commands(*starts: str) -> list[tuple[str, str]]:
     """Those of pages that name a recipe of this repository; the tutorial's are run by a test of their own."""
     return [
-        (named(page), line) for page in PAGES if page.name != "tutorial.md"
+        (named(page), line)
+        for page in PAGES
+        if page.name != "tutorial.md"
         for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
-        for line in block.replace("\\\n", " ").splitlines() if line.startswith(starts)
-    ]  # fmt: skip
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith(starts)
+    ]
 
 
 @pytest.mark.parametrize("page, command", commands(*TRAIN))
@@ -110,9 +124,13 @@ def test_a_command_with_a_recipe_has_settings_that_fit_together(page, command, m
     parse_with(build_parser(""), words[words.index("--config") :], needs_data=False)
 
 
-@pytest.mark.parametrize("page, command", [
-    *commands("python -m pipeline.plan "), ("pipeline/plan.py", (ROOT / "pipeline/plan.py").read_text().split("\n")[2].partition(" [")[0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "page, command",
+    [
+        *commands("python -m pipeline.plan "),
+        ("pipeline/plan.py", (ROOT / "pipeline/plan.py").read_text().split("\n")[2].partition(" [")[0]),
+    ],
+)
 def test_a_plan_that_is_shown_is_one_of_a_run_that_divides(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     config, options = parse_with(plan_parser(), shlex.split(command)[3:], needs_data=False)

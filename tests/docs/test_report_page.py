@@ -37,38 +37,56 @@ def literals(*files: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("field", sorted({
-    name for required, optional in (records.STEPS, records.KEPT, records.PASSED, records.EVALUATIONS) for name in required + optional
-} | set(records.SECONDS)))  # fmt: skip
+@pytest.mark.parametrize(
+    "field",
+    sorted(
+        {
+            name
+            for required, optional in (records.STEPS, records.KEPT, records.PASSED, records.EVALUATIONS)
+            for name in required + optional
+        }
+        | set(records.SECONDS)
+    ),
+)
 def test_every_field_of_a_record_is_explained(field):
     assert f"`{field}`" in part("Records")
 
 
 def test_every_kind_of_incident_has_a_row_and_no_other():
     kinds = {
-        node.args[1].value for node in ast.walk(tree(incidents))
+        node.args[1].value
+        for node in ast.walk(tree(incidents))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Incident"
-    }  # fmt: skip
+    }
     rows = re.findall(r"`([^`]+)`", "\n".join(first_cells(part("Warnings and fallbacks"))))
     assert set(rows) == kinds and len(kinds) > 5
 
 
 def test_every_warning_has_a_row_with_words_of_its_own():
     """One for each check of the watch, and for each that the hook says."""
-    quoted = [cell[1:-1] for cell in first_cells(part("Warnings and fallbacks")) if re.fullmatch(r"\*[^*]+\*", cell)]
+    quoted = [
+        cell[1:-1] for cell in first_cells(part("Warnings and fallbacks")) if re.fullmatch(r"\*[^*]+\*", cell)
+    ]
     texts = literals("pipeline/training/guards.py", "pipeline/hook.py")
     assert not [words for words in quoted if not any(words in text for text in texts)]
-    watch = next(node for node in tree(guards).body if isinstance(node, ast.ClassDef) and node.name == "Watch")
+    watch = next(
+        node for node in tree(guards).body if isinstance(node, ast.ClassDef) and node.name == "Watch"
+    )
     checks = {
-        node.func.attr for node in ast.walk(watch)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("_")
-    } - {"_repeats"}  # fmt: skip
+        node.func.attr
+        for node in ast.walk(watch)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr.startswith("_")
+    } - {"_repeats"}
     said_by_hook = (ROOT / "pipeline/hook.py").read_text().count("scores.warnings.append(")
     assert len(quoted) == len(checks) + said_by_hook
 
 
 def test_every_sentence_of_the_verdict_that_it_quotes_is_there():
-    quoted = [words for cell in first_cells(part("The verdict")) for words in re.findall(r"\*([^*]+)\*", cell)]
+    quoted = [
+        words for cell in first_cells(part("The verdict")) for words in re.findall(r"\*([^*]+)\*", cell)
+    ]
     texts = literals("pipeline/reporting/verdict.py")
     assert len(quoted) > 4 and not [words for words in quoted if not any(words in text for text in texts)]
 

@@ -1,4 +1,5 @@
-"""The commands of docs/tutorial.md, run as they stand there, print what the page says they print, but for the numbers."""
+"""The commands of docs/tutorial.md, run as they stand there, print what the page says they print, but for the
+numbers."""
 
 import shlex
 import subprocess
@@ -22,15 +23,22 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial")
     tutorial.prepare(folder)
     small_model.make(
-        small_model.demo_records()[::4], folder / ".cache" / "demo_model",
-        hidden_size=32, num_layers=2, vocabulary=520, max_tokens=64, batch_tokens=512, epochs=1,
-    )  # fmt: skip
+        small_model.demo_records()[::4],
+        folder / ".cache" / "demo_model",
+        hidden_size=32,
+        num_layers=2,
+        vocabulary=520,
+        max_tokens=64,
+        batch_tokens=512,
+        epochs=1,
+    )
     return folder
 
 
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
-    """Function of a bash block: what it prints. Programs are forked, a grid forks its cells; all other lines are bash's."""
+    """Function of a bash block: what it prints. Programs are forked, a grid forks its cells; all other lines
+    are bash's."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(running, "spawn", lambda command, log, environment: Program(command, log, folder))
     running.digest.cache_clear()
@@ -57,7 +65,9 @@ def run(folder, monkeypatch, capsys):
         return printed
 
     def bash(script: str) -> str:
-        return subprocess.run(["bash", "-euc", script], cwd=folder, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["bash", "-euc", script], cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
 
     return run
 

@@ -1,7 +1,9 @@
-"""An example as its user starts it, under a launcher: deepspeed --module tests.integrations.launched SCRIPT [ARGUMENT ...]
+"""An example as its user starts it, under a launcher: deepspeed --module tests.integrations.launched SCRIPT
+[ARGUMENT ...]
 
-On CPU DeepSpeed would compile an all-reduce for inference, which takes minutes on a slow machine and leaves 66 MiB a rank in /dev/shm.
-And a process leaves without Python's end, where gloo aborts now and then (tests/ranks.py).
+On CPU DeepSpeed would compile an all-reduce for inference, which takes minutes on a slow machine and leaves
+66 MiB a rank in /dev/shm. And a process leaves without Python's end, where gloo aborts now and then
+(tests/processes.py).
 """
 
 import os

@@ -1,4 +1,5 @@
-"""SelectionTrainer trains as Trainer does, and selects as SelectionHook does, with DeepSpeed, under DDP and in one process."""
+"""SelectionTrainer trains as Trainer does, and selects as SelectionHook does, with DeepSpeed, under DDP and
+in one process."""
 
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integrations.trainer_cases import LR, STEPS, Way
-from tests.ranks import ENVIRONMENT, free_port, run_ranks
+from tests.processes import ENVIRONMENT, free_port, run_ranks
 
 ROOT = Path(__file__).parents[2]
 WAYS = [Way(), Way(1), Way(2), Way(3)]
@@ -26,30 +27,48 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_two_ranks(model_folder, folder):
     return run_ranks(
-        "tests.integrations.trainer_cases:on_two_ranks", 2, model_folder=model_folder, folder=folder, plain=WAYS, own=OWN_LOOPS,
+        "tests.integrations.trainer_cases:on_two_ranks",
+        2,
+        model_folder=model_folder,
+        folder=folder,
+        plain=WAYS,
+        own=OWN_LOOPS,
         interrupted=RESUMED,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
 def alone(model_folder, folder):
-    return run_ranks("tests.integrations.trainer_cases:alone", 1, model_folder=model_folder, folder=folder, own=ALONE)[0]
+    return run_ranks(
+        "tests.integrations.trainer_cases:alone", 1, model_folder=model_folder, folder=folder, own=ALONE
+    )[0]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_a_trainer_that_keeps_all_candidates_is_the_plain_trainer_on_the_mean_of_the_samples(on_two_ranks, way):
-    """Samples are dealt to other ranks and micro-batches, so sums round otherwise: as in test_weighted_step.py."""
+def test_a_trainer_that_keeps_all_candidates_is_the_plain_trainer_on_the_mean_of_the_samples(
+    on_two_ranks, way
+):
+    """Samples are dealt to other ranks and micro-batches, so sums round otherwise: as in
+    test_weighted_step.py."""
     for results in on_two_ranks:
         found = results["plain"][WAYS.index(way)]
-        assert found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-4) and len(found["losses"][0]) == STEPS
+        assert (
+            found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-4)
+            and len(found["losses"][0]) == STEPS
+        )
         for name, (difference, moved) in found["parameters"].items():
             assert moved > LR, f"{name} moved by {moved:.2e} only in {STEPS} steps of {LR}"
-            assert difference < 3e-3 * moved, f"{name}: differs by {difference:.2e} after it moved by {moved:.2e}"
+            assert difference < 3e-3 * moved, (
+                f"{name}: differs by {difference:.2e} after it moved by {moved:.2e}"
+            )
 
 
 @pytest.mark.parametrize("way", OWN_LOOPS, ids=str)
 def test_a_trainer_selects_and_trains_as_the_library_does_in_a_loop_of_ones_own(on_two_ranks, way):
-    assert on_two_ranks[0]["own"][OWN_LOOPS.index(way)]["own"] == on_two_ranks[1]["own"][OWN_LOOPS.index(way)]["own"]
+    assert (
+        on_two_ranks[0]["own"][OWN_LOOPS.index(way)]["own"]
+        == on_two_ranks[1]["own"][OWN_LOOPS.index(way)]["own"]
+    )
     for results in on_two_ranks:
         check_own_loop(results["own"][OWN_LOOPS.index(way)])
 
@@ -63,7 +82,9 @@ def check_own_loop(found: dict) -> None:
     for (indices, weights), (own_indices, own_weights) in zip(found["selections"], found["own"]):
         assert indices == own_indices
         assert weights == pytest.approx(own_weights, abs=1e-4)
-    assert any(len(set(weights)) > 1 for _, weights in found["selections"]), "every selection was a uniform draw"
+    assert any(len(set(weights)) > 1 for _, weights in found["selections"]), (
+        "every selection was a uniform draw"
+    )
     for name, (difference, moved) in found["parameters"].items():
         assert difference < 3e-3 * moved, f"{name}: differs by {difference:.2e} after it moved by {moved:.2e}"
 
@@ -73,12 +94,17 @@ def test_a_trainer_logs_what_selection_saw(on_two_ranks):
     assert len(training) == STEPS
     for entry in training:
         assert 0 < entry["selection_kept"] <= 4
-        assert 0 < entry["selection_cosine"] <= 1 and 0 <= entry["selection_residual"] <= 1 and entry["selection_seconds"] > 0
+        assert (
+            0 < entry["selection_cosine"] <= 1
+            and 0 <= entry["selection_residual"] <= 1
+            and entry["selection_seconds"] > 0
+        )
 
 
 @pytest.mark.parametrize("way", RESUMED, ids=str)
 def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, way):
-    """From the middle of an epoch, with dropout: candidates, random states, Adam's state and learning rates all come back."""
+    """From the middle of an epoch, with dropout: candidates, random states, Adam's state and learning rates
+    all come back."""
     for results in on_two_ranks:
         found = results["resumed"][RESUMED.index(way)]
         assert found["selections"][0] == found["selections"][1] and len(found["selections"][0]) == STEPS - 2
@@ -87,22 +113,39 @@ def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, way):
 
 
 def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
-    """The self-check has compared factors with autograd; the first update's loss is that of the fp32 run, up to rounding."""
+    """The self-check has compared factors with autograd; the first update's loss is that of the fp32 run, up
+    to rounding."""
     fp32, bf16 = alone["own"]
     assert bf16["losses"][0] == pytest.approx(fp32["losses"][0], rel=0.02)
     assert all(0 < entry["selection_cosine"] <= 1.01 for entry in bf16["log"] if "selection_cosine" in entry)
     assert sum("selection_cosine" in entry for entry in bf16["log"]) == STEPS
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"keep": 8}, r"selection.keep_per_step = 8, and one update trains on per_device_train_batch_size x .* = 2 x 2 x 1 = 4 samples"),
-    ({"candidates": 9}, "selection.candidates_per_step = 9 is no multiple of gradient_accumulation_steps x world size = 2 x 1"),
-    ({"candidates": 2}, "selection.keep_per_step = 4 is more than selection.candidates_per_step = 2"),
-    ({"has_targets": False}, "selection.method = filter_then_weight needs examples to aim at: give target_dataset"),
-    ({"score_every": 2}, "selection does not go with selection.score_every = 2: set it to 1"),
-    ({"label_smoothing_factor": 0.1}, "selection does not go with label_smoothing_factor: set it to 0"),
-    ({"auto_find_batch_size": True}, "selection does not go with auto_find_batch_size: set per_device_train_batch_size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"keep": 8},
+            r"selection.keep_per_step = 8, and one update trains on per_device_train_batch_size x .* = 2 x 2 x 1 = 4 samples",
+        ),
+        (
+            {"candidates": 9},
+            "selection.candidates_per_step = 9 is no multiple of gradient_accumulation_steps x world size = "
+            "2 x 1",
+        ),
+        ({"candidates": 2}, "selection.keep_per_step = 4 is more than selection.candidates_per_step = 2"),
+        (
+            {"has_targets": False},
+            "selection.method = filter_then_weight needs examples to aim at: give target_dataset",
+        ),
+        ({"score_every": 2}, "selection does not go with selection.score_every = 2: set it to 1"),
+        ({"label_smoothing_factor": 0.1}, "selection does not go with label_smoothing_factor: set it to 0"),
+        (
+            {"auto_find_batch_size": True},
+            "selection does not go with auto_find_batch_size: set per_device_train_batch_size",
+        ),
+    ],
+)
 def test_a_trainer_refuses_what_contradicts_selection_and_names_both_places(alone, changes, message):
     import re
 
@@ -117,18 +160,35 @@ def test_a_trainer_evaluates_predicts_and_calls_back_as_it_always_does(alone):
 
 def launch(program: list[str], folder: Path, **environment) -> subprocess.CompletedProcess:
     known = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "OUTPUT": str(folder), **environment}
-    known = {k: v for k, v in known.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")}
-    return subprocess.run([sys.executable, "-m", *program], cwd=ROOT, env=known, capture_output=True, text=True, timeout=400)
+    known = {
+        k: v
+        for k, v in known.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *program], cwd=ROOT, env=known, capture_output=True, text=True, timeout=400
+    )
 
 
 LAUNCHED = ["--module", "tests.integrations.launched"]
 LAUNCHERS = {
     "deepspeed": ["deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "{port}", *LAUNCHED],
     "accelerate": [  # without --multi_gpu it starts one process where there is no GPU
-        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-        "--dynamo_backend", "no", "--main_process_port", "{port}", *LAUNCHED,
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "{port}",
+        *LAUNCHED,
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.distributed

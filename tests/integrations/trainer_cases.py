@@ -22,21 +22,32 @@ class Way:
     def __str__(self):
         kind = "torch" if self.stage is None else f"zero{self.stage}"
         return "-".join(
-            [kind, self.precision, f"accumulation{self.gradient_accumulation_steps}", *(["lora"] if self.lora else [])]
+            [
+                kind,
+                self.precision,
+                f"accumulation{self.gradient_accumulation_steps}",
+                *(["lora"] if self.lora else []),
+            ]
         )
 
 
 def pool() -> list[dict]:
     lengths = [9, 4, 12, 7, 14, 5, 8, 11, 6, 10, 13, 3] * 2
-    return [{"input_ids": s.input_ids, "labels": s.labels} for s in reference.random_samples(lengths, seed=60)]
+    return [
+        {"input_ids": s.input_ids, "labels": s.labels} for s in reference.random_samples(lengths, seed=60)
+    ]
 
 
 def examples() -> list[dict]:
-    return [{"input_ids": s.input_ids, "labels": s.labels} for s in reference.random_samples([7, 12, 4, 9, 6], seed=61)]
+    return [
+        {"input_ids": s.input_ids, "labels": s.labels}
+        for s in reference.random_samples([7, 12, 4, 9, 6], seed=61)
+    ]
 
 
 def start_afresh() -> None:
-    """accelerate and transformers keep what kind of training it is for the whole process; DeepSpeed would compile an all-reduce."""
+    """accelerate and transformers keep what kind of training it is for the whole process; DeepSpeed would
+    compile an all-reduce."""
     import deepspeed
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -53,15 +64,31 @@ def arguments(way: Way, folder, per_device: int, **options):
 
     start_afresh()
     config = {
-        "zero_optimization": {"stage": way.stage}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto", "bf16": {"enabled": "auto"}, "steps_per_print": 10**9,
-    }  # fmt: skip
+        "zero_optimization": {"stage": way.stage},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "steps_per_print": 10**9,
+    }
     settings = dict(
-        output_dir=str(folder), per_device_train_batch_size=per_device, learning_rate=LR, weight_decay=0.1, adam_epsilon=1e-4,
-        gradient_accumulation_steps=way.gradient_accumulation_steps, lr_scheduler_type="linear", max_steps=STEPS,
-        deepspeed=None if way.stage is None else config, bf16=way.precision == "bf16", use_cpu=True, logging_steps=1,
-        save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=per_device,
+        learning_rate=LR,
+        weight_decay=0.1,
+        adam_epsilon=1e-4,
+        gradient_accumulation_steps=way.gradient_accumulation_steps,
+        lr_scheduler_type="linear",
+        max_steps=STEPS,
+        deepspeed=None if way.stage is None else config,
+        bf16=way.precision == "bf16",
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
     return TrainingArguments(**{**settings, **options})
 
 
@@ -106,7 +133,8 @@ def settings(**changes):
     from pipeline.config import SelectionConfig
 
     return replace(
-        SelectionConfig(candidates_per_step=8, keep_per_step=4, target_per_step=3, warmup_steps=1, ridge=0.5), **changes
+        SelectionConfig(candidates_per_step=8, keep_per_step=4, target_per_step=3, warmup_steps=1, ridge=0.5),
+        **changes,
     )
 
 
@@ -116,7 +144,9 @@ def selecting(model, args, selection, **options):
     class Recording(SelectionTrainer):
         def get_batch_samples(self, *inputs):
             batches = super().get_batch_samples(*inputs)
-            self.__dict__.setdefault("selections", []).append((self.chosen.indices.tolist(), self.chosen.weights.tolist()))
+            self.__dict__.setdefault("selections", []).append(
+                (self.chosen.indices.tolist(), self.chosen.weights.tolist())
+            )
             return batches
 
     given = dict(train_dataset=pool(), target_dataset=examples(), data_collator=collator())
@@ -128,7 +158,8 @@ def mean_of_samples(model, args):
     from transformers import Trainer
 
     class MeanOfSamples(Trainer):
-        loss_is_scaled_for_ga = False  # of transformers 5.19 and later; before, the count of items decides, which is then None
+        # of transformers 5.19 and later; before, the count of items decides, which is then None
+        loss_is_scaled_for_ga = False
 
         def get_batch_samples(self, *arguments):
             return super().get_batch_samples(*arguments)[0], None
@@ -161,16 +192,23 @@ def against_plain(ways: list[Way], model_folder: str, folder: str) -> list[dict]
         before = whole(trainer.model)
         trainer.train()
         plain, plain_losses = close(trainer), losses(trainer)
-        trainer = selecting(model_of(model_folder, way), arguments(way, folder, per_device), settings(method="full"))
+        trainer = selecting(
+            model_of(model_folder, way), arguments(way, folder, per_device), settings(method="full")
+        )
         trainer.train()
         selected = close(trainer)
-        results.append({
-            "parameters": {
-                name: ((selected[name] - plain[name]).abs().max().item(), (plain[name] - before[name]).abs().max().item())
-                for name in plain
-            },
-            "losses": (losses(trainer), plain_losses),
-        })  # fmt: skip
+        results.append(
+            {
+                "parameters": {
+                    name: (
+                        (selected[name] - plain[name]).abs().max().item(),
+                        (plain[name] - before[name]).abs().max().item(),
+                    )
+                    for name in plain
+                },
+                "losses": (losses(trainer), plain_losses),
+            }
+        )
     return results
 
 
@@ -181,7 +219,8 @@ def world() -> int:
 
 
 def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
-    """Selections and final parameters of a SelectionTrainer, and of a loop written by hand over the same candidates."""
+    """Selections and final parameters of a SelectionTrainer, and of a loop written by hand over the same
+    candidates."""
     results = []
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
@@ -189,14 +228,23 @@ def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> list[di
         trainer = selecting(model_of(model_folder, way), args, settings())
         begin = whole(trainer.model)
         trainer.train()
-        result = {"selections": trainer.selections, "log": trainer.state.log_history, "losses": losses(trainer)}
-        batches = candidate_batches(selecting(model_of(model_folder, way), arguments(way, folder, per_device), settings()))
+        result = {
+            "selections": trainer.selections,
+            "log": trainer.state.log_history,
+            "losses": losses(trainer),
+        }
+        batches = candidate_batches(
+            selecting(model_of(model_folder, way), arguments(way, folder, per_device), settings())
+        )
         trained = close(trainer)
         result["own"], parameters = own_loop(way, model_folder, batches, per_device)
         result["parameters"] = {
-            name: ((trained[name] - parameters[name]).abs().max().item(), (trained[name] - begin[name]).abs().max().item())
+            name: (
+                (trained[name] - parameters[name]).abs().max().item(),
+                (trained[name] - begin[name]).abs().max().item(),
+            )
             for name in begin
-        }  # fmt: skip
+        }
         results.append(result)
     return results
 
@@ -225,30 +273,41 @@ def own_loop(way: Way, model_folder: str, steps: list[list], per_device: int):
     decay = [p for n, p in model.named_parameters() if p.requires_grad and "norm" not in n]
     rest = [p for n, p in model.named_parameters() if p.requires_grad and "norm" in n]
     groups = [
-        group for group in ({"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}) if group["params"]
+        group
+        for group in ({"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0})
+        if group["params"]
     ]
     optimizer = torch.optim.AdamW(groups, lr=LR, eps=1e-4, fused=True)
     if way.stage is None:
         engine = TorchEngine(model, optimizer, torch.device("cpu"))
     else:
         config = {
-            "zero_optimization": {"stage": way.stage}, "train_micro_batch_size_per_gpu": per_device, "gradient_clipping": 1.0,
-            "gradient_accumulation_steps": way.gradient_accumulation_steps, "bf16": {"enabled": way.precision == "bf16"},
+            "zero_optimization": {"stage": way.stage},
+            "train_micro_batch_size_per_gpu": per_device,
+            "gradient_clipping": 1.0,
+            "gradient_accumulation_steps": way.gradient_accumulation_steps,
+            "bf16": {"enabled": way.precision == "bf16"},
             "steps_per_print": 10**9,
-        }  # fmt: skip
+        }
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    targets = TargetSet([sample for row in examples() for sample in samples_of(collator()([row]))], 3, seed=42)
+    targets = TargetSet(
+        [sample for row in examples() for sample in samples_of(collator()([row]))], 3, seed=42
+    )
     hook = SelectionHook.attach(engine, targets, settings(), pad_token_id=0, seed=42)
     chosen = []
     for step, batches in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / STEPS)
         # With one micro-step the batch of a loader goes in as it is.
-        candidates = batches[0] if len(batches) == 1 else [sample for batch in batches for sample in samples_of(batch)]
+        candidates = (
+            batches[0] if len(batches) == 1 else [sample for batch in batches for sample in samples_of(batch)]
+        )
         selection = hook.select(candidates)
         chosen.append((selection.indices.tolist(), selection.weights.tolist()))
         if way.stage is None:
-            own_torch_step(hook, model, optimizer, candidates, selection, way.gradient_accumulation_steps, per_device)
+            own_torch_step(
+                hook, model, optimizer, candidates, selection, way.gradient_accumulation_steps, per_device
+            )
             continue
         for batch in hook.micro_batches(candidates, selection):
             logits = engine(input_ids=batch.input_ids_BT, use_cache=False).logits
@@ -261,8 +320,8 @@ def own_loop(way: Way, model_folder: str, steps: list[list], per_device: int):
 
 
 def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: int, per_device: int) -> None:
-    from pipeline.kept.micro_batches import weighted_loss
     from pipeline.scoring.loss import per_sample_loss
+    from pipeline.step.micro_batches import weighted_loss
 
     model.train()
     for batch in hook.micro_batches(candidates, selection, micro_steps, per_device):
@@ -277,14 +336,17 @@ def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: i
 
 
 def resumed(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
-    """An undisturbed run, and one that goes on from its checkpoint after 2 of 5 updates, in the middle of an epoch."""
+    """An undisturbed run, and one that goes on from its checkpoint after 2 of 5 updates, in the middle of an
+    epoch."""
     results = []
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
         output = Path(folder) / str(way)
         options = dict(save_strategy="steps", save_steps=2, save_total_limit=3)
         build = lambda way=way, output=output, per_device=per_device, options=options: selecting(
-            model_of(model_folder, way, attention_dropout=0.1), arguments(way, output, per_device, **options), settings()
+            model_of(model_folder, way, attention_dropout=0.1),
+            arguments(way, output, per_device, **options),
+            settings(),
         )
         trainer = build()
         trainer.train()
@@ -292,14 +354,21 @@ def resumed(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
         trainer = build()
         trainer.train(resume_from_checkpoint=str(output / "checkpoint-2"))
         second = {"selections": trainer.selections, "losses": losses(trainer), "parameters": close(trainer)}
-        results.append({
-            "selections": (first["selections"][2:], second["selections"]), "losses": (first["losses"], second["losses"]),
-            "differ": [n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])],
-        })  # fmt: skip
+        results.append(
+            {
+                "selections": (first["selections"][2:], second["selections"]),
+                "losses": (first["losses"], second["losses"]),
+                "differ": [
+                    n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])
+                ],
+            }
+        )
     return results
 
 
-def on_two_ranks(model_folder: str, folder: str, plain: list[Way], own: list[Way], interrupted: list[Way]) -> dict:
+def on_two_ranks(
+    model_folder: str, folder: str, plain: list[Way], own: list[Way], interrupted: list[Way]
+) -> dict:
     return {
         "plain": against_plain(plain, model_folder, folder),
         "own": against_own_loop(own, model_folder, folder),
@@ -308,9 +377,14 @@ def on_two_ranks(model_folder: str, folder: str, plain: list[Way], own: list[Way
 
 
 REFUSED = (
-    {"keep": 8}, {"candidates": 9}, {"candidates": 2}, {"has_targets": False}, {"score_every": 2}, {"label_smoothing_factor": 0.1},
+    {"keep": 8},
+    {"candidates": 9},
+    {"candidates": 2},
+    {"has_targets": False},
+    {"score_every": 2},
+    {"label_smoothing_factor": 0.1},
     {"auto_find_batch_size": True},
-)  # fmt: skip
+)
 
 
 def alone(model_folder: str, folder: str, own: list[Way]) -> dict:
@@ -327,19 +401,28 @@ def alone(model_folder: str, folder: str, own: list[Way]) -> dict:
 
 
 def refusal(
-    model_folder: str, folder: str, keep: int = 4, candidates: int = 8, score_every: int = 1, has_targets: bool = True, **options
-) -> str:  # fmt: skip
+    model_folder: str,
+    folder: str,
+    keep: int = 4,
+    candidates: int = 8,
+    score_every: int = 1,
+    has_targets: bool = True,
+    **options,
+) -> str:
     selection = settings(keep_per_step=keep, candidates_per_step=candidates, score_every=score_every)
     try:
         args = arguments(Way(), folder, 2, **options)
-        selecting(model_of(model_folder, Way()), args, selection, target_dataset=examples() if has_targets else None)
+        selecting(
+            model_of(model_folder, Way()), args, selection, target_dataset=examples() if has_targets else None
+        )
     except ValueError as error:
         return str(error)
     return "no error"
 
 
 def evaluation(model_folder: str, folder: str) -> dict:
-    """Evaluation with and without selection, callbacks of two updates, and the epochs that an epoch of training counts."""
+    """Evaluation with and without selection, callbacks of two updates, and the epochs that an epoch of
+    training counts."""
     from transformers import Trainer, TrainerCallback
 
     events = []
@@ -355,12 +438,16 @@ def evaluation(model_folder: str, folder: str) -> dict:
             events.append("step_end")
 
     options = dict(eval_dataset=examples(), callbacks=[Record()])
-    trainer = selecting(model_of(model_folder, Way()), arguments(Way(), folder, 2, max_steps=2), settings(), **options)
+    trainer = selecting(
+        model_of(model_folder, Way()), arguments(Way(), folder, 2, max_steps=2), settings(), **options
+    )
     trainer.train()
     eval_loss = trainer.evaluate()["eval_loss"]
     assert trainer.predict(pool()).predictions.shape[0] == NUM_SAMPLES
     args = arguments(Way(), folder, 2)
-    plain = Trainer(model=trainer.model, args=args, eval_dataset=examples(), data_collator=collator()).evaluate()["eval_loss"]
+    plain = Trainer(
+        model=trainer.model, args=args, eval_dataset=examples(), data_collator=collator()
+    ).evaluate()["eval_loss"]
     args = arguments(Way(), folder, 2, max_steps=-1, num_train_epochs=1, logging_steps=100)
     trainer = selecting(model_of(model_folder, Way()), args, settings())
     trainer.train()
@@ -370,7 +457,8 @@ def evaluation(model_folder: str, folder: str) -> dict:
 
 
 def sft(model_folder: str, folder: str) -> dict:
-    """TRL's trainer with all candidates at uniform weights against the plain one on the mean of the samples; and what it refuses."""
+    """TRL's trainer with all candidates at uniform weights against the plain one on the mean of the samples;
+    and what it refuses."""
     import os
 
     from datasets import Dataset
@@ -392,15 +480,33 @@ def sft(model_folder: str, folder: str) -> dict:
     def build(**options):
         start_afresh()
         args = SFTConfig(
-            output_dir=folder, per_device_train_batch_size=4, learning_rate=LR, weight_decay=0.1, adam_epsilon=1e-4, max_steps=STEPS,
-            gradient_accumulation_steps=2, lr_scheduler_type="linear", use_cpu=True, logging_steps=1, save_strategy="no", report_to=[],
-            disable_tqdm=True, dataloader_pin_memory=False, bf16=False, gradient_checkpointing=False,
-            dataset_kwargs={"skip_prepare_dataset": True}, **options,
-        )  # fmt: skip
+            output_dir=folder,
+            per_device_train_batch_size=4,
+            learning_rate=LR,
+            weight_decay=0.1,
+            adam_epsilon=1e-4,
+            max_steps=STEPS,
+            gradient_accumulation_steps=2,
+            lr_scheduler_type="linear",
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            bf16=False,
+            gradient_checkpointing=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **options,
+        )
         return SelectionSFTTrainer(
-            model_of(model_folder, Way()), args, processing_class=tokenizer(), train_dataset=Dataset.from_list(pool()),
-            target_dataset=Dataset.from_list(examples()), selection=settings(method="full"),
-        )  # fmt: skip
+            model_of(model_folder, Way()),
+            args,
+            processing_class=tokenizer(),
+            train_dataset=Dataset.from_list(pool()),
+            target_dataset=Dataset.from_list(examples()),
+            selection=settings(method="full"),
+        )
 
     trainer = build()
     trainer.train()
@@ -411,6 +517,11 @@ def sft(model_folder: str, folder: str) -> dict:
     except ValueError as error:
         packing = f"ValueError: {error}"
     return {
-        "losses": losses(trainer), "plain losses": plain_losses, "packing": packing,
-        "parameters": {n: ((trained[n] - plain[n]).abs().max().item(), (plain[n] - begin[n]).abs().max().item()) for n in plain},
-    }  # fmt: skip
+        "losses": losses(trainer),
+        "plain losses": plain_losses,
+        "packing": packing,
+        "parameters": {
+            n: ((trained[n] - plain[n]).abs().max().item(), (plain[n] - begin[n]).abs().max().item())
+            for n in plain
+        },
+    }

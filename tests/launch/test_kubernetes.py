@@ -1,4 +1,5 @@
-"""launch/k8s/: the manifest is what the Kubernetes API takes, and says the same thing everywhere it says it."""
+"""launch/k8s/: the manifest is what the Kubernetes API takes, and says the same thing everywhere it says
+it."""
 
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def test_pods_find_each_other_and_a_checkpoint():
     assert SERVICE["spec"]["selector"].items() <= JOB["spec"]["template"]["metadata"]["labels"].items()
     assert int(environment["NNODES"]) == JOB["spec"]["completions"] == JOB["spec"]["parallelism"]
     assert environment["GPUS"] == container["resources"]["limits"]["nvidia.com/gpu"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {
+        volume["name"] for volume in spec["volumes"]
+    }
     assert int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < spec["terminationGracePeriodSeconds"], (
         "torchrun is killed itself"
     )

@@ -16,5 +16,7 @@ def test_has_no_complaint(command):
     program, *arguments = command.split()
     if find_spec(program) is None:
         pytest.skip(f"{program} is not installed (requirements-test.txt)")
-    result = subprocess.run([sys.executable, "-m", program, *arguments], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-m", program, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stdout + result.stderr

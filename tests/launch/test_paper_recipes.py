@@ -1,4 +1,5 @@
-"""The recipes of the paper's setting: their template, their budget, and a run of each on a tiny model of its architecture."""
+"""The recipes of the paper's setting: their template, their budget, and a run of each on a tiny model of its
+architecture."""
 
 import json
 from pathlib import Path
@@ -15,16 +16,26 @@ from pipeline.data.chat import tokenize
 from pipeline.data.record import parse
 from pipeline.training.model import load_tokenizer
 from tests.conftest import tokenizer
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {name: str(ROOT / f"launch/recipes/paper_{name}.yaml") for name in ("llama32_1b", "qwen3_06b")}
 PARAMETERS = {"llama32_1b": 1_235_814_400, "qwen3_06b": 596_049_920}  # as the models' pages count them
 POOL, STEPS = 270_000, 3  # about: 105 steps of 128 are 5 %
 TINY = dict(
-    vocab_size=71, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    head_dim=16, max_position_embeddings=256, initializer_range=0.1, tie_word_embeddings=True, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
+    vocab_size=71,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    initializer_range=0.1,
+    tie_word_embeddings=True,
+    eos_token_id=2,
+    pad_token_id=0,
+)
 CONFIGS = {
     "llama32_1b": LlamaConfig(**TINY, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}),
     "qwen3_06b": Qwen3Config(**TINY),
@@ -48,7 +59,8 @@ def data_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
-    """(model folder, run folder) by recipe; the tokenizers have no chat template of their own, as base models."""
+    """(model folder, run folder) by recipe; the tokenizers have no chat template of their own, as base
+    models."""
     root, folders = tmp_path_factory.mktemp("runs"), {}
     for name, shape in CONFIGS.items():
         torch.manual_seed(0)
@@ -59,19 +71,28 @@ def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         base.save_pretrained(model_folder)
         folders[name] = (model_folder, root / name)
     changes = {
-        "data.pool": f"[{data_folder}/pool.jsonl]", "data.target": f"[{data_folder}/target.jsonl]",
-        "data.test": f"[{data_folder}/test.jsonl]", "data.cache_folder": f"{data_folder}/tokens",
-        "selection.candidates_per_step": 40, "selection.keep_per_step": 2, "selection.target_per_step": 5, "selection.warmup_steps": 2,
-        "training.steps": STEPS, "training.micro_batch_size": 2, "training.learning_rate_warmup_steps": 1, "run.timeout_seconds": 60,
-    }  # fmt: skip
+        "data.pool": f"[{data_folder}/pool.jsonl]",
+        "data.target": f"[{data_folder}/target.jsonl]",
+        "data.test": f"[{data_folder}/test.jsonl]",
+        "data.cache_folder": f"{data_folder}/tokens",
+        "selection.candidates_per_step": 40,
+        "selection.keep_per_step": 2,
+        "selection.target_per_step": 5,
+        "selection.warmup_steps": 2,
+        "training.steps": STEPS,
+        "training.micro_batch_size": 2,
+        "training.learning_rate_warmup_steps": 1,
+        "run.timeout_seconds": 60,
+    }
     settings = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
     run_ranks(
-        "tests.training.train_cases:runs", 1,
+        "tests.training.train_cases:runs",
+        1,
         all_arguments=[
             ["--config", RECIPES[name], *settings, "--model.name", str(model), "--run.folder", str(folder)]
             for name, (model, folder) in folders.items()
         ],
-    )  # fmt: skip
+    )
     return folders
 
 
@@ -80,11 +101,15 @@ def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
 def test_run_to_the_end(runs, name):
     model_folder, folder = runs[name]
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
-    assert [step["warmup"] for step in steps] == [True, True, False] and all(step["train_loss"] > 0 for step in steps)
+    assert [step["warmup"] for step in steps] == [True, True, False] and all(
+        step["train_loss"] > 0 for step in steps
+    )
     assert -1 < steps[-1]["cosine"] <= 1 and steps[-1]["num_candidates"] == 40
     kept = [json.loads(line) for line in (folder / "kept.jsonl").read_text().splitlines()]
     assert [sum(row["step"] == step for row in kept) for step in range(STEPS)] == [2] * STEPS
-    evaluations = [json.loads(line)["step"] for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    evaluations = [
+        json.loads(line)["step"] for line in (folder / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert evaluations == [0, STEPS]
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     assert base.config.model_type == CONFIGS[name].model_type

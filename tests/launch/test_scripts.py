@@ -30,10 +30,14 @@ def test_bash_can_parse_the_script(script):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (requirements-test.txt)")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not installed (requirements-test.txt)"
+)
 @pytest.mark.parametrize("script", SCRIPTS, ids=named)
 def test_shellcheck_has_no_complaint(script):
-    result = subprocess.run(["shellcheck", "--external-sources", script], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        ["shellcheck", "--external-sources", script], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stdout
 
 
@@ -46,15 +50,21 @@ def test_setup_names_the_way_out_when_there_is_no_python(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize("launcher, module", [("deepspeed", "pipeline.train"), ("torchrun", "pipeline.score")])
+@pytest.mark.parametrize(
+    "launcher, module", [("deepspeed", "pipeline.train"), ("torchrun", "pipeline.score")]
+)
 def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(launcher, module, tmp_path):
-    """In a container the script is process 1, and SIGTERM for the ranks to write a checkpoint reaches nobody else."""
+    """In a container the script is process 1, and SIGTERM for the ranks to write a checkpoint reaches nobody
+    else."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "activate").write_text(f"PATH={folder}:$PATH\n")
-    (tmp_path / ".installed-requirements.txt").write_text("0\n")  # what the python below answers to every question
+    # what the python below answers to every question
+    (tmp_path / ".installed-requirements.txt").write_text("0\n")
     for name in ("python", "deepspeed"):
-        (folder / name).write_text('#!/usr/bin/env bash\n[[ "$1" == -c ]] && { cat >/dev/null; echo 0; } || echo "$$ $*"\n')
+        (folder / name).write_text(
+            '#!/usr/bin/env bash\n[[ "$1" == -c ]] && { cat >/dev/null; echo 0; } || echo "$$ $*"\n'
+        )
         (folder / name).chmod(0o755)
     environment = {
         **os.environ,
@@ -66,8 +76,11 @@ def test_the_launcher_takes_the_place_of_the_script_and_so_gets_its_signals(laun
     }
     script = subprocess.Popen(
         ["bash", ROOT / "launch/train.sh", "--resume", "auto"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     pid, arguments = script.communicate()[0].strip().split(" ", 1)
     assert arguments.endswith(f"--module {module} --resume auto")
     assert arguments.startswith("-m torch.distributed.run") == (launcher == "torchrun")
@@ -94,7 +107,9 @@ def test_grid_is_valid_and_every_variant_differs(recipe, tmp_path, monkeypatch):
     read, cells, _ = grid.parse("", ["--config", str(recipe)])
     assert len(cells) == len(read.variants) * len(read.seeds) * len(read.targets)
     first = [cell for cell in cells if (cell.target, cell.seed) == (cells[0].target, cells[0].seed)]
-    settings = [(str(cell.config.selection), str(cell.config.training), str(cell.config.data)) for cell in first]
+    settings = [
+        (str(cell.config.selection), str(cell.config.training), str(cell.config.data)) for cell in first
+    ]
     assert len(set(settings)) == len(read.variants)
 
 
@@ -107,6 +122,8 @@ def test_recipe_for_gpus_divides_over_8_of_them(name):
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=named)
 def test_deepspeed_configuration_leaves_to_the_trainer_what_the_recipe_sets(path):
     content = json.loads(path.read_text())
-    assert set(content) == {"zero_optimization"}, "batch sizes, precision and optimizer are written once, in the recipe"
+    assert set(content) == {"zero_optimization"}, (
+        "batch sizes, precision and optimizer are written once, in the recipe"
+    )
     assert content["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero")[0])
     assert ("offload_optimizer" in content["zero_optimization"]) == path.stem.endswith("_offload")

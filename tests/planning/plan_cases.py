@@ -9,18 +9,35 @@ from pipeline.config import SelectionConfig, TrainingConfig
 from pipeline.data.targets import TargetSet
 from pipeline.planning.passes import Run
 from tests.reference import random_samples
-from tests.scoring.engine_cases import NUM_CANDIDATES, NUM_TARGETS, PLAYED, build_engine, candidates, close, settings_of, share
+from tests.scoring.engine_cases import (
+    NUM_CANDIDATES,
+    NUM_TARGETS,
+    PLAYED,
+    build_engine,
+    candidates,
+    close,
+    settings_of,
+    share,
+)
 
 TOKENS = 10
 
 
 def sizes(selection: dict | None = None, **changes) -> Run:
     """One rank, float32, eager attention; ``selection`` changes 4 candidates, 2 targets, keep 2, k = 8."""
-    settings = dict(candidates_per_step=4, target_per_step=2, keep_per_step=2, projection_size=8, backend="exact")
+    settings = dict(
+        candidates_per_step=4, target_per_step=2, keep_per_step=2, projection_size=8, backend="exact"
+    )
     run = Run(
-        selection=SelectionConfig(**{**settings, **(selection or {})}), training=TrainingConfig(micro_batch_size=2),
-        world_size=1, zero_stage=0, tokens=TOKENS, element_size=4, trained_samples=2, is_flash=False,
-    )  # fmt: skip
+        selection=SelectionConfig(**{**settings, **(selection or {})}),
+        training=TrainingConfig(micro_batch_size=2),
+        world_size=1,
+        zero_stage=0,
+        tokens=TOKENS,
+        element_size=4,
+        trained_samples=2,
+        is_flash=False,
+    )
     return replace(run, **changes)
 
 
@@ -43,10 +60,11 @@ class Alone:
 
 
 def bytes_sent(cases: list, model_folder: str, folder: str) -> list[int]:
-    """On this rank: ``Scores.bytes_sent`` of a selection for each (engine case, changes of the selection settings)."""
+    """On this rank: ``Scores.bytes_sent`` of a selection for each (engine case, changes of the selection
+    settings)."""
     from pipeline.hook import SelectionHook
+    from pipeline.step.weighted_step import weighted_step
     from pipeline.training.engine import start_process_group
-    from pipeline.training.weighted_step import weighted_step
 
     rank, world_size, _ = start_process_group(120)
     found = []
@@ -56,7 +74,9 @@ def bytes_sent(cases: list, model_folder: str, folder: str) -> list[int]:
         weighted_step(engine, share(candidates(0), rank, world_size), PLAYED[0], pad_token_id=0)
         for changes in variants:
             targets = TargetSet(random_samples([TOKENS] * NUM_TARGETS, seed=20), NUM_TARGETS, seed=0)
-            hook = SelectionHook.attach(engine, targets, replace(settings.selection, **changes), pad_token_id=0)
+            hook = SelectionHook.attach(
+                engine, targets, replace(settings.selection, **changes), pad_token_id=0
+            )
             hook.select(share(random_samples([TOKENS] * NUM_CANDIDATES, seed=21), rank, world_size), step=1)
             assert not hook.scores.is_warmup
             found.append(hook.scores.bytes_sent)

@@ -9,7 +9,7 @@ from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
 from tests.planning.plan_cases import sizes
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.scoring.engine_cases import NUM_CANDIDATES, NUM_TARGETS, Case
 
 WORLD_SIZE = 2
@@ -24,21 +24,31 @@ VARIANTS = [
     )
 ]
 VARIANTS += [
-    {"method": method, "scoring_micro_batch_size": 2} for method in ("random", "max_loss", "grad_norm", "greats", "less")
+    {"method": method, "scoring_micro_batch_size": 2}
+    for method in ("random", "max_loss", "grad_norm", "greats", "less")
 ]
-VARIANTS += [{"backend": "exact", "geometry": "identity", "contraction": "token_token", "scoring_micro_batch_size": 1}]
+VARIANTS += [
+    {"backend": "exact", "geometry": "identity", "contraction": "token_token", "scoring_micro_batch_size": 1}
+]
 CASES = [(Case(2), VARIANTS), (Case(3, "full", "bf16"), VARIANTS)]
 
 
 @pytest.mark.distributed
 def test_bytes_between_ranks(model_folder, tmp_path):
-    """The plan gives the mean over ranks, since slices of the moments differ in length; so the sum is compared."""
+    """The plan gives the mean over ranks, since slices of the moments differ in length; so the sum is
+    compared."""
     by_rank = run_ranks(
-        "tests.planning.plan_cases:bytes_sent", WORLD_SIZE, cases=CASES, model_folder=model_folder, folder=str(tmp_path)
+        "tests.planning.plan_cases:bytes_sent",
+        WORLD_SIZE,
+        cases=CASES,
+        model_folder=model_folder,
+        folder=str(tmp_path),
     )
     measured = [sum(each) for each in zip(*by_rank)]
     shapes = read_shapes(ModelConfig(name=model_folder, lora_rank=0))
-    run = sizes({"candidates_per_step": NUM_CANDIDATES, "target_per_step": NUM_TARGETS}, world_size=WORLD_SIZE)
+    run = sizes(
+        {"candidates_per_step": NUM_CANDIDATES, "target_per_step": NUM_TARGETS}, world_size=WORLD_SIZE
+    )
     planned = []
     for case, variants in CASES:
         for changes in variants:

@@ -54,10 +54,15 @@ def test_plain_pass_of_full_fine_tuning(tied):
 
 
 def test_plain_pass_of_lora_but_for_the_first_blocks_inputs():
-    """Nothing before the first block is trained, so its q, k and v return no gradient; neither does lora_A there."""
+    """Nothing before the first block is trained, so its q, k and v return no gradient; neither does lora_A
+    there."""
     model = llama("lora")
     found = shapes(model)
-    first = [x for x in found.linears if x.block == 0 and any(f"{n}_proj" in x.name for n in "qkv") and "lora_B" not in x.name]
+    first = [
+        x
+        for x in found.linears
+        if x.block == 0 and any(f"{n}_proj" in x.name for n in "qkv") and "lora_B" not in x.name
+    ]
     expected = counted(lambda: loss_of(model, 3).backward())
     assert total(passes.plain(found, RUN, 3)) - 2 * 3 * RUN.tokens * sum(x.numel for x in first) == expected
 
@@ -78,30 +83,62 @@ def test_scoring_pass(kind, last_blocks):
 
 @pytest.mark.parametrize("last_blocks", (0, 1))
 @pytest.mark.parametrize("kind", ("full", "lora"))
-@pytest.mark.parametrize("backend, way", [*((backend, "auto") for backend in BACKENDS), ("exact", "token_token")])
+@pytest.mark.parametrize(
+    "backend, way", [*((backend, "auto") for backend in BACKENDS), ("exact", "token_token")]
+)
 def test_contraction_and_gram(backend, way, kind, last_blocks):
-    """Factors of random numbers straight into each backend: target, then candidates in two micro-batches where it takes them."""
+    """Factors of random numbers straight into each backend: target, then candidates in two micro-batches
+    where it takes them."""
     model = llama(kind)
     geometry = "identity" if way == "token_token" else "update"
     micro_batch_size = 0 if backend == "exact" else 3
-    run = sizes({"backend": backend, "last_blocks": last_blocks, "scoring_micro_batch_size": micro_batch_size,
-                 "contraction": way, "geometry": geometry})  # fmt: skip
+    run = sizes(
+        {
+            "backend": backend,
+            "last_blocks": last_blocks,
+            "scoring_micro_batch_size": micro_batch_size,
+            "contraction": way,
+            "geometry": geometry,
+        }
+    )
     own = [
-        Fragment(f"{name}.weight", 0, x.weight.numel(), torch.rand(x.weight.numel()), torch.rand(x.weight.numel()), 3, 0.9, 0.9, 1e-8, True)
+        Fragment(
+            f"{name}.weight",
+            0,
+            x.weight.numel(),
+            torch.rand(x.weight.numel()),
+            torch.rand(x.weight.numel()),
+            3,
+            0.9,
+            0.9,
+            1e-8,
+            True,
+        )
         for name, x in scored_layers(model, last_blocks).items()
-    ]  # fmt: skip
+    ]
     layers = scored_layers(model, last_blocks)
     owners = OwnerMap({f"{name}.weight": tuple(x.weight.shape) for name, x in layers.items()}, own, Alone())
     options = [run.tokens, 4, way] if backend == "exact" else [run.selection.projection_size, "seed"]
 
     def contract():
         gram = BACKENDS[backend](
-            owners, own, Alone(), Stopwatch(torch.device("cpu")), geometry, "cancel", run.rows, 1 << 20, *options
+            owners,
+            own,
+            Alone(),
+            Stopwatch(torch.device("cpu")),
+            geometry,
+            "cancel",
+            run.rows,
+            1 << 20,
+            *options,
         )
         for take, splits in ((gram.add_target, run.target_passes), (gram.add, run.passes)):
             for num_samples in splits:
                 for name, x in layers.items():
-                    take(name, *(torch.rand(num_samples, run.tokens, n) for n in (x.in_features, x.out_features)))
+                    take(
+                        name,
+                        *(torch.rand(num_samples, run.tokens, n) for n in (x.in_features, x.out_features)),
+                    )
             if take == gram.add_target:
                 gram.finish_target()
         gram.finish()

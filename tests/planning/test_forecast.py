@@ -18,7 +18,9 @@ def recommended(model: str, lora_rank: int, selection: dict, **changes) -> str:
     shapes = read_shapes(ModelConfig(name=model, lora_rank=lora_rank))
     run = sizes({"projection_size": 32, **selection}, tokens=2048, element_size=2, is_flash=True, **changes)
     found = {backend: f for (backend, _), f in forecast.variants(shapes, run, H100, [0]).items()}
-    return forecast.recommend(found, forecast.weighted_step(shapes, run, H100), run.selection.score_every, H100)[0]
+    return forecast.recommend(
+        found, forecast.weighted_step(shapes, run, H100), run.selection.score_every, H100
+    )[0]
 
 
 def test_lora_takes_the_exact_backend():
@@ -52,7 +54,10 @@ def test_fidelity_is_cheaper_where_one_selection_serves_several_updates():
 
 def test_seventy_billion_over_many_nodes_take_the_factored_backend():
     many = {"candidates_per_step": 1024, "target_per_step": 512, "exchange_mib": 512}
-    assert recommended("llama-70b", 0, many, world_size=512, zero_stage=3, trained_samples=512, checkpoints=True) == "factored"
+    assert (
+        recommended("llama-70b", 0, many, world_size=512, zero_stage=3, trained_samples=512, checkpoints=True)
+        == "factored"
+    )
 
 
 def test_what_does_not_fit_is_not_recommended():
@@ -67,8 +72,12 @@ def test_what_does_not_fit_is_not_recommended():
 
 
 def test_a_kernel_takes_as_long_as_its_slower_side():
-    assert Compute(flops=H100.matmul_flops, memory_bytes=2 * H100.memory_bandwidth).seconds(H100, 1) == pytest.approx(2)
-    assert Compute(flops=H100.matmul_flops, is_thin=True).seconds(H100, 1) == pytest.approx(1 / H100.thin_share)
+    assert Compute(flops=H100.matmul_flops, memory_bytes=2 * H100.memory_bandwidth).seconds(
+        H100, 1
+    ) == pytest.approx(2)
+    assert Compute(flops=H100.matmul_flops, is_thin=True).seconds(H100, 1) == pytest.approx(
+        1 / H100.thin_share
+    )
 
 
 def test_nodes_share_their_links_in_rings_only():

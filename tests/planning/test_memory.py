@@ -44,7 +44,8 @@ def saved_bytes(model, action) -> int:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("kind", ("full", "lora"))
 def test_saved_activations_of_a_block(kind, dtype, attention, is_scoring):
-    """As many key as query heads: on CPU no kernel takes grouped ones. Two models that differ by two blocks."""
+    """As many key as query heads: on CPU no kernel takes grouped ones. Two models that differ by two
+    blocks."""
     measured = []
     for num_blocks in (1, 3):
         model = tiny_llama(attention=attention, num_hidden_layers=num_blocks, num_key_value_heads=6).to(dtype)
@@ -57,18 +58,24 @@ def test_saved_activations_of_a_block(kind, dtype, attention, is_scoring):
                 output.sum().backward(retain_graph=True)  # or the pass misses the factors of every layer
                 return output
 
-        measured.append(saved_bytes(model, score if is_scoring else lambda m=model, x=input_ids_BT: m(input_ids=x).logits))
+        measured.append(
+            saved_bytes(model, score if is_scoring else lambda m=model, x=input_ids_BT: m(input_ids=x).logits)
+        )
     run = sizes(tokens=T, element_size=dtype.itemsize, is_flash=attention != "eager")
     planned = memory.saved_per_token(shapes_of(model, "tiny"), run, is_scoring)
     assert (measured[1] - measured[0]) / 2 / B / T == planned
 
 
 def test_states_are_split_as_zero_splits_them():
-    """ZeRO (arXiv 1910.02054), figure 1: a model of 7.5 B on 64 ranks takes 120 GB, 31.4, 16.6 and 1.9, gradients included."""
-    shapes = replace(shapes_of(tiny_llama(), "tiny"), parameters=7_500_000_000, trained_parameters=7_500_000_000)
+    """ZeRO (arXiv 1910.02054), figure 1: a model of 7.5 B on 64 ranks takes 120 GB, 31.4, 16.6 and 1.9,
+    gradients included."""
+    shapes = replace(
+        shapes_of(tiny_llama(), "tiny"), parameters=7_500_000_000, trained_parameters=7_500_000_000
+    )
     for stage, gigabytes in ((0, 120), (1, 31.4), (2, 16.6), (3, 1.9)):
         run = sizes(world_size=64, zero_stage=stage, element_size=2)
-        live = 2 * memory.MAX_LIVE_PARAMETERS if stage == 3 else 0  # gathered for a moment; the paper leaves them out
+        # gathered for a moment; the paper leaves them out
+        live = 2 * memory.MAX_LIVE_PARAMETERS if stage == 3 else 0
         found = memory.states(shapes, run) + memory.gradients(shapes, run) - live
         assert found / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
@@ -101,7 +108,8 @@ def test_peak_of_a_scoring_pass_with_logits_in_parts(logits_mib):
 
 
 class Peers(Alone):
-    """Rank 0 of 4 whose peers own as much and send zeros; buffers live as long as in ``Collectives.rows_to_owners``."""
+    """Rank 0 of 4 whose peers own as much and send zeros; buffers live as long as in
+    ``Collectives.rows_to_owners``."""
 
     world_size = 4
 
@@ -122,10 +130,14 @@ class Peers(Alone):
 
 
 def test_seven_buffers_are_the_most_that_exchanges_hold():
-    """16 layers of 256 x 256, 4 rows a rank: 16 MiB for each owner, in buffers of 1 MiB. The sums of products come on top."""
+    """16 layers of 256 x 256, 4 rows a rank: 16 MiB for each owner, in buffers of 1 MiB. The sums of products
+    come on top."""
     num_layers, side, num_rows = 16, 256, 4
     names, part = [f"layer{i}" for i in range(num_layers)], side * side // Peers.world_size
-    slices = [{f"{name}.weight": (rank * part, (rank + 1) * part) for name in names} for rank in range(Peers.world_size)]
+    slices = [
+        {f"{name}.weight": (rank * part, (rank + 1) * part) for name in names}
+        for rank in range(Peers.world_size)
+    ]
     own = [
         Fragment(n, low, high - low, torch.ones(part), torch.ones(part), 1, 0.9, 0.9, 1e-8, True)
         for n, (low, high) in slices[0].items()
@@ -135,7 +147,18 @@ def test_seven_buffers_are_the_most_that_exchanges_hold():
 
     def exchange():
         watch = Stopwatch(torch.device("cpu"))
-        gram = ExactGram(owners, own, collectives, watch, "update", "cancel", num_rows, 1 << 20, num_tokens=1, element_size=4)
+        gram = ExactGram(
+            owners,
+            own,
+            collectives,
+            watch,
+            "update",
+            "cancel",
+            num_rows,
+            1 << 20,
+            num_tokens=1,
+            element_size=4,
+        )
         gram.finish_target()
         for name in names:
             gram.add(name, torch.ones(num_rows, 1, side), torch.ones(num_rows, 1, side))
@@ -146,7 +169,8 @@ def test_seven_buffers_are_the_most_that_exchanges_hold():
 
 
 def test_products_of_tokens_hold_factors_instead_of_gradients():
-    """Long samples through narrow layers: factors are the larger; their sizes by hand, alone on one rank, nothing held."""
+    """Long samples through narrow layers: factors are the larger; their sizes by hand, alone on one rank,
+    nothing held."""
     shapes = shapes_of(tiny_llama(), "tiny")
     changes = {"geometry": "identity", "contraction": "token_token"}
     run = sizes(changes, tokens=100)

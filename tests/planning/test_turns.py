@@ -1,5 +1,6 @@
 # R rows of one rank, W ranks, T tokens
-"""How many exchanges the exact backend makes, seen at ``ExactGram`` itself as rank 0 of four, is what the plan counts."""
+"""How many exchanges the exact backend makes, seen at ``ExactGram`` itself as rank 0 of four, is what the
+plan counts."""
 
 import pytest
 import torch
@@ -35,12 +36,25 @@ class FirstOfFour(Alone):
 def exchanges(slices: list[dict], exchange_bytes: int) -> int:
     collectives = FirstOfFour(slices)
     own = [
-        Fragment(name, start, end - start, torch.ones(end - start), torch.ones(end - start), 1, 0.9, 0.9, 1e-8, True)
+        Fragment(
+            name,
+            start,
+            end - start,
+            torch.ones(end - start),
+            torch.ones(end - start),
+            1,
+            0.9,
+            0.9,
+            1e-8,
+            True,
+        )
         for name, (start, end) in slices[0].items()
     ]
     owners = OwnerMap({f"{name}.weight": (SIDE, SIDE) for name in NAMES}, own, collectives)
     watch = Stopwatch(torch.device("cpu"))
-    gram = ExactGram(owners, own, collectives, watch, "update", "cancel", R, exchange_bytes, num_tokens=T, element_size=4)
+    gram = ExactGram(
+        owners, own, collectives, watch, "update", "cancel", R, exchange_bytes, num_tokens=T, element_size=4
+    )
     gram.finish_target()
     for name in reversed(NAMES):
         gram.add(name, torch.rand(R, T, SIDE), torch.rand(R, T, SIDE))

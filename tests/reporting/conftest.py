@@ -13,9 +13,17 @@ WARMUP_STEPS = 2
 SCORED = ("filter_then_weight", "top_k")
 
 
-def write_run(folder: Path, method: str = "filter_then_weight", num_steps: int = 30, evaluations=None, damage: bool = True,
-              extra_source: str = "", seed: int = 0) -> Path:  # fmt: skip
-    """A run over a pool of 40 % math (the target's kind) and 30 % damaged; filter_then_weight keeps mostly clean math."""
+def write_run(
+    folder: Path,
+    method: str = "filter_then_weight",
+    num_steps: int = 30,
+    evaluations=None,
+    damage: bool = True,
+    extra_source: str = "",
+    seed: int = 0,
+) -> Path:
+    """A run over a pool of 40 % math (the target's kind) and 30 % damaged; filter_then_weight keeps mostly
+    clean math."""
     rng = np.random.default_rng(seed)
     scored = method in SCORED
     sources = ["math", "chat", "code", *([extra_source] if extra_source else [])]
@@ -26,45 +34,89 @@ def write_run(folder: Path, method: str = "filter_then_weight", num_steps: int =
     with Recorder(folder) as recorder:
         for step in range(num_steps):
             warmup = step < WARMUP_STEPS
-            weights = rng.dirichlet(np.full(8, 3.0)) if method == "filter_then_weight" and not warmup else np.full(8, 1 / 8)
+            weights = (
+                rng.dirichlet(np.full(8, 3.0))
+                if method == "filter_then_weight" and not warmup
+                else np.full(8, 1 / 8)
+            )
             kept = []
             for number, weight in enumerate(weights / weights.sum()):
-                kind = str(rng.choice(["none", "shuffled", "wrong"], p=[1 - damaged, damaged / 2, damaged / 2]))
-                kept.append({
-                    "step": step, "id": f"{step}-{number}", "source": str(rng.choice(sources, p=shares)),
-                    "damage": kind if damage else "", "weight": float(weight),
-                    "alignment": float(rng.uniform(0, 0.6)) if scored and not warmup else None,
-                })  # fmt: skip
+                kind = str(
+                    rng.choice(["none", "shuffled", "wrong"], p=[1 - damaged, damaged / 2, damaged / 2])
+                )
+                kept.append(
+                    {
+                        "step": step,
+                        "id": f"{step}-{number}",
+                        "source": str(rng.choice(sources, p=shares)),
+                        "damage": kind if damage else "",
+                        "weight": float(weight),
+                        "alignment": float(rng.uniform(0, 0.6)) if scored and not warmup else None,
+                    }
+                )
             recorder.kept(kept)
             passed = [f"{step}-{number}" for number in range(8, 32)]
             alignment = rng.uniform(-0.6, 0.1, 24).tolist() if scored and not warmup else None
             recorder.passed({"step": step, "ids": passed, "alignment": alignment})
             match = scored and not warmup
             loss = 2.2 * np.exp(-step / (25 if scored else 40)) + 0.9
-            recorder.step({
-                "step": step, "epoch": 0, "warmup": warmup, "method": method, "num_candidates": 32, "num_kept": 8,
-                "train_loss": float(loss + rng.normal(0, 0.08)),
-                "candidate_loss": float(loss + 0.3) if match else None,
-                "target_loss": float(loss - 0.1 + rng.normal(0, 0.05)) if match else None,
-                "residual": float(0.7 + rng.normal(0, 0.04)) if match else None,
-                "cosine": float(0.55 + rng.normal(0, 0.05)) if match else None,
-                "fallback": int(match and step == 5), "dropped": ["broken"] if match and step == 7 else [],
-                "learning_rate": 1e-4, "grad_norm": 1.0, "bytes_sent": 1 << 20, "candidate_tokens": 3200, "trained_tokens": 800,
-                "selection_hash": "abcd", "effective_kept": 1 / float(np.square(weights).sum()),
-                "warnings": [f"WARNING after step {step}: raise selection.ridge"] if match and step == 9 else [],
-                "memory_mib": {"update": 700.5, **({"target": 640.0, "factors": 655.25} if match else {})},
-                "seconds": {"update": 1.0, "total": 1.05, "candidates": 0.05} if not match else
-                           {"candidates": 0.05, "target": 0.3, "factors": 0.4, "exchange": 0.1, "gram": 0.05, "solve": 0.1,
-                            "update": 1.0, "total": 2.0},
-            })  # fmt: skip
+            recorder.step(
+                {
+                    "step": step,
+                    "epoch": 0,
+                    "warmup": warmup,
+                    "method": method,
+                    "num_candidates": 32,
+                    "num_kept": 8,
+                    "train_loss": float(loss + rng.normal(0, 0.08)),
+                    "candidate_loss": float(loss + 0.3) if match else None,
+                    "target_loss": float(loss - 0.1 + rng.normal(0, 0.05)) if match else None,
+                    "residual": float(0.7 + rng.normal(0, 0.04)) if match else None,
+                    "cosine": float(0.55 + rng.normal(0, 0.05)) if match else None,
+                    "fallback": int(match and step == 5),
+                    "dropped": ["broken"] if match and step == 7 else [],
+                    "learning_rate": 1e-4,
+                    "grad_norm": 1.0,
+                    "bytes_sent": 1 << 20,
+                    "candidate_tokens": 3200,
+                    "trained_tokens": 800,
+                    "selection_hash": "abcd",
+                    "effective_kept": 1 / float(np.square(weights).sum()),
+                    "warnings": [f"WARNING after step {step}: raise selection.ridge"]
+                    if match and step == 9
+                    else [],
+                    "memory_mib": {
+                        "update": 700.5,
+                        **({"target": 640.0, "factors": 655.25} if match else {}),
+                    },
+                    "seconds": {"update": 1.0, "total": 1.05, "candidates": 0.05}
+                    if not match
+                    else {
+                        "candidates": 0.05,
+                        "target": 0.3,
+                        "factors": 0.4,
+                        "exchange": 0.1,
+                        "gram": 0.05,
+                        "solve": 0.1,
+                        "update": 1.0,
+                        "total": 2.0,
+                    },
+                }
+            )
         if evaluations is None:
             pace = 25 if scored else 40
-            evaluations = [(step, 2.2 * float(np.exp(-step / pace)) + 1.0) for step in range(0, num_steps + 1, 10)]
+            evaluations = [
+                (step, 2.2 * float(np.exp(-step / pace)) + 1.0) for step in range(0, num_steps + 1, 10)
+            ]
         for step, loss in evaluations:
-            recorder.evaluation({"step": step, "name": "test", "loss": loss, "num_samples": 64, "num_tokens": 4096})
+            recorder.evaluation(
+                {"step": step, "name": "test", "loss": loss, "num_samples": 64, "num_tokens": 4096}
+            )
     config = {"selection": {"method": method, "ridge": 1.0}, "run": {"folder": str(folder), "seed": seed}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "deepspeed": "0.19.8", "world_size": 2}))
+    (folder / "environment.json").write_text(
+        json.dumps({"torch": "2.13.0", "deepspeed": "0.19.8", "world_size": 2})
+    )
     by_damage = {"none": 700, "shuffled": 150, "wrong": 150} if damage else {"": 1000}
     pool = {"num_samples": 1000, "by_source": by_source, "by_damage": by_damage, "target_sources": ["math"]}
     (folder / "pool.json").write_text(json.dumps(pool))

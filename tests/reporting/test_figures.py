@@ -47,7 +47,9 @@ def test_unknown_damage_leaves_out_the_damage_figure_and_its_panel(make_run):
 
 def test_run_that_scores_nothing_has_no_weights_and_no_alignment(make_run):
     figures = drawn([read_run(make_run("a", method="random"))])
-    assert not {"weights", "alignment"} & figures.keys() and {"losses", "sources", "seconds"} <= figures.keys()
+    assert (
+        not {"weights", "alignment"} & figures.keys() and {"losses", "sources", "seconds"} <= figures.keys()
+    )
 
 
 @pytest.mark.parametrize("num_steps, evaluations", [(1, []), (2, [(0, 2.0)]), (3, [(0, 2.0)])])
@@ -76,27 +78,37 @@ def test_a_method_has_the_same_colour_in_every_figure(two_runs):
     line = next(line for line in axes_of(figures["losses"])[0].lines if line.get_label() == "random")
     bar = next(bars for bars in axes_of(figures["sources"])[0].containers if bars.get_label() == "random")
     assert line.get_color() == COLOURS["random"]
-    assert bar.patches[0].get_facecolor()[:3] == pytest.approx([int(COLOURS["random"][i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    assert bar.patches[0].get_facecolor()[:3] == pytest.approx(
+        [int(COLOURS["random"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    )
 
 
 def test_long_curves_are_thinned_and_keep_their_ends(make_run):
     run = read_run(make_run("a", num_steps=5 * MANY, evaluations=[]))
     (curve,) = axes_of(drawn([run])["losses"])[0].lines
-    assert len(curve.get_xdata()) == MANY and (curve.get_xdata()[0], curve.get_xdata()[-1]) == (0, 5 * MANY - 1)
+    assert len(curve.get_xdata()) == MANY and (curve.get_xdata()[0], curve.get_xdata()[-1]) == (
+        0,
+        5 * MANY - 1,
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["cost_$_{of", "</svg><script>alert(1)</script>", "\x00\ud800\u202e", "\u0645\u0631\u062d\u0628\u0627"]
+    "name",
+    ["cost_$_{of", "</svg><script>alert(1)</script>", "\x00\ud800\u202e", "\u0645\u0631\u062d\u0628\u0627"],
 )
 def test_hostile_names_are_text_in_a_picture(name):
-    panel = Panel("t", lambda axis: axis.plot([0, 1], [0, 1], label=name) and axis.set_yticks([0], [short(name)]))
+    panel = Panel(
+        "t", lambda axis: axis.plot([0, 1], [0, 1], label=name) and axis.set_yticks([0], [short(name)])
+    )
     for picture in pictures([panel], "t"):
         assert "<script" not in picture.svg and "\0" not in picture.svg and picture.svg.count("</svg>") == 1
         picture.svg.encode("utf-8")
 
 
 def test_a_picture_takes_the_page_s_ink_and_text_of_12_pixels_and_refers_to_nothing_outside():
-    (legend, picture) = pictures([Panel("t", lambda axis: axis.plot([0, 1], [0.123456, 1], label="a curve"))], "t")
+    (legend, picture) = pictures(
+        [Panel("t", lambda axis: axis.plot([0, 1], [0.123456, 1], label="a curve"))], "t"
+    )
     for svg in (legend.svg, picture.svg):
         sizes = [float(size) for size in re.findall(r"font(?:-size)?: ?([\d.]+)px", svg)]
         # In a picture of 268.6 points that a page shows 358 pixels wide.

@@ -13,7 +13,9 @@ def test_every_record_is_on_disk_when_the_call_returns(tmp_path):
     recorder.kept([{"step": 0, "id": "a", "weight": 0.25}, {"step": 0, "id": "ä", "weight": 0.75}])
     recorder.evaluation({"step": 0, "name": "test", "loss": 2.0})
     assert json.loads((tmp_path / "steps.jsonl").read_text()) == {"step": 0, "train_loss": 1.5}
-    assert [json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()] == ["a", "ä"]
+    assert [
+        json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text(encoding="utf-8").splitlines()
+    ] == ["a", "ä"]
     assert json.loads((tmp_path / "evaluations.jsonl").read_text())["loss"] == 2.0
     recorder.close()
 
@@ -28,7 +30,10 @@ def test_half_of_a_surrogate_pair_is_written_and_read_as_an_escape(make_run):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_number_is_an_error_that_names_the_field_and_writes_nothing(tmp_path, value):
-    with Recorder(tmp_path) as recorder, pytest.raises(ValueError, match=r"step 3: seconds\.gram is -?(nan|inf)"):
+    with (
+        Recorder(tmp_path) as recorder,
+        pytest.raises(ValueError, match=r"step 3: seconds\.gram is -?(nan|inf)"),
+    ):
         recorder.step({"step": 3, "train_loss": 1.0, "seconds": {"gram": value}})
     assert (tmp_path / "steps.jsonl").read_text() == ""
 
@@ -44,7 +49,9 @@ def test_run_is_read_back_with_warmup_and_seconds(make_run):
 
 def test_absent_fields_are_missing_values_not_errors(make_run):
     folder = make_run("run")
-    (folder / "steps.jsonl").write_text('{"step": 0, "seconds": {"update": 2.0, "solve": 0.5}}\n{"step": 1}\n')
+    (folder / "steps.jsonl").write_text(
+        '{"step": 0, "seconds": {"update": 2.0, "solve": 0.5}}\n{"step": 1}\n'
+    )
     (folder / "kept.jsonl").write_text('{"step": 0, "id": "a", "weight": 1.0}\n')
     run = read_run(folder)
     assert run.steps["seconds_total"].iloc[0] == 2.5 and run.steps["seconds_total"].isna().iloc[1]
@@ -52,7 +59,9 @@ def test_absent_fields_are_missing_values_not_errors(make_run):
     assert run.kept["damage"].tolist() == [""] and run.kept["source"].tolist() == [""]
 
 
-@pytest.mark.parametrize("line", ['{"step": 1, "train', '{"step": 1, "train_loss": NaN}', '{"train_loss": 1.0}', "[1]"])
+@pytest.mark.parametrize(
+    "line", ['{"step": 1, "train', '{"step": 1, "train_loss": NaN}', '{"train_loss": 1.0}', "[1]"]
+)
 def test_broken_line_is_named_by_file_and_line(make_run, line):
     folder = make_run("run")
     (folder / "steps.jsonl").write_text('{"step": 0}\n\n' + line + "\n")
@@ -79,8 +88,10 @@ def test_folder_that_does_not_exist_and_run_without_steps_are_told_apart(tmp_pat
 
 
 def test_labels_are_methods_and_tell_runs_of_one_method_apart(make_run):
-    runs = [read_run(make_run(name, method=method)) for name, method in
-            (("x/0", "random"), ("x/1", "random"), ("y/1", "random"), ("z", "full"))]  # fmt: skip
+    runs = [
+        read_run(make_run(name, method=method))
+        for name, method in (("x/0", "random"), ("x/1", "random"), ("y/1", "random"), ("z", "full"))
+    ]
     names = labels(runs)
     assert names[0] == "random (0)" and names[3] == "full"
     assert len(set(names)) == 4 and all("random" in name for name in names[:3])

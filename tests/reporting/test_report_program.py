@@ -14,12 +14,20 @@ from pipeline.reporting.records import read_run
 from pipeline.reporting.run_page import differing_settings
 
 HOSTILE = [
-    "<script>alert('x')</script>", "</script></style></svg><img src=http://127.0.0.1:9/x onerror=alert(1)>",
-    "\"'><b>bold</b>", "nul \x00 here",
-    "half \ud800 pair", "W" * 3000, "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627", 
-    "{{ 7 * 7 }} {% raw %}", "-->]]>&amp;", "cost $_{of",
-]  # fmt: skip
-needs_browser = pytest.mark.skipif(browser.find() is None, reason=f"none of {', '.join(browser.NAMES)} is installed")
+    "<script>alert('x')</script>",
+    "</script></style></svg><img src=http://127.0.0.1:9/x onerror=alert(1)>",
+    "\"'><b>bold</b>",
+    "nul \x00 here",
+    "half \ud800 pair",
+    "W" * 3000,
+    "\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627",
+    "{{ 7 * 7 }} {% raw %}",
+    "-->]]>&amp;",
+    "cost $_{of",
+]
+needs_browser = pytest.mark.skipif(
+    browser.find() is None, reason=f"none of {', '.join(browser.NAMES)} is installed"
+)
 
 
 def test_report_of_two_runs_writes_page_figures_and_summary(make_run, tmp_path, capsys):
@@ -36,7 +44,9 @@ def test_report_of_two_runs_writes_page_figures_and_summary(make_run, tmp_path, 
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert [s["method"] for s in summary] == ["filter_then_weight", "random"]
     printed = capsys.readouterr().out
-    assert str(tmp_path / "out/report.html") in printed and "held-out loss of filter_then_weight is" in printed
+    assert (
+        str(tmp_path / "out/report.html") in printed and "held-out loss of filter_then_weight is" in printed
+    )
     for words in (
         "WARNING after step 9: raise selection.ridge",
         "fallback",
@@ -48,7 +58,10 @@ def test_report_of_two_runs_writes_page_figures_and_summary(make_run, tmp_path, 
 
 
 def test_json_line_is_last_and_holds_the_result(make_run, tmp_path, capsys):
-    runs = [make_run("b", method="random", evaluations=[(0, 3.0), (30, 2.0)]), make_run("a", evaluations=[(0, 3.0), (30, 1.5)])]
+    runs = [
+        make_run("b", method="random", evaluations=[(0, 3.0), (30, 2.0)]),
+        make_run("a", evaluations=[(0, 3.0), (30, 1.5)]),
+    ]
     since = str(time.time() - 100)
     assert main([*map(str, runs), "--output", str(tmp_path), "--json", "--seconds-since", since]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -70,7 +83,8 @@ def test_single_run_without_evaluations_is_reported_in_its_own_folder(make_run, 
 
 @pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory):
-    """A report in which sources, ids, texts, damage, file names, warnings and settings are HOSTILE, and a secret is in the environment."""
+    """A report in which sources, ids, texts, damage, file names, warnings and settings are HOSTILE, and a
+    secret is in the environment."""
     from tests.reporting.conftest import write_run
 
     folder = tmp_path_factory.mktemp("hostile") / "a<b>&'"
@@ -99,7 +113,9 @@ def hostile_page(tmp_path_factory):
         "model": {"name": "https://me:s3cr3t-in-url@hub/x"},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"more": HOSTILE[:4] + HOSTILE[5:]}))
-    (run / "environment.json").write_text(json.dumps({"machine": HOSTILE, "found": "value-of-the-token-1234"}))
+    (run / "environment.json").write_text(
+        json.dumps({"machine": HOSTILE, "found": "value-of-the-token-1234"})
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOME_API_TOKEN", "value-of-the-token-1234")
         assert main([str(run)]) == 0
@@ -111,7 +127,10 @@ def test_data_cannot_inject_markup_or_secrets_into_the_page(hostile_page):
     assert not re.search(r"<(script|img|b|i)\b", page) and page.count("&lt;script&gt;") >= 3
     assert page.count("</style>") == page.count("<style>") and page.count("</svg>") == page.count("<svg")
     assert (
-        not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", page) and "\\u202e" in page and "\\ud800" in page and "\\x00" in page
+        not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e]", page)
+        and "\\u202e" in page
+        and "\\ud800" in page
+        and "\\x00" in page
     )
     assert "{{ 7 * 7 }}" in page
     assert "value-of-the-token" not in page and "s3cr3t" not in page and "[hidden]" in page
@@ -135,7 +154,9 @@ def test_the_page_fits_a_telephone_and_loads_and_runs_nothing(hostile_page):
         for width in (390, 1200):
             chromium.open(hostile_page, width)
             assert chromium.requests == [hostile_page.resolve().as_uri()] and chromium.errors == []
-            assert chromium.evaluate("document.documentElement.scrollWidth") == width, "the page scrolls sideways"
+            assert chromium.evaluate("document.documentElement.scrollWidth") == width, (
+                "the page scrolls sideways"
+            )
             assert chromium.evaluate("document.scripts.length + document.images.length") == 0
             assert chromium.evaluate(SMALLEST_TEXT) >= 12
         light = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -151,7 +172,9 @@ def test_a_screenshot_shows_the_whole_page_at_its_width(make_run, tmp_path, caps
     assert width == 412 and height > 3000 and str(picture) in capsys.readouterr().out
 
 
-def test_without_a_browser_the_report_is_there_and_the_way_out_is_said(make_run, tmp_path, monkeypatch, capsys):
+def test_without_a_browser_the_report_is_there_and_the_way_out_is_said(
+    make_run, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("PATH", str(tmp_path))
     run = make_run("a", num_steps=4)
     assert main([str(run), "--screenshot", str(tmp_path / "x.png")]) == 2
@@ -172,7 +195,10 @@ def test_warnings_of_the_steps_are_counted_below_the_table(make_run, tmp_path, c
 
 def test_settings_that_differ_are_shown_and_others_are_not(make_run):
     runs = [read_run(make_run("a", seed=0)), read_run(make_run("b", seed=3, method="random"))]
-    assert differing_settings(runs) == {"selection.method": ["filter_then_weight", "random"], "run.seed": ["0", "3"]}
+    assert differing_settings(runs) == {
+        "selection.method": ["filter_then_weight", "random"],
+        "run.seed": ["0", "3"],
+    }
 
 
 def test_broken_run_ends_with_code_2_and_one_sentence(make_run, capsys):

@@ -17,10 +17,12 @@ def by_hand(make_run):
     with Recorder(folder) as recorder:
         for step, (kept, passed) in enumerate([("ef", "ab"), ("ab", "ef"), ("ac", "de"), ("ad", "ef")]):
             recorder.step({"step": step, "warmup": step == 0, "warnings": []})
-            recorder.kept([
-                {"step": step, "id": name, "source": name.upper(), "weight": weight, "alignment": 0.5}
-                for name, weight in zip(kept, (0.75, 0.25))
-            ])  # fmt: skip
+            recorder.kept(
+                [
+                    {"step": step, "id": name, "source": name.upper(), "weight": weight, "alignment": 0.5}
+                    for name, weight in zip(kept, (0.75, 0.25))
+                ]
+            )
             recorder.passed({"step": step, "ids": list(passed), "alignment": [-0.1, -0.3] if step else None})
     return read_run(folder)
 
@@ -30,9 +32,9 @@ def test_samples_are_counted_after_warm_up(by_hand):
     assert found["kept"].to_dict() == {"a": 3, "b": 1, "c": 1, "d": 1, "e": 0, "f": 0}
     assert found["seen"].to_dict() == {"a": 3, "b": 1, "c": 1, "d": 2, "e": 3, "f": 2}
     assert found.at["a", "weight"] == pytest.approx(1.5) and found.at["b", "weight"] == pytest.approx(0.5)
-    assert found.at["e", "alignment"] == pytest.approx((-0.1 - 0.3 - 0.1) / 3) and found.at["d", "alignment"] == pytest.approx(
-        0.2
-    )
+    assert found.at["e", "alignment"] == pytest.approx((-0.1 - 0.3 - 0.1) / 3) and found.at[
+        "d", "alignment"
+    ] == pytest.approx(0.2)
 
 
 def test_most_and_least_kept_come_in_order(by_hand):
@@ -43,14 +45,23 @@ def test_most_and_least_kept_come_in_order(by_hand):
 
 def texts_of(**texts: str) -> pd.DataFrame:
     rows = {
-        name: {"source": "s", "damage": "", "text": text, "length": len(text), "digest": digest([text]), "is_duplicate": False}
+        name: {
+            "source": "s",
+            "damage": "",
+            "text": text,
+            "length": len(text),
+            "digest": digest([text]),
+            "is_duplicate": False,
+        }
         for name, text in texts.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def test_texts_that_differ_in_case_and_white_space_alone_are_repeats(by_hand):
-    texts = texts_of(a="Add 1 and 2:", b="add  1 AND 2:\n", c="Add 1 and 3:", d="another", e="Another ", f="f")
+    texts = texts_of(
+        a="Add 1 and 2:", b="add  1 AND 2:\n", c="Add 1 and 3:", d="another", e="Another ", f="f"
+    )
     found = repeats(by_hand, texts)  # a in three steps, once with b; d once, e in the warm-up
     assert found[["times", "together"]].to_numpy().tolist() == [[4, 2], [2, 1]]
     assert found["ids"].tolist() == [["a", "b"], ["d", "e"]]

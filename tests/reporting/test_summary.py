@@ -16,28 +16,60 @@ def by_hand(make_run):
     folder = make_run("run", num_steps=0, evaluations=[(0, 3.0), (2, 2.0), (4, 1.5)])
     with Recorder(folder) as recorder:
         for step in range(4):
-            recorder.step({
-                "step": step, "warmup": step == 0, "fallback": int(step == 2), "dropped": ["x", "y"] if step == 3 else [],
-                "seconds": {"candidates": 0.1, "target": 0.2, "factors": 0.3, "gram": 0.1, "solve": 0.3, "update": 3.0,
-                            "total": [9.0, 4.0, 5.0, 3.0][step]},
-            })  # fmt: skip
-        for step, (damages, sources, weights) in enumerate([
-            (("wrong", "wrong"), ("chat", "chat"), (0.5, 0.5)),  # warm-up: must not count
-            (("none", "wrong"), ("math", "chat"), (0.9, 0.1)),
-            (("none", "none"), ("math", "math"), (0.6, 0.4)),
-            (("none", ""), ("math", "chat"), (0.7, 0.3)),  # unknown damage counts neither way
-        ]):  # fmt: skip
-            recorder.kept([
-                {"step": step, "id": str(n), "damage": damages[n], "source": sources[n], "weight": weights[n]} for n in (0, 1)
-            ])  # fmt: skip
-    pool = {"num_samples": 10, "by_source": {"math": 2, "chat": 8}, "by_damage": {"none": 6, "wrong": 2, "": 2}}
+            recorder.step(
+                {
+                    "step": step,
+                    "warmup": step == 0,
+                    "fallback": int(step == 2),
+                    "dropped": ["x", "y"] if step == 3 else [],
+                    "seconds": {
+                        "candidates": 0.1,
+                        "target": 0.2,
+                        "factors": 0.3,
+                        "gram": 0.1,
+                        "solve": 0.3,
+                        "update": 3.0,
+                        "total": [9.0, 4.0, 5.0, 3.0][step],
+                    },
+                }
+            )
+        for step, (damages, sources, weights) in enumerate(
+            [
+                (("wrong", "wrong"), ("chat", "chat"), (0.5, 0.5)),  # warm-up: must not count
+                (("none", "wrong"), ("math", "chat"), (0.9, 0.1)),
+                (("none", "none"), ("math", "math"), (0.6, 0.4)),
+                (("none", ""), ("math", "chat"), (0.7, 0.3)),  # unknown damage counts neither way
+            ]
+        ):
+            recorder.kept(
+                [
+                    {
+                        "step": step,
+                        "id": str(n),
+                        "damage": damages[n],
+                        "source": sources[n],
+                        "weight": weights[n],
+                    }
+                    for n in (0, 1)
+                ]
+            )
+    pool = {
+        "num_samples": 10,
+        "by_source": {"math": 2, "chat": 8},
+        "by_damage": {"none": 6, "wrong": 2, "": 2},
+    }
     (folder / "pool.json").write_text(json.dumps({**pool, "target_sources": ["math"]}))
     return read_run(folder)
 
 
 def test_summary_equals_the_numbers_worked_out_by_hand(by_hand):
     (summary,) = summarise([by_hand])
-    assert (summary.num_steps, summary.num_warmup_steps, summary.num_fallbacks, summary.num_dropped) == (4, 1, 1, 2)
+    assert (summary.num_steps, summary.num_warmup_steps, summary.num_fallbacks, summary.num_dropped) == (
+        4,
+        1,
+        1,
+        2,
+    )
     assert (summary.loss_before, summary.loss_after) == (3.0, 1.5)
     assert summary.loss_mean == pytest.approx((2 * 2.5 + 2 * 1.75) / 4)
     assert summary.damaged_pool == pytest.approx(2 / 8)

@@ -34,22 +34,29 @@ def test_better_worse_and_equal_are_told_apart_with_the_price(make_run):
     random = make_run("random", method="random", evaluations=[(0, 3.0), (30, 2.0)])
     better = said(make_run("a", evaluations=[(0, 3.0), (30, 1.5)]), random)
     assert (
-        "is 1.500 and that of random 2.000: 0.500 lower (-25.0%). A step took 1.9 times as long (2.00 s against 1.05 s)"
-        in better
+        "is 1.500 and that of random 2.000: 0.500 lower (-25.0%). A step took 1.9 times as long (2.00 s "
+        "against 1.05 s)" in better
     )
     assert "It is one run of each" in better
     worse = said(make_run("b", evaluations=[(0, 3.0), (30, 2.5)]), random)
     assert "0.500 higher (+25.0%). Choosing has not helped here." in worse
-    halfway = said(make_run("d", evaluations=[(0, 3.0), (10, 2.0), (30, 2.0)]),
-                   make_run("e", method="random", evaluations=[(0, 3.0), (10, 3.0), (30, 2.0)]))  # fmt: skip
+    halfway = said(
+        make_run("d", evaluations=[(0, 3.0), (10, 2.0), (30, 2.0)]),
+        make_run("e", method="random", evaluations=[(0, 3.0), (10, 3.0), (30, 2.0)]),
+    )
     assert "same held-out loss, 2.000. Averaged over the run it is 0.500 lower (-18.8%)." in halfway
-    assert "have the same held-out loss, 2.000" in said(make_run("c", evaluations=[(0, 3.0), (30, 2.0)]), random)
+    assert "have the same held-out loss, 2.000" in said(
+        make_run("c", evaluations=[(0, 3.0), (30, 2.0)]), random
+    )
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({"num_steps": 20, "evaluations": [(0, 3.0), (20, 2.0)]}, "they took 30 and 20 steps"),
-    ({"evaluations": [(0, 4.0), (30, 2.0)]}, "they began at 3.000 and at 4.000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"num_steps": 20, "evaluations": [(0, 3.0), (20, 2.0)]}, "they took 30 and 20 steps"),
+        ({"evaluations": [(0, 4.0), (30, 2.0)]}, "they began at 3.000 and at 4.000"),
+    ],
+)
 def test_runs_that_cannot_be_compared_are_not(make_run, changes, reason):
     text = said(make_run("a", evaluations=[(0, 3.0), (30, 1.5)]), make_run("b", method="random", **changes))
     assert "cannot be compared: " + reason in text and "lower" not in text
@@ -57,16 +64,34 @@ def test_runs_that_cannot_be_compared_are_not(make_run, changes, reason):
 
 def row(variant: str, auc: float, vs_random=None, error=None, seconds=1.0, in_time=None) -> Row:
     nothing = Estimate(None, None)
-    return Row(variant, 4, Estimate(auc, error), Estimate(auc, error), nothing, Estimate(vs_random, error), nothing, nothing,
-               Estimate(in_time, None), None, 0, seconds, 0.5)  # fmt: skip
+    return Row(
+        variant,
+        4,
+        Estimate(auc, error),
+        Estimate(auc, error),
+        nothing,
+        Estimate(vs_random, error),
+        nothing,
+        nothing,
+        Estimate(in_time, None),
+        None,
+        0,
+        seconds,
+        0.5,
+    )
 
 
 def test_a_grid_is_judged_by_pairs_in_steps_and_in_time():
     methods = {"filter_then_weight": "filter_then_weight", "random": "random"}
     random = row("random", 3.0)
-    text = of_grid([row("filter_then_weight", 2.5, -0.5, 0.1, 4.0, 3.2), random], methods, "random", "random", 1, 4)
+    text = of_grid(
+        [row("filter_then_weight", 2.5, -0.5, 0.1, 4.0, 3.2), random], methods, "random", "random", 1, 4
+    )
     assert "is 2.500 (1 target x 4 seeds): 0.500 \u00b1 0.100 lower than that of random." in text
-    assert "A step takes 4.0 times as long as one of random" in text and "is behind (3.200 against 3.000)" in text
+    assert (
+        "A step takes 4.0 times as long as one of random" in text
+        and "is behind (3.200 against 3.000)" in text
+    )
     text = of_grid([row("filter_then_weight", 2.9, -0.1, 0.1), random], methods, "random", "random", 1, 4)
     assert "within two standard errors and may be chance" in text
     assert "(1 target x 4 seeds): the same as that of random." in of_grid(
@@ -74,12 +99,17 @@ def test_a_grid_is_judged_by_pairs_in_steps_and_in_time():
     )
     text = of_grid([row("filter_then_weight", 2.9, -0.1), random], methods, "random", "random", 1, 1)
     assert "With one seed no error can be given" in text
-    assert "nothing here to compare it with" in of_grid([row("full", 2.9)], {"full": "full"}, None, "full", 1, 1)
+    assert "nothing here to compare it with" in of_grid(
+        [row("full", 2.9)], {"full": "full"}, None, "full", 1, 1
+    )
 
 
 def test_incidents_have_their_step(make_run):
     run = read_run(make_run("a", num_steps=12))
     found = [(incident.step, incident.kind) for incident in incidents(run)]
     assert found == [(5, "fallback"), (7, "candidates dropped"), (9, "warning")]
-    assert incidents(run)[2].what == "WARNING after step 9: raise selection.ridge" and "broken" in incidents(run)[1].what
+    assert (
+        incidents(run)[2].what == "WARNING after step 9: raise selection.ridge"
+        and "broken" in incidents(run)[1].what
+    )
     assert incidents(read_run(make_run("b", method="random", num_steps=12))) == []

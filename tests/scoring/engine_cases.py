@@ -1,7 +1,9 @@
 # C candidates
-"""One story, told by real engines and by the reference: two weighted steps, a scoring pass in many variants, a last step.
+"""One story, told by real engines and by the reference: two weighted steps, a scoring pass in many variants,
+a last step.
 
-``run_engines`` is the ranks' side; ``expected`` the slow side, in one process, without DeepSpeed and pipeline/scoring.
+``run_engines`` is the ranks' side; ``expected`` the slow side, in one process, without DeepSpeed and
+pipeline/scoring.
 """
 
 import json
@@ -21,7 +23,8 @@ from tests import reference
 
 NUM_CANDIDATES, KEEP, NUM_TARGETS, SCORED_STEP = 6, 4, 3, 2
 LR, BETAS, WEIGHT_DECAY = 1e-2, (0.9, 0.95), 0.1
-OTHER = reference.Hyper(lr=5e-3, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.0)  # of the second group of `halves`
+# of the second group of `halves`
+OTHER = reference.Hyper(lr=5e-3, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.0)
 RIDGE = 0.5
 # All kept on the first rank of two; then in another order than the candidates', on both. Weights of no order.
 PLAYED = (
@@ -48,7 +51,12 @@ class Variant:
     @property
     def gram(self) -> tuple:
         """Which Gram matrix of the reference is meant."""
-        return self.geometry, self.momentum, "rank_one" if self.backend == "factored" else "adam", self.last_blocks
+        return (
+            self.geometry,
+            self.momentum,
+            "rank_one" if self.backend == "factored" else "adam",
+            self.last_blocks,
+        )
 
     def __str__(self):
         return "-".join(str(value) for value in astuple(self))
@@ -63,8 +71,14 @@ ALL = (
     *BACKENDS,
     *(Variant(backend=backend, geometry="curvature") for backend in ("projected", "factored")),
     Variant(geometry="update_to_gradient"),
-    *(Variant(backend=backend, geometry="update_to_gradient", momentum="compensate") for backend in ("projected", "factored")),
-    *(Variant(backend=backend, geometry="identity", momentum="compensate") for backend in ("projected", "factored")),
+    *(
+        Variant(backend=backend, geometry="update_to_gradient", momentum="compensate")
+        for backend in ("projected", "factored")
+    ),
+    *(
+        Variant(backend=backend, geometry="identity", momentum="compensate")
+        for backend in ("projected", "factored")
+    ),
     *(Variant(backend=backend, momentum="compensate") for backend in ("projected", "factored")),
     *(Variant(2, TINY, backend=backend) for backend in ("projected", "factored")),
     *(Variant(micro_batch=number, geometry="identity", contraction="token_token") for number in (0, 2)),
@@ -94,7 +108,8 @@ class Case:
     top: tuple = ()
     gradient_accumulation_steps: int = 1
     halves: bool = False
-    """Blocks 0 and 1 in two parameter groups with different hyper-parameters, in place of decay and no decay."""
+    """Blocks 0 and 1 in two parameter groups with different hyper-parameters, in place of decay and no
+    decay."""
     adam: str = "torch"
     checkpointing: bool = False
     is_packed: bool = False
@@ -103,7 +118,8 @@ class Case:
 
     @property
     def eps(self) -> float:
-        """In bf16 a larger one: rounding is all that is left of the smallest gradients, and 1 / eps is what it counts."""
+        """In bf16 a larger one: rounding is all that is left of the smallest gradients, and 1 / eps is what
+        it counts."""
         return 2e-3 if self.precision == "bf16" else 1e-4
 
     def __str__(self):
@@ -121,22 +137,35 @@ def target_set() -> TargetSet:
     return TargetSet(reference.random_samples([7, 12, 4, 9, 6], seed=20), NUM_TARGETS, seed=0)
 
 
-# -- the ranks' side -------------------------------------------------------------------------------------------------------
+# -- the ranks' side --
 
 
 def settings_of(case: Case, model_folder: str, file: Path, world_size: int) -> Config:
-    file.write_text(json.dumps({"zero_optimization": {"stage": case.stage, **dict(case.zero)}, **dict(case.top)}))
+    file.write_text(
+        json.dumps({"zero_optimization": {"stage": case.stage, **dict(case.zero)}, **dict(case.top)})
+    )
     return Config(
         deepspeed=str(file),
         model=ModelConfig(name=model_folder, lora_rank=0, gradient_checkpointing=case.checkpointing),
         selection=SelectionConfig(
-            candidates_per_step=NUM_CANDIDATES, keep_per_step=KEEP, target_per_step=NUM_TARGETS, warmup_steps=0, ridge=RIDGE
+            candidates_per_step=NUM_CANDIDATES,
+            keep_per_step=KEEP,
+            target_per_step=NUM_TARGETS,
+            warmup_steps=0,
+            ridge=RIDGE,
         ),
         training=TrainingConfig(
-            micro_batch_size=KEEP // world_size // case.gradient_accumulation_steps, learning_rate=LR, schedule="constant",
-            betas=BETAS, eps=case.eps, weight_decay=WEIGHT_DECAY, gradient_clipping=0.0, adam=case.adam, precision=case.precision,
+            micro_batch_size=KEEP // world_size // case.gradient_accumulation_steps,
+            learning_rate=LR,
+            schedule="constant",
+            betas=BETAS,
+            eps=case.eps,
+            weight_decay=WEIGHT_DECAY,
+            gradient_clipping=0.0,
+            adam=case.adam,
+            precision=case.precision,
         ),
-    )  # fmt: skip
+    )
 
 
 def build_engine(case: Case, settings: Config, dropout: float = 0.0):
@@ -166,10 +195,13 @@ def two_halves(model) -> list[dict]:
     return [
         {"params": [p for name, p in trained if ".layers.1." not in name]},
         {
-            "params": [p for name, p in trained if ".layers.1." in name], "lr": other["lr"], "eps": other["eps"],
-            "betas": (other["beta1"], other["beta2"]), "weight_decay": other["weight_decay"],
+            "params": [p for name, p in trained if ".layers.1." in name],
+            "lr": other["lr"],
+            "eps": other["eps"],
+            "betas": (other["beta1"], other["beta2"]),
+            "weight_decay": other["weight_decay"],
         },
-    ]  # fmt: skip
+    ]
 
 
 def close(engine) -> None:
@@ -184,7 +216,9 @@ def full_parameters(engine) -> dict[str, torch.Tensor]:
     import deepspeed
 
     trained = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=engine.zero_optimization_stage() == 3):
+    with deepspeed.zero.GatheredParameters(
+        list(trained.values()), enabled=engine.zero_optimization_stage() == 3
+    ):
         return {name: parameter.detach().float().clone() for name, parameter in trained.items()}
 
 
@@ -230,7 +264,7 @@ def run_engines(cases: list[Case], model_folder: str, folder: str) -> list[dict]
 
 def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dict:
     from pipeline.hook import SelectionHook
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
     engine = build_engine(case, settings)
     result = {"wrapper": type(engine.optimizer).__name__, "grams": {}}
@@ -248,9 +282,13 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
             contraction=variant.contraction,
             logits_mib=variant.logits_mib,
         )
-        return SelectionHook.attach(engine, targets, changed, pad_token_id=0, seed=3, is_packed=case.is_packed)
+        return SelectionHook.attach(
+            engine, targets, changed, pad_token_id=0, seed=3, is_packed=case.is_packed
+        )
 
-    train = lambda own, selection: weighted_step(engine, own, selection, pad_token_id=0, is_packed=case.is_packed)
+    train = lambda own, selection: weighted_step(
+        engine, own, selection, pad_token_id=0, is_packed=case.is_packed
+    )
     losses = []
     for step, selection in enumerate(PLAYED):
         losses.append(train(share(candidates(step), rank, world_size), selection).loss)
@@ -261,17 +299,26 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
             selection = hook.select(share(candidates(SCORED_STEP), rank, world_size), step=SCORED_STEP)
             signals, scores = hook.scores.signals, hook.scores
         result["grams"][variant] = {
-            "gram": np.block([
-                [signals.gram_CC, signals.alignment_C[:, None]],
-                [signals.alignment_C[None], np.array([[signals.target_norm_squared]])],
-            ]),
-            "indices": selection.indices, "weights": selection.weights, "fallback": selection.fallback, "hash": scores.selection_hash,
-            "loss_C": scores.loss_C, "target_loss": scores.target_loss, "bytes_sent": scores.bytes_sent,
-        }  # fmt: skip
+            "gram": np.block(
+                [
+                    [signals.gram_CC, signals.alignment_C[:, None]],
+                    [signals.alignment_C[None], np.array([[signals.target_norm_squared]])],
+                ]
+            ),
+            "indices": selection.indices,
+            "weights": selection.weights,
+            "fallback": selection.fallback,
+            "hash": scores.selection_hash,
+            "loss_C": scores.loss_C,
+            "target_loss": scores.target_loss,
+            "bytes_sent": scores.bytes_sent,
+        }
     losses.append(train(share(candidates(SCORED_STEP), rank, world_size), LAST_PLAYED).loss)
     result["losses"] = losses
     parameters = full_parameters(engine)
-    result["parameters"] = parameters if rank == 0 else {name: p.double().sum().item() for name, p in parameters.items()}
+    result["parameters"] = (
+        parameters if rank == 0 else {name: p.double().sum().item() for name, p in parameters.items()}
+    )
     close(engine)
     return result
 
@@ -286,7 +333,7 @@ def _fragments(engine) -> list[tuple]:
     ]
 
 
-# -- the slow side ---------------------------------------------------------------------------------------------------------
+# -- the slow side --
 
 
 @dataclass
@@ -307,8 +354,11 @@ def expected(case: Case, model_folder: str) -> Expected:
 
 
 @cache
-def _expected(kind: str, halves: bool, is_bf16: bool, dummy_step: bool, eps: float, model_folder: str) -> Expected:
-    """Gradients of a bf16 run are taken at weights rounded to bf16, and its updates go to a copy that is not rounded."""
+def _expected(
+    kind: str, halves: bool, is_bf16: bool, dummy_step: bool, eps: float, model_folder: str
+) -> Expected:
+    """Gradients of a bf16 run are taken at weights rounded to bf16, and its updates go to a copy that is not
+    rounded."""
     model = reference.load(model_folder, kind.removeprefix("fresh_"), zero_b=kind == "fresh_lora")
     if is_bf16:
         model.to(torch.bfloat16).to(torch.float64)

@@ -26,31 +26,43 @@ SPOILED = 5  # candidate whose gradient is made non-finite; it belongs to the la
 
 
 def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
-    """Selections at every stage: with no Adam state, inside and after the warm-up steps, and by methods that score nothing."""
+    """Selections at every stage: with no Adam state, inside and after the warm-up steps, and by methods that
+    score nothing."""
     from pipeline.hook import SelectionHook
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
     rank, world_size = start()
     found = {}
-    for number, case in enumerate([*(Case(stage) for stage in (0, 1, 2, 3)), Case(0, "full", "bf16"), Case(2, "lora", "bf16")]):
+    for number, case in enumerate(
+        [*(Case(stage) for stage in (0, 1, 2, 3)), Case(0, "full", "bf16"), Case(2, "lora", "bf16")]
+    ):
         settings = settings_of(case, model_folder, Path(folder) / f"first-{rank}-{number}.json", world_size)
         engine = build_engine(case, settings)
 
         def select(step, engine=engine, settings=settings, **changes):
-            hook = SelectionHook.attach(engine, target_set(), replace(settings.selection, **changes), 0, seed=3)
+            hook = SelectionHook.attach(
+                engine, target_set(), replace(settings.selection, **changes), 0, seed=3
+            )
             selection = hook.select(share(candidates(0), rank, world_size), step)
             scored = hook.scores.signals is not None
             return hook.scores.is_warmup, scored, selection.indices.tolist(), selection.weights.tolist()
 
         seen = {
-            "before": select(0), "again": select(0), "default step": select(None),
+            "before": select(0),
+            "again": select(0),
+            "default step": select(None),
             "identity": select(0, geometry="identity"),
             "compensate": select(0, geometry="identity", momentum="compensate"),
-            "random": select(0, method="random"), "full": select(0, method="full"),
-        }  # fmt: skip
+            "random": select(0, method="random"),
+            "full": select(0, method="full"),
+        }
         for step, selection in enumerate(PLAYED):
             weighted_step(engine, share(candidates(step), rank, world_size), selection, 0)
-        seen |= {"warm-up": select(1, warmup_steps=2), "after": select(2, warmup_steps=2), "top_k": select(2, method="top_k")}
+        seen |= {
+            "warm-up": select(1, warmup_steps=2),
+            "after": select(2, warmup_steps=2),
+            "top_k": select(2, method="top_k"),
+        }
         seen["engine's count"] = select(None, warmup_steps=3)
         found[str(case)] = seen
         close(engine)
@@ -58,11 +70,12 @@ def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
 
 
 def every_method(model_folder: str, folder: str) -> dict:
-    """After two updates, at step 2: what each method is given, what it costs and what it selects; by engine and method."""
+    """After two updates, at step 2: what each method is given, what it costs and what it selects; by engine
+    and method."""
     import pipeline.hook as hooks
-    import pipeline.passes as passes
+    import pipeline.step.passes as passes
     from pipeline.selection.registry import METHODS
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
     rank, world_size = start()
     found, scoring_pass, reference = {}, passes.scoring_pass, reference_llama().float()
@@ -76,20 +89,32 @@ def every_method(model_folder: str, folder: str) -> dict:
         for name, method in METHODS.items():
             # No backward without need: there the only way to one is shut.
             passes.scoring_pass = scoring_pass if method.scores_gradients else None
-            changes = {"method": name, "scoring_micro_batch_size": 2, "warmup_steps": 0 if method.geometry is None else 2}
+            changes = {
+                "method": name,
+                "scoring_micro_batch_size": 2,
+                "warmup_steps": 0 if method.geometry is None else 2,
+            }
             targets = target_set() if method.needs == "gram" else None
             reference_model = reference if method.needs == "reference_loss" else None
-            hook = hooks.SelectionHook.attach(engine, targets, replace(settings.selection, **changes), 0, 3, reference_model)
+            hook = hooks.SelectionHook.attach(
+                engine, targets, replace(settings.selection, **changes), 0, 3, reference_model
+            )
             selection = hook.select(own, 2)
             signals = {} if hook.scores.signals is None else vars(hook.scores.signals)
             found[str(case)][name] = {
                 "signals": {key: value for key, value in signals.items() if value is not None},
-                "indices": selection.indices.tolist(), "weights": selection.weights.tolist(), "stages": set(hook.scores.seconds),
-                "loss_C": hook.scores.loss_C, "target_loss": hook.scores.target_loss, "bytes_sent": hook.scores.bytes_sent,
-            }  # fmt: skip
+                "indices": selection.indices.tolist(),
+                "weights": selection.weights.tolist(),
+                "stages": set(hook.scores.seconds),
+                "loss_C": hook.scores.loss_C,
+                "target_loss": hook.scores.target_loss,
+                "bytes_sent": hook.scores.bytes_sent,
+            }
         passes.scoring_pass = scoring_pass
         found[str(case)]["untouched"] = fingerprint(engine) == before
-        changed = replace(settings.selection, method="max_loss", score_every=2, keep_per_step=2, logits_mib=0.003)
+        changed = replace(
+            settings.selection, method="max_loss", score_every=2, keep_per_step=2, logits_mib=0.003
+        )
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
         found[str(case)]["in chunks"] = (hook.select(own, 2).indices.tolist(), hook.scores.loss_C)
         has_plain_logits, passes.has_plain_logits = passes.has_plain_logits, lambda *_: False
@@ -102,7 +127,11 @@ def every_method(model_folder: str, folder: str) -> dict:
 
         def refusal(engine=engine, selection=settings.selection, reference=None, **changes):
             attach = hooks.SelectionHook.attach
-            return error_of(lambda: attach(engine, target_set(), replace(selection, **changes), 0, reference_model=reference))
+            return error_of(
+                lambda: attach(
+                    engine, target_set(), replace(selection, **changes), 0, reference_model=reference
+                )
+            )
 
         found[str(case)]["refused"] = {
             "rho_loss": refusal(method="rho_loss"),
@@ -133,15 +162,17 @@ def fingerprint(engine) -> tuple:
 def broken(model_folder: str, folder: str) -> dict:
     """Errors, by name, as this rank sees them; and a pass with one spoiled candidate."""
     import pipeline.hook as hooks
-    import pipeline.passes as passes
+    import pipeline.step.passes as passes
     from pipeline.selection import registry
     from pipeline.selection.contract import Method
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
     rank, world_size = start()
     settings = settings_of(Case(2), model_folder, Path(folder) / f"broken-{rank}.json", world_size)
     engine = build_engine(Case(2), settings)
-    attach = lambda **changes: hooks.SelectionHook.attach(engine, target_set(), replace(settings.selection, **changes), 0)
+    attach = lambda **changes: hooks.SelectionHook.attach(
+        engine, target_set(), replace(settings.selection, **changes), 0
+    )
     own = share(candidates(2), rank, world_size)
     for step, selection in enumerate(PLAYED):
         weighted_step(engine, share(candidates(step), rank, world_size), selection, 0)
@@ -159,12 +190,19 @@ def broken(model_folder: str, folder: str) -> dict:
     def spoil(own, module, input_ids_BT, labels_BT, *more):
         """NaN for the one sample that ends with these tokens."""
         ends = [row[row != -100][-3:].tolist() == last_tokens for row in labels_BT]
-        return original(own, module, input_ids_BT, labels_BT, *more) * torch.where(torch.tensor(ends), torch.nan, 1.0)
+        return original(own, module, input_ids_BT, labels_BT, *more) * torch.where(
+            torch.tensor(ends), torch.nan, 1.0
+        )
 
     passes.Passes.losses = spoil
     hook = attach()
     selection = hook.select(own, 2)
-    outcomes["spoiled"] = (selection.dropped, selection.indices.tolist(), hook.scores.signals.gram_CC, hook.scores.loss_C)
+    outcomes["spoiled"] = (
+        selection.dropped,
+        selection.indices.tolist(),
+        hook.scores.signals.gram_CC,
+        hook.scores.loss_C,
+    )
     outcomes["step after"] = weighted_step(engine, own, selection, 0).loss
     passes.Passes.losses = lambda *inputs: original(*inputs) * torch.nan
     outcomes["target"] = error_of(lambda: attach().select(own, 2))
@@ -180,7 +218,9 @@ def broken(model_folder: str, folder: str) -> dict:
     hook, lost = attach(), []
     for _ in range(hooks.MOST_TARGETS_LOST):
         selection = hook.select(own, 2)
-        lost.append((hook.scores.target_lost, selection.fallback, len(selection.indices), hook.scores.warnings))
+        lost.append(
+            (hook.scores.target_lost, selection.fallback, len(selection.indices), hook.scores.warnings)
+        )
     outcomes["targets lost"] = lost
     outcomes["target lost again"] = error_of(lambda: hook.select(own, 2))
     passes.Passes.backward = backward
@@ -201,7 +241,9 @@ def broken(model_folder: str, folder: str) -> dict:
     hook, halved = attach(), []
     for _ in range(2):
         hook.select(own, 2)
-        halved.append((hook.scores.out_of_memory, hook.rows_per_pass, hook.scores.warnings, hook.scores.signals.gram_CC))
+        halved.append(
+            (hook.scores.out_of_memory, hook.rows_per_pass, hook.scores.warnings, hook.scores.signals.gram_CC)
+        )
     outcomes["out of memory"], fitting = (whole_CC, *halved), 0
     outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
     passes.causal_logits = causal_logits
@@ -254,10 +296,17 @@ def refused(model_folder: str, folder: str) -> dict:
             for parameter_name, parameter in model.named_parameters():
                 parameter.requires_grad_("norm" in parameter_name)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 1}, "steps_per_print": 10**9, **changes}
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": 1},
+            "steps_per_print": 10**9,
+            **changes,
+        }
         optimizer = torch.optim.SGD(trained, lr=0.1) if config["optimizer"] is None else None
         config = {key: value for key, value in config.items() if value is not None}
-        engine, *_ = deepspeed.initialize(model=model, config=config, model_parameters=trained, optimizer=optimizer)
+        engine, *_ = deepspeed.initialize(
+            model=model, config=config, model_parameters=trained, optimizer=optimizer
+        )
         attach = lambda engine=engine, **changes: SelectionHook.attach(
             engine, target_set(), replace(settings.selection, **changes), 0
         )
@@ -265,7 +314,10 @@ def refused(model_folder: str, folder: str) -> dict:
         if name == "sgd":
             hook = attach(geometry="identity")
             hook.select(share(candidates(2), rank, world_size), 0)
-            outcomes["sgd in identity geometry"] = hook.scores.signals.gram_CC.shape == (NUM_CANDIDATES, NUM_CANDIDATES)
+            outcomes["sgd in identity geometry"] = hook.scores.signals.gram_CC.shape == (
+                NUM_CANDIDATES,
+                NUM_CANDIDATES,
+            )
         close(engine)
     return outcomes
 

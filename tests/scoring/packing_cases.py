@@ -24,9 +24,15 @@ from tests.scoring.engine_cases import (
 )
 
 VARIANTS = (
-    PLAIN, PROJECTED, FACTORED, LAST, IDENTITY, Variant(micro_batch=2, exchange_bytes=5000), Variant(logits_mib=0.003),
+    PLAIN,
+    PROJECTED,
+    FACTORED,
+    LAST,
+    IDENTITY,
+    Variant(micro_batch=2, exchange_bytes=5000),
+    Variant(logits_mib=0.003),
     Variant(micro_batch=2, geometry="identity", contraction="token_token"),
-)  # fmt: skip
+)
 CASES = [
     Case(2, "full", is_packed=True, variants=VARIANTS),
     Case(3, "full", is_packed=True, variants=VARIANTS),
@@ -40,7 +46,12 @@ def run(model_folder: str, folder: str) -> dict:
     from pipeline.training import self_check
     from pipeline.training.evaluation import held_out_loss
 
-    found = {"engines": run_engines(CASES, model_folder, folder), "held_out": [], "signals": [], "self_checks": {}}
+    found = {
+        "engines": run_engines(CASES, model_folder, folder),
+        "held_out": [],
+        "signals": [],
+        "self_checks": {},
+    }
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = share(candidates(2), rank, world_size)
     for stage in (2, 3):
@@ -48,20 +59,26 @@ def run(model_folder: str, folder: str) -> dict:
         settings = settings_of(case, model_folder, Path(folder) / f"packing-{rank}-{stage}.json", world_size)
         engine = build_engine(case, settings)
         held_out = reference.random_samples([9, 2, 14, 1, 6], seed=7)
-        found["held_out"].append([held_out_loss(engine, held_out, 0, 2, is_packed) for is_packed in (True, False)])
+        found["held_out"].append(
+            [held_out_loss(engine, held_out, 0, 2, is_packed) for is_packed in (True, False)]
+        )
         for method in ("grad_norm", "max_loss"):
             signals = []
             for is_packed in (True, False):
                 changed = replace(settings.selection, method=method, scoring_micro_batch_size=2)
                 hook = SelectionHook.attach(engine, None, changed, 0, is_packed=is_packed)
                 hook.select(own, 2)
-                signals.append({key: value for key, value in vars(hook.scores.signals).items() if value is not None})
+                signals.append(
+                    {key: value for key, value in vars(hook.scores.signals).items() if value is not None}
+                )
             found["signals"].append(signals)
         close(engine)
     long_enough = [Sample(s.input_ids * 2, s.input_ids * 2) for s in own]
     for name, model in models().items():
         engine = engine_of(model.float())
-        hook = SelectionHook.attach(engine, None, replace(settings.selection, method="grad_norm"), 0, is_packed=True)
+        hook = SelectionHook.attach(
+            engine, None, replace(settings.selection, method="grad_norm"), 0, is_packed=True
+        )
         found["self_checks"][name] = self_check.run(hook, long_enough)
         close(engine)
     return found
@@ -74,23 +91,34 @@ def llama(**options):
 def small(model_class, config_class, **options):
     torch.manual_seed(0)
     sizes = dict(
-        vocab_size=reference.VOCABULARY, hidden_size=36, num_hidden_layers=2, num_attention_heads=6, max_position_embeddings=64,
-        initializer_range=0.1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=reference.VOCABULARY,
+        hidden_size=36,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     config = config_class(**{**sizes, **options})
     config._attn_implementation = "sdpa"  # eager takes its softmax in float32
     return model_class(config).double().eval()
 
 
 def models() -> dict[str, torch.nn.Module]:
-    """A window of attention, which transformers keeps within samples; a convolution's state and positions counted in the row, which go
-    across them."""
+    """A window of attention, which transformers keeps within samples; a convolution's state and positions
+    counted in the row, which go across them."""
     import transformers as hf
 
     return {
         "llama": llama(),
         "sliding_window": small(
-            hf.MistralForCausalLM, hf.MistralConfig, intermediate_size=50, num_key_value_heads=3, sliding_window=4
+            hf.MistralForCausalLM,
+            hf.MistralConfig,
+            intermediate_size=50,
+            num_key_value_heads=3,
+            sliding_window=4,
         ),
         "convolution": small(
             hf.Lfm2ForCausalLM,
@@ -107,7 +135,9 @@ def engine_of(model):
     import deepspeed
 
     config = {
-        "train_micro_batch_size_per_gpu": 2, "zero_optimization": {"stage": 2}, "steps_per_print": 10**9,
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 2},
+        "steps_per_print": 10**9,
         "optimizer": {"type": "AdamW", "params": {"torch_adam": True}},
-    }  # fmt: skip
+    }
     return deepspeed.initialize(model=model, config=config, model_parameters=list(model.parameters()))[0]

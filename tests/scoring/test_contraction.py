@@ -37,8 +37,9 @@ def factors(seed: int, sizes: list[tuple[int, int]]) -> list[dict]:
             output_grad = torch.randn(samples, tokens, o, generator=generator, dtype=torch.float64)
             output_grad[:, -1] = 0
             batch[name.removesuffix(".weight")] = (
-                torch.randn(samples, tokens, i, generator=generator, dtype=torch.float64), output_grad,
-            )  # fmt: skip
+                torch.randn(samples, tokens, i, generator=generator, dtype=torch.float64),
+                output_grad,
+            )
         found.append(batch)
     return found
 
@@ -47,9 +48,18 @@ def gram(contraction: str, sizes: list[tuple[int, int]], bound: int = 1 << 26) -
     own = [Fragment(name, 0, o * i, None, None, 0, 0.0, 0.0, 0.0, False) for name, (o, i) in SHAPES.items()]
     owners = SimpleNamespace(shapes=SHAPES, slices={name: [(0, o * i)] for name, (o, i) in SHAPES.items()})
     backend = ExactGram(
-        owners, own, Alone, Stopwatch(CPU), "identity", "cancel", ROWS, bound, num_tokens=TOKENS, element_size=8,
+        owners,
+        own,
+        Alone,
+        Stopwatch(CPU),
+        "identity",
+        "cancel",
+        ROWS,
+        bound,
+        num_tokens=TOKENS,
+        element_size=8,
         contraction=contraction,
-    )  # fmt: skip
+    )
     for batch in factors(1, [(2, 5), (1, 3)]):
         for layer, pair in batch.items():
             backend.add_target(layer, *pair)
@@ -66,7 +76,9 @@ def gram(contraction: str, sizes: list[tuple[int, int]], bound: int = 1 << 26) -
 def dense(sizes: list[tuple[int, int]]) -> torch.Tensor:
     rows = []
     for batch in factors(2, sizes):
-        rows.append(torch.cat([torch.einsum("bto,bti->boi", d, a).flatten(1) for a, d in batch.values()], dim=1))
+        rows.append(
+            torch.cat([torch.einsum("bto,bti->boi", d, a).flatten(1) for a, d in batch.values()], dim=1)
+        )
     target = sum(
         torch.cat([torch.einsum("bto,bti->oi", d, a).flatten() for a, d in batch.values()])
         for batch in factors(1, [(2, 5), (1, 3)])
@@ -75,15 +87,21 @@ def dense(sizes: list[tuple[int, int]]) -> torch.Tensor:
     return rows_Cn @ rows_Cn.T
 
 
-@pytest.mark.parametrize("sizes", [[(4, 6)], [(1, 3), (2, 4), (1, 6)]], ids=["one pass", "micro-batches of unequal length"])
+@pytest.mark.parametrize(
+    "sizes", [[(4, 6)], [(1, 3), (2, 4), (1, 6)]], ids=["one pass", "micro-batches of unequal length"]
+)
 @pytest.mark.parametrize("bound", [1 << 26, 3000, 100])
 @pytest.mark.parametrize("contraction", [*WAYS, "auto"])
 def test_every_contraction_gives_the_dense_gram_in_float64(contraction, bound, sizes):
     assert relative_gram_error(gram(contraction, sizes, bound), dense(sizes)).max() < 1e-12
 
 
-def plan(num_tokens: int, forced: str = "auto", is_separable: bool = True, bound: int = 1 << 30, shape=(4096, 4096)):
-    return choose(shape, ROWS, 2, num_tokens, 2 * ROWS * 4, shape[0] * shape[1] // 2, bound, is_separable, forced)
+def plan(
+    num_tokens: int, forced: str = "auto", is_separable: bool = True, bound: int = 1 << 30, shape=(4096, 4096)
+):
+    return choose(
+        shape, ROWS, 2, num_tokens, 2 * ROWS * 4, shape[0] * shape[1] // 2, bound, is_separable, forced
+    )
 
 
 def test_short_samples_and_a_metric_that_factors_go_by_tokens_long_ones_by_rows():
@@ -110,7 +128,8 @@ def test_token_token_is_refused_where_the_metric_does_not_factor():
 
 @pytest.mark.parametrize("way", ["materialise", "token_token"])
 def test_counted_operations_are_those_that_run(way):
-    """The profiler also sees the target's own: its gradient (or its tokens with all others), and pads of the longest."""
+    """The profiler also sees the target's own: its gradient (or its tokens with all others), and pads of the
+    longest."""
     sizes, num_candidates = [(ROWS, TOKENS)], ROWS
     with FlopCounterMode(display=False) as counter:
         gram(way, sizes)
@@ -123,7 +142,9 @@ def test_counted_operations_are_those_that_run(way):
         else:
             all_tokens = num_candidates * TOKENS + target_tokens
             wanted += 2 * all_tokens**2 * (o + i)
-            assert found.flops == 2 * ROWS * (ROWS + 1) * TOKENS**2 * (o + i), "counts the target as one more sample"
+            assert found.flops == 2 * ROWS * (ROWS + 1) * TOKENS**2 * (o + i), (
+                "counts the target as one more sample"
+            )
     assert counter.get_total_flops() == wanted
 
 

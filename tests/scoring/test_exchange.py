@@ -1,5 +1,6 @@
 # R rows of a rank, n elements
-"""No rank sends or receives more than the bound at a time, however the weights are split over their owners."""
+"""No rank sends or receives more than the bound at a time, however the weights are split over their
+owners."""
 
 from types import SimpleNamespace
 
@@ -37,10 +38,23 @@ class Exchange:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_owner_receives_more_than_the_bound_and_nothing_is_lost(split):
-    own = [Fragment(n, s, e - s, None, None, 0, 0.0, 0.0, 0.0, False) for n, ((s, e), _) in SPLITS[split].items()]
+    own = [
+        Fragment(n, s, e - s, None, None, 0, 0.0, 0.0, 0.0, False) for n, ((s, e), _) in SPLITS[split].items()
+    ]
     exchange = Exchange()
     owners = SimpleNamespace(shapes=SHAPES, slices=SPLITS[split])
-    gram = ExactGram(owners, own, exchange, Stopwatch(CPU), "identity", "cancel", ROWS, BOUND, num_tokens=500, element_size=4)
+    gram = ExactGram(
+        owners,
+        own,
+        exchange,
+        Stopwatch(CPU),
+        "identity",
+        "cancel",
+        ROWS,
+        BOUND,
+        num_tokens=500,
+        element_size=4,
+    )
     generator = torch.Generator().manual_seed(0)
     factors = {}
     for layer in ("a", "b"):

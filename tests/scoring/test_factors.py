@@ -1,8 +1,8 @@
 # B samples, T tokens, O out_features, I in_features
 """Factors from the scoring pass against a loop of batch-of-one autograd passes, in float64.
 
-Both sides are float64 and differ only in the order of their sums, hence 1e-10. Eager attention alone has 1e-6: transformers takes
-its softmax in float32, whose sum over a padded row comes in another order.
+Both sides are float64 and differ only in the order of their sums, hence 1e-10. Eager attention alone has
+1e-6: transformers takes its softmax in float32, whose sum over a padded row comes in another order.
 """
 
 import pytest
@@ -12,7 +12,15 @@ from torch import nn
 from pipeline.data.collate import collate
 from pipeline.scoring.factors import per_sample_gradient, scored_layers, scoring_pass
 from pipeline.scoring.loss import causal_logits, per_sample_loss
-from tests.reference import add_lora, fill_adapters, gradient, linear_weights, random_samples, sample_loss, tiny_llama
+from tests.reference import (
+    add_lora,
+    fill_adapters,
+    gradient,
+    linear_weights,
+    random_samples,
+    sample_loss,
+    tiny_llama,
+)
 
 LENGTHS = [9, 5, 13, 2, 7]
 WITHOUT_SUPERVISION = 4
@@ -37,8 +45,11 @@ def scored_gradients(model, batch) -> dict[str, torch.Tensor]:
 
 
 def per_sample_loss_in_double(logits_BTV, labels_BT):
-    """pipeline.scoring.loss rounds to float32 on purpose; here the factors are measured, and the loss has tests of its own."""
-    token_loss = nn.functional.cross_entropy(logits_BTV[:, :-1].transpose(1, 2), labels_BT[:, 1:], reduction="none")
+    """pipeline.scoring.loss rounds to float32 on purpose; here the factors are measured, and the loss has
+    tests of its own."""
+    token_loss = nn.functional.cross_entropy(
+        logits_BTV[:, :-1].transpose(1, 2), labels_BT[:, 1:], reduction="none"
+    )
     return token_loss.sum(1) / (labels_BT[:, 1:] != -100).sum(1).clamp(min=1)
 
 
@@ -104,7 +115,8 @@ def test_rows_do_not_depend_on_the_neighbours_in_the_batch():
 
 
 def test_averaging_tokens_before_the_outer_product_is_another_gradient():
-    """The trap itself: mean activation times summed output_grad has the right shape and the wrong direction."""
+    """The trap itself: mean activation times summed output_grad has the right shape and the wrong
+    direction."""
     model, averaged = model_under_test(), {}
 
     def average(name, activation_BTI, output_grad_BTO):

@@ -1,5 +1,6 @@
 # C candidates, R candidates of this rank, T tokens, O out_features, I in_features
-"""The approximate backends on layers alone: unbiased over seeds, exact where they must be, bounded in what they send."""
+"""The approximate backends on layers alone: unbiased over seeds, exact where they must be, bounded in what
+they send."""
 
 from types import SimpleNamespace
 
@@ -18,7 +19,9 @@ CPU, ROWS, WHOLE = torch.device("cpu"), 5, 1000
 SHAPES = {"wide.weight": (40, 30), "few_out.weight": (8, 50), "few_in.weight": (60, 6)}
 BACKENDS = {"projected": ProjectedGram, "factored": FactoredGram}
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_geometry = pytest.mark.parametrize("geometry", ["update", "curvature", "identity", "update_to_gradient"])
+every_geometry = pytest.mark.parametrize(
+    "geometry", ["update", "curvature", "identity", "update_to_gradient"]
+)
 
 
 class Alone:
@@ -47,7 +50,11 @@ def moments(rank_one: bool) -> list[Fragment]:
         rows, columns = torch.rand(o, 1, generator=generator), torch.rand(1, i, generator=generator)
         noise = 1 if rank_one else torch.rand(o, i, generator=generator)
         exp_avg = 1e-3 * torch.randn(o * i, generator=generator)
-        own.append(Fragment(name, 0, o * i, exp_avg, (1e-6 * rows * columns * noise).flatten(), 3, 0.9, 0.95, 1e-12, True))
+        own.append(
+            Fragment(
+                name, 0, o * i, exp_avg, (1e-6 * rows * columns * noise).flatten(), 3, 0.9, 0.95, 1e-12, True
+            )
+        )
     return own
 
 
@@ -55,7 +62,8 @@ def factors(seed: int, num_samples: int) -> dict[str, tuple]:
     """Columns of unequal size, and samples that share a part: neither norms nor angles are all alike."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda features: (
-        torch.randn(num_samples, 7, features, generator=generator) + 2 * torch.randn(1, 7, features, generator=generator)
+        torch.randn(num_samples, 7, features, generator=generator)
+        + 2 * torch.randn(1, 7, features, generator=generator)
     )
     return {name.removesuffix(".weight"): (draw(i), draw(o)) for name, (o, i) in SHAPES.items()}
 
@@ -66,7 +74,9 @@ def gram(
     owners = SimpleNamespace(shapes=SHAPES, slices={name: [(0, o * i)] for name, (o, i) in SHAPES.items()})
     if make is ExactGram:
         options |= {"num_tokens": 7, "element_size": 4}
-    backend = make(owners, own, exchange or Alone(), Stopwatch(CPU), geometry, momentum, ROWS, bound, **options)
+    backend = make(
+        owners, own, exchange or Alone(), Stopwatch(CPU), geometry, momentum, ROWS, bound, **options
+    )
     for layer, pair in factors(5, 2).items():
         backend.add_target(layer, *pair)
     backend.finish_target()
@@ -83,7 +93,9 @@ def gram(
 def test_without_projection_projected_is_exact(geometry, momentum):
     own = moments(rank_one=False)
     found = gram(ProjectedGram, own, geometry, momentum, projection_size=WHOLE, seed="0")
-    assert relative_gram_error(found, gram(ExactGram, own, geometry, momentum)).max() < 1e-5, "float32 sums in another order"
+    assert relative_gram_error(found, gram(ExactGram, own, geometry, momentum)).max() < 1e-5, (
+        "float32 sums in another order"
+    )
 
 
 @every_geometry
@@ -97,12 +109,16 @@ def test_where_the_moments_have_rank_one_factored_is_exact_too(geometry, momentu
 @every_backend
 @every_geometry
 def test_projection_is_unbiased_with_respect_to_the_backends_own_metric(backend, geometry):
-    """The mean over seeds lies within 5 standard errors for each of the 36 entries, and a single draw does not hit it."""
+    """The mean over seeds lies within 5 standard errors for each of the 36 entries, and a single draw does
+    not hit it."""
     own, num_seeds = moments(rank_one=False), 400
     wanted = gram(BACKENDS[backend], own, geometry, "compensate", projection_size=WHOLE, seed="0")
-    draws = torch.stack([
-        gram(BACKENDS[backend], own, geometry, "compensate", projection_size=7, seed=str(seed)) for seed in range(num_seeds)
-    ])  # fmt: skip
+    draws = torch.stack(
+        [
+            gram(BACKENDS[backend], own, geometry, "compensate", projection_size=7, seed=str(seed))
+            for seed in range(num_seeds)
+        ]
+    )
     error = (draws.mean(0) - wanted).abs() / (draws.std(0) / num_seeds**0.5)
     assert error.max() < 5, f"{error.max():.1f} standard errors"
     assert relative_gram_error(draws[0], wanted).max() > 0.01, "nothing was projected"
@@ -114,12 +130,15 @@ def test_error_falls_with_the_size_of_the_projection(backend):
     wanted = gram(BACKENDS[backend], own, projection_size=WHOLE, seed="0")
     errors = [
         sum(
-            relative_gram_error(gram(BACKENDS[backend], own, projection_size=size, seed=str(s)), wanted).mean()
+            relative_gram_error(
+                gram(BACKENDS[backend], own, projection_size=size, seed=str(s)), wanted
+            ).mean()
             for s in range(40)
         )
         for size in (3, 12)
     ]
-    assert errors[1] < 0.7 * errors[0], errors  # four times as many rows and columns: half of it in theory, or less
+    # four times as many rows and columns: half of it in theory, or less
+    assert errors[1] < 0.7 * errors[0], errors
 
 
 @every_backend
@@ -133,14 +152,18 @@ def test_result_does_not_depend_on_micro_batch_split(backend):
 @every_backend
 def test_no_exchange_is_larger_than_the_bound(backend):
     exchange, bound = Alone(), 1000
-    found = gram(BACKENDS[backend], moments(False), exchange=exchange, bound=bound, projection_size=7, seed="0")
+    found = gram(
+        BACKENDS[backend], moments(False), exchange=exchange, bound=bound, projection_size=7, seed="0"
+    )
     assert len(exchange.sent) > 1 and max(exchange.sent) <= bound
     whole = gram(BACKENDS[backend], moments(False), projection_size=7, seed="0")
     assert relative_gram_error(found, whole).max() < 1e-5
 
 
 def test_projections_are_equal_for_equal_arguments_and_differ_by_layer_seed_and_side():
-    draw = lambda **changed: Projection(**{"shape": (20, 20), "size": 4, "seed": "0 1", "name": "a", **changed}).left(CPU)
+    draw = lambda **changed: Projection(
+        **{"shape": (20, 20), "size": 4, "seed": "0 1", "name": "a", **changed}
+    ).left(CPU)
     assert torch.equal(draw(), draw())
     assert not torch.equal(draw(), draw(name="b")) and not torch.equal(draw(), draw(seed="0 2"))
     square = Projection((20, 20), 4, "0 1", "a")

@@ -1,5 +1,6 @@
 # C candidates
-"""The exact Gram of real engines, at every ZeRO stage and on one and two ranks, against the dense float64 reference.
+"""The exact Gram of real engines, at every ZeRO stage and on one and two ranks, against the dense float64
+reference.
 
 Tolerances are relative to |phi_i| |phi_j| for each pair, so that no small row hides behind a large one.
 """
@@ -10,14 +11,15 @@ import torch
 
 from pipeline.selection import registry
 from pipeline.selection.contract import Settings, Signals
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.reference import relative_gram_error
 from tests.scoring.engine_cases import ALL, BACKENDS, KEEP, NUM_CANDIDATES, RIDGE, Case, expected
 from tests.scoring.extensions import deepspeed_adam_is_built
 
-# fp32: elements with the smallest v turn the rounding of their gradient (1e-7 of the layer's) into a relative error of phi; it
-# is 1.4e-4 at worst for `update` and 8e-6 elsewhere. bf16: 8 bits for each activation and gradient, measured 0.05 to 0.1.
-# A wrong slice, group or step changes single elements of D by factors, and the Gram by tens of per cent.
+# fp32: elements with the smallest v turn the rounding of their gradient (1e-7 of the layer's) into a relative
+# error of phi; it is 1.4e-4 at worst for `update` and 8e-6 elsewhere. bf16: 8 bits for each activation and
+# gradient, measured 0.05 to 0.1. A wrong slice, group or step changes single elements of D by factors, and
+# the Gram by tens of per cent.
 TOLERANCE = {
     "fp32": {"update": 5e-4, "update_to_gradient": 5e-4, "curvature": 3e-5, "identity": 3e-5},
     "bf16": {"update": 0.15, "update_to_gradient": 0.15, "curvature": 0.1, "identity": 0.1},
@@ -32,24 +34,36 @@ CASES = [
     Case(1, "full", "bf16", top=BF16_OPTIMIZER, note="bf16_optimizer"),
     Case(1, "full", "bf16", top=BF16_OPTIMIZER, halves=True, note="bf16_optimizer-two_groups"),
     *(Case(stage, halves=True, note="two_groups") for stage in (0, 1, 2, 3)),
-    *(Case(stage, kind, zero=OFFLOAD, note="offload") for stage, kind in ((1, "full"), (2, "full"), (3, "full"), (3, "lora"))),
+    *(
+        Case(stage, kind, zero=OFFLOAD, note="offload")
+        for stage, kind in ((1, "full"), (2, "full"), (3, "full"), (3, "lora"))
+    ),
     Case(3, "full", "bf16", zero=OFFLOAD, note="offload"),
     *(Case(stage, zero=(("round_robin_gradients", True),), note="round_robin") for stage in (1, 2)),
     *(Case(stage, gradient_accumulation_steps=2, note="accumulation") for stage in (0, 1, 2, 3)),
     Case(2, "lora", "bf16", gradient_accumulation_steps=2, note="accumulation"),
     *(Case(stage, "fresh_lora", note="new_adapters") for stage in (1, 3)),
-    *(Case(stage, kind, checkpointing=True, variants=BACKENDS, note="checkpointing") for stage, kind in ((2, "full"), (3, "lora"))),
+    *(
+        Case(stage, kind, checkpointing=True, variants=BACKENDS, note="checkpointing")
+        for stage, kind in ((2, "full"), (3, "lora"))
+    ),
     Case(3, zero=(("sub_group_size", 2000), ("stage3_param_persistence_threshold", 100)), note="sub_groups"),
-]  # fmt: skip
+]
 if deepspeed_adam_is_built():
     CASES += [Case(stage, adam="deepspeed", note="fused_adam") for stage in (0, 2, 3)]
 # On one rank nothing is partitioned, so there the main cases are enough.
 ON_ONE_RANK = [case for case in CASES if not case.note or (case.halves and case.precision == "fp32")]
 WORLDS = {1: ON_ONE_RANK, 2: CASES}
-BOTH = [pytest.param(case, world_size, id=f"{case}-{world_size}") for world_size, cases in WORLDS.items() for case in cases]
+BOTH = [
+    pytest.param(case, world_size, id=f"{case}-{world_size}")
+    for world_size, cases in WORLDS.items()
+    for case in cases
+]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_case_and_world = pytest.mark.parametrize("case, world_size", BOTH)
-every_fp32_case_and_world = pytest.mark.parametrize("case, world_size", [p for p in BOTH if p.values[0].precision == "fp32"])
+every_fp32_case_and_world = pytest.mark.parametrize(
+    "case, world_size", [p for p in BOTH if p.values[0].precision == "fp32"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +71,11 @@ def results(model_folder, tmp_path_factory):
     """[world size][rank][case] -> what the rank saw."""
     folder = str(tmp_path_factory.mktemp("deepspeed"))
     run = lambda world_size: run_ranks(
-        "tests.scoring.engine_cases:run_engines", world_size, cases=WORLDS[world_size], model_folder=model_folder, folder=folder
+        "tests.scoring.engine_cases:run_engines",
+        world_size,
+        cases=WORLDS[world_size],
+        model_folder=model_folder,
+        folder=folder,
     )
     found = {world_size: run(world_size) for world_size in WORLDS}
     return lambda world_size, case: [rank[WORLDS[world_size].index(case)] for rank in found[world_size]]
@@ -82,7 +100,8 @@ def test_gram_equals_the_dense_reference(results, model_folder, case, world_size
 
 @every_case_and_world
 def test_a_sample_without_supervision_has_a_zero_row(results, case, world_size):
-    """Also with momentum in play: momentum belongs to no sample's vector. It is kept only where all others are worse than nothing."""
+    """Also with momentum in play: momentum belongs to no sample's vector. It is kept only where all others
+    are worse than nothing."""
     for variant, found in results(world_size, case)[0]["grams"].items():
         assert not found["gram"][3].any() and not found["gram"][:, 3].any(), variant
         assert found["loss_C"][3] == 0 and (3 not in found["indices"] or found["fallback"]), variant
@@ -127,8 +146,11 @@ def test_losses_equal_those_of_single_samples(results, model_folder, case, world
 
 
 @every_case_and_world
-def test_fragments_cover_every_element_once_and_hold_the_adam_state_of_the_reference(results, model_folder, case, world_size):
-    """Relative to the tensor's norm: fp32 1e-4 (measured 1e-5), bf16 0.1 (measured 0.04): gradients are rounded to 8 bits."""
+def test_fragments_cover_every_element_once_and_hold_the_adam_state_of_the_reference(
+    results, model_folder, case, world_size
+):
+    """Relative to the tensor's norm: fp32 1e-4 (measured 1e-5), bf16 0.1 (measured 0.04): gradients are
+    rounded to 8 bits."""
     tolerance = {"fp32": 1e-4, "bf16": 0.1}[case.precision]
     adam = expected(case, model_folder).adam
     dense = {name: torch.full((2, m.numel()), torch.nan) for name, m in adam.exp_avg.items()}
@@ -137,7 +159,9 @@ def test_fragments_cover_every_element_once_and_hold_the_adam_state_of_the_refer
             if numel:
                 hyper = adam.hyper[name]
                 assert (step, beta1, beta2, eps) == (adam.step, hyper.beta1, hyper.beta2, hyper.eps), name
-                assert dense[name][:, start : start + numel].isnan().all(), f"{name}: elements with two owners"
+                assert dense[name][:, start : start + numel].isnan().all(), (
+                    f"{name}: elements with two owners"
+                )
                 dense[name][:, start : start + numel] = torch.stack([exp_avg, exp_avg_sq])
     for name, (exp_avg, exp_avg_sq) in dense.items():
         assert not exp_avg.isnan().any(), f"{name}: {exp_avg.isnan().sum()} elements without owner"
@@ -150,21 +174,33 @@ def test_fragments_cover_every_element_once_and_hold_the_adam_state_of_the_refer
 
 @every_fp32_case_and_world
 def test_weighted_steps_equal_dense_weighted_adamw(results, model_folder, case, world_size):
-    """Three updates of 1e-2 each, one of them with all kept samples from one rank; rounding of small v leaves 3e-6."""
+    """Three updates of 1e-2 each, one of them with all kept samples from one rank; rounding of small v leaves
+    3e-6."""
     found, reference = results(world_size, case)[0]["parameters"], expected(case, model_folder).parameters
     assert found.keys() == reference.keys()
     for name, wanted in reference.items():
         error = (found[name].double() - wanted).abs().max().item()
-        assert error < 3e-5, f"{name}: error {error:.3e}, norms {found[name].norm():.4e} and {wanted.norm():.4e}"
+        assert error < 3e-5, (
+            f"{name}: error {error:.3e}, norms {found[name].norm():.4e} and {wanted.norm():.4e}"
+        )
 
 
 def test_the_wrappers_meant_are_the_wrappers_tested(results):
     found = {results(2, case)[0]["wrapper"] for case in CASES}
-    names = {"AdamW", "FP16_UnfusedOptimizer", "DeepSpeedZeroOptimizer", "BF16_Optimizer", "DeepSpeedZeroOptimizer_Stage3"}
+    names = {
+        "AdamW",
+        "FP16_UnfusedOptimizer",
+        "DeepSpeedZeroOptimizer",
+        "BF16_Optimizer",
+        "DeepSpeedZeroOptimizer_Stage3",
+    }
     assert names <= found, found
 
 
 def test_deepspeeds_own_adam_is_covered():
     if not deepspeed_adam_is_built():
-        pytest.skip("FusedAdam is not built here: it takes over a minute; run `ds_report` or training.adam = deepspeed once")
+        pytest.skip(
+            "FusedAdam is not built here: it takes over a minute; run `ds_report` or training.adam = "
+            "deepspeed once"
+        )
     assert any(case.adam == "deepspeed" for case in CASES)

@@ -1,5 +1,6 @@
 # B samples, T tokens, V vocabulary
-"""Long contexts: logits in chunks of tokens, factors streamed layer by layer; memory counted by live tensors."""
+"""Long contexts: logits in chunks of tokens, factors streamed layer by layer; memory counted by live
+tensors."""
 
 import weakref
 
@@ -26,7 +27,9 @@ def batch(lengths=(9, 14, 5), unsupervised=()):
 def factors_and_loss(model, loss_of, last_blocks=0):
     found, layers = {}, scored_layers(model, last_blocks)
     layers.pop("lm_head", None)
-    with scoring_pass(model, layers, lambda name, *pair: found.update({name: pair}), leaf_module(model, last_blocks)):
+    with scoring_pass(
+        model, layers, lambda name, *pair: found.update({name: pair}), leaf_module(model, last_blocks)
+    ):
         loss_B = loss_of()
         loss_B.sum().backward()
     return found, loss_B.detach()
@@ -38,8 +41,12 @@ def test_chunks_change_neither_losses_nor_factors(tied, num_chunks):
     """More chunks than supervised tokens leave some empty."""
     model = tiny_llama(tied=tied)
     input_ids_BT, labels_BT = batch(unsupervised=(2,))
-    plain, loss_B = factors_and_loss(model, lambda: per_sample_loss(causal_logits(model, input_ids_BT), labels_BT))
-    chunked, chunked_B = factors_and_loss(model, lambda: per_sample_loss_in_chunks(model, input_ids_BT, labels_BT, num_chunks))
+    plain, loss_B = factors_and_loss(
+        model, lambda: per_sample_loss(causal_logits(model, input_ids_BT), labels_BT)
+    )
+    chunked, chunked_B = factors_and_loss(
+        model, lambda: per_sample_loss_in_chunks(model, input_ids_BT, labels_BT, num_chunks)
+    )
     assert (loss_B - chunked_B).abs().max() < 1e-12 and loss_B[2] == chunked_B[2] == 0
     assert plain.keys() == chunked.keys()
     for name in plain:
@@ -84,11 +91,13 @@ def test_a_model_that_changes_its_logits_afterwards_is_recognised():
     model = tiny_llama()
     assert has_plain_logits(model, CPU)
     original = model.forward
-    model.forward = lambda *a, **k: (lambda out: type(out)(logits=30 * torch.tanh(out.logits / 30)))(original(*a, **k))
+    model.forward = lambda *a, **k: (lambda out: type(out)(logits=30 * torch.tanh(out.logits / 30)))(
+        original(*a, **k)
+    )
     assert not has_plain_logits(model, CPU)
 
 
-# -- depth -----------------------------------------------------------------------------------------------------------------
+# -- depth --
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -122,7 +131,7 @@ def test_a_model_without_a_list_of_blocks_is_refused_by_name():
         scored_layers(model, 1)
 
 
-# -- streaming -------------------------------------------------------------------------------------------------------------
+# -- streaming --
 
 
 class Alone:
@@ -161,11 +170,15 @@ def peak_bytes(action) -> int:
 
 def test_the_peak_of_live_tensors_is_that_of_plain_training_and_one_layers_work():
     """All per-sample gradients together would be twelve times the parameters."""
-    model, samples = tiny_llama(hidden_size=96, intermediate_size=200, num_hidden_layers=4, tied=True).float(), 12
+    model, samples = (
+        tiny_llama(hidden_size=96, intermediate_size=200, num_hidden_layers=4, tied=True).float(),
+        12,
+    )
     input_ids_BT, labels_BT = batch((24,) * samples)
     shapes = {name + ".weight": tuple(layer.weight.shape) for name, layer in scored_layers(model).items()}
     own = [
-        Fragment(n, 0, o * i, torch.zeros(o * i), torch.ones(o * i), 1, 0.9, 0.99, 1e-8, True) for n, (o, i) in shapes.items()
+        Fragment(n, 0, o * i, torch.zeros(o * i), torch.ones(o * i), 1, 0.9, 0.99, 1e-8, True)
+        for n, (o, i) in shapes.items()
     ]
     owners = OwnerMap(shapes, own, Alone)
     loss = lambda: per_sample_loss(causal_logits(model, input_ids_BT), labels_BT)
@@ -177,14 +190,30 @@ def test_the_peak_of_live_tensors_is_that_of_plain_training_and_one_layers_work(
         loss().sum().backward()
 
     def scoring():
-        gram = ExactGram(owners, own, Alone, Stopwatch(CPU), "update", "cancel", samples, bound, num_tokens=24, element_size=4)
+        gram = ExactGram(
+            owners,
+            own,
+            Alone,
+            Stopwatch(CPU),
+            "update",
+            "cancel",
+            samples,
+            bound,
+            num_tokens=24,
+            element_size=4,
+        )
         gram.finish_target()
         with scoring_pass(model, scored_layers(model), gram.add):
             loss().sum().backward()
         gram.finish()
 
-    parameters = 4 * sum(o * i for o, i in shapes.values())  # bytes: the target's gradient, as .grad in plain training
+    # bytes: the target's gradient, as .grad in plain training
+    parameters = 4 * sum(o * i for o, i in shapes.values())
     plain_bytes, scoring_bytes = peak_bytes(plain), peak_bytes(scoring)
     assert plain_bytes > parameters, "the tracker sees the gradients of plain training"
-    assert scoring_bytes <= plain_bytes + 4 * bound, f"{scoring_bytes:,} bytes of live tensors, plain training {plain_bytes:,}"
-    assert plain_bytes + 4 * bound < samples * parameters, "all per-sample gradients at once would be found out"
+    assert scoring_bytes <= plain_bytes + 4 * bound, (
+        f"{scoring_bytes:,} bytes of live tensors, plain training {plain_bytes:,}"
+    )
+    assert plain_bytes + 4 * bound < samples * parameters, (
+        "all per-sample gradients at once would be found out"
+    )

@@ -1,4 +1,5 @@
-"""Counting updates where optimizers count differently; where the fragments lie is tested with real engines in test_gram.py."""
+"""Counting updates where optimizers count differently; where the fragments lie is tested with real engines in
+test_gram.py."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
 # C candidates, B samples, T tokens
 """Samples in one packed row against the same samples padded, and one sample at a time.
 
-In float64 the sides differ in the order of their sums alone: 1e-10. Llama's norms are taken in float32, which rounds the same on both
-sides as long as nothing before them differs.
+In float64 the sides differ in the order of their sums alone: 1e-10. Llama's norms are taken in float32, which
+rounds the same on both sides as long as nothing before them differs.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.reference import (
     add_lora,
     fill_adapters,
@@ -47,8 +47,13 @@ from tests.scoring.packing_cases import CASES, llama, small
 CPU = torch.device("cpu")
 UNSUPERVISED = 2
 LENGTHS = {
-    "awkward": [1, 2, 9, 1, 13, 5], "equal": [6, 6, 6], "very unequal": [2, 60, 3], "one": [7], "one token": [1], "ones": [1, 1, 1],
-}  # fmt: skip
+    "awkward": [1, 2, 9, 1, 13, 5],
+    "equal": [6, 6, 6],
+    "very unequal": [2, 60, 3],
+    "one": [7],
+    "one token": [1],
+    "ones": [1, 1, 1],
+}
 
 
 def lora():
@@ -67,7 +72,9 @@ MODELS: dict[str, Callable] = {
     "llama_lora": lora,
     "llama_checkpointing": lambda: checkpointed(llama()),
     "llama_lora_checkpointing": lambda: checkpointed(lora()),
-    "qwen3": lambda: small(Qwen3ForCausalLM, Qwen3Config, intermediate_size=50, num_key_value_heads=3, head_dim=8),
+    "qwen3": lambda: small(
+        Qwen3ForCausalLM, Qwen3Config, intermediate_size=50, num_key_value_heads=3, head_dim=8
+    ),
     "gpt_neox": lambda: small(GPTNeoXForCausalLM, GPTNeoXConfig, intermediate_size=50),
     "sliding_window": lambda: small(
         MistralForCausalLM, MistralConfig, intermediate_size=50, num_key_value_heads=3, sliding_window=4
@@ -77,7 +84,9 @@ MODELS: dict[str, Callable] = {
 
 def samples(kind: str = "awkward"):
     lengths = LENGTHS[kind]
-    return random_samples(lengths, seed=1, unsupervised=(UNSUPERVISED,) if len(lengths) > UNSUPERVISED else ())
+    return random_samples(
+        lengths, seed=1, unsupervised=(UNSUPERVISED,) if len(lengths) > UNSUPERVISED else ()
+    )
 
 
 def to_batch(batch, is_packed: bool):
@@ -103,7 +112,9 @@ def scored(model, batch, is_packed: bool, last_blocks: int = 0, num_chunks: int 
 def assert_equal(found: torch.Tensor, wanted: torch.Tensor, what: str, tolerance: float = 1e-10):
     assert found.shape == wanted.shape, f"{what}: {tuple(found.shape)} and {tuple(wanted.shape)}"
     error, norm = (found - wanted).norm().item(), wanted.norm().item()
-    assert error <= tolerance * max(norm, 1e-3), f"{what}: norm {found.norm():.3e}, expected {norm:.3e}, error {error:.3e}"
+    assert error <= tolerance * max(norm, 1e-3), (
+        f"{what}: norm {found.norm():.3e}, expected {norm:.3e}, error {error:.3e}"
+    )
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -126,13 +137,17 @@ def test_a_packed_row_equals_a_loop_over_its_samples(name):
         assert_equal(packed_B[row], sample_loss(model, sample).detach(), f"loss of sample {row}")
         wanted = gradient(model, [(sample, 1.0)])
         for layer, factors in packed.items():
-            assert_equal(per_sample_gradient(*factors)[row], wanted[layer + ".weight"], f"{layer}, sample {row}")
+            assert_equal(
+                per_sample_gradient(*factors)[row], wanted[layer + ".weight"], f"{layer}, sample {row}"
+            )
 
 
 def test_learned_positions_begin_anew_in_a_packed_row():
     model = small(GPT2LMHeadModel, GPT2Config)
-    losses_B = [per_sample_loss(causal_logits(model, ids, lengths), labels, lengths) for ids, labels, lengths in
-                (to_batch(samples(), is_packed) for is_packed in (True, False))]  # fmt: skip
+    losses_B = [
+        per_sample_loss(causal_logits(model, ids, lengths), labels, lengths)
+        for ids, labels, lengths in (to_batch(samples(), is_packed) for is_packed in (True, False))
+    ]
     assert_equal(*losses_B, "losses")
 
 
@@ -182,7 +197,7 @@ def test_a_packed_row_of_no_sample_is_one_blank_one():
     assert (input_ids_1N.tolist(), labels_1N.tolist(), lengths) == ([[9, 9]], [[-100, -100]], [2])
 
 
-# -- the Gram backends -----------------------------------------------------------------------------------------------------
+# -- the Gram backends --
 
 
 class Alone:
@@ -194,7 +209,8 @@ class Alone:
 
 
 TINY = 700  # bytes: every weight row travels alone
-# name: (backend, geometry, bytes of an exchange, options, tolerance). Features are float32, and differ in the order of sums.
+# name: (backend, geometry, bytes of an exchange, options, tolerance). Features are float32, and differ in the
+# order of sums.
 BACKENDS = {
     "materialise": (ExactGram, "update", 1 << 26, {"contraction": "materialise"}, 1e-10),
     "row_chunks": (ExactGram, "update", TINY, {"contraction": "row_chunks"}, 1e-10),
@@ -210,7 +226,18 @@ def gram_of(name: str, model, micro_batches: list[list], targets: list, is_packe
     generator = torch.Generator().manual_seed(0)
     shapes = {layer + ".weight": tuple(linear.weight.shape) for layer, linear in scored_layers(model).items()}
     own = [
-        Fragment(weight, 0, o * i, torch.zeros(o * i), 1e-4 * torch.rand(o * i, generator=generator), 3, 0.9, 0.95, 1e-3, True)
+        Fragment(
+            weight,
+            0,
+            o * i,
+            torch.zeros(o * i),
+            1e-4 * torch.rand(o * i, generator=generator),
+            3,
+            0.9,
+            0.95,
+            1e-3,
+            True,
+        )
         for weight, (o, i) in shapes.items()
     ]
     num_rows = sum(map(len, micro_batches))
@@ -245,17 +272,23 @@ def test_norms_of_packed_samples_are_those_of_padded_ones():
     packed, padded = (scored(model, batch, is_packed)[1] for is_packed in (True, False))
     for layer in padded:
         for bound in (TINY, 1 << 26):
-            assert_equal(squared_norm(*packed[layer], bound), squared_norm(*padded[layer], bound), layer, 1e-6)  # in float32
+            # in float32
+            assert_equal(
+                squared_norm(*packed[layer], bound), squared_norm(*padded[layer], bound), layer, 1e-6
+            )
 
 
-# -- real engines ----------------------------------------------------------------------------------------------------------
+# -- real engines --
 
 
 @pytest.fixture(scope="module")
 def ranks(model_folder, tmp_path_factory):
     """What two ranks saw, rank by rank."""
     return run_ranks(
-        "tests.scoring.packing_cases:run", 2, model_folder=model_folder, folder=str(tmp_path_factory.mktemp("packing"))
+        "tests.scoring.packing_cases:run",
+        2,
+        model_folder=model_folder,
+        folder=str(tmp_path_factory.mktemp("packing")),
     )
 
 
@@ -263,11 +296,15 @@ every_case = pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case)
 
 
 @every_case
-def test_packing_on_two_ranks_gives_the_gram_losses_and_updates_of_the_dense_reference(ranks, model_folder, number):
+def test_packing_on_two_ranks_gives_the_gram_losses_and_updates_of_the_dense_reference(
+    ranks, model_folder, number
+):
     """Tolerances of test_gram.py, where they have their reasons."""
     reference, found = expected(CASES[number], model_folder), ranks[0]["engines"][number]
     for variant, scores in found["grams"].items():
-        error = relative_gram_error(torch.from_numpy(scores["gram"]), torch.from_numpy(reference.grams[variant.gram])).max()
+        error = relative_gram_error(
+            torch.from_numpy(scores["gram"]), torch.from_numpy(reference.grams[variant.gram])
+        ).max()
         tolerance = 2**-7 if variant.backend == "projected" else 5e-4
         assert error <= tolerance, f"{variant}: {error:.1e} of |phi_i| |phi_j|"
         assert np.abs(scores["loss_C"] - np.array(reference.loss_C)).max() < 1e-5, variant
@@ -299,7 +336,9 @@ def test_the_self_check_passes_models_that_packing_leaves_apart_and_refuses_othe
             line = checks["packed samples do not see each other"]
             assert line.passed == (name in ("llama", "sliding_window")), f"{name}: {line.found}"
             if line.passed:
-                assert len(lines) > 1 and all(line.passed for line in lines), [line for line in lines if not line.passed]
+                assert len(lines) > 1 and all(line.passed for line in lines), [
+                    line for line in lines if not line.passed
+                ]
             else:
                 assert "model.packing" in line.remedy and len(lines) == 1
 
@@ -311,7 +350,9 @@ def test_packing_on_a_gpu_by_the_varlen_kernel_equals_padding():
     from pipeline.training.attention import FLASH_PACKAGES, choose
 
     device = torch.device("cuda")
-    model = tiny_llama(hidden_size=64, num_attention_heads=1, num_key_value_heads=1).to(device, torch.bfloat16)
+    model = tiny_llama(hidden_size=64, num_attention_heads=1, num_key_value_heads=1).to(
+        device, torch.bfloat16
+    )
     chosen = choose("auto", device, torch.bfloat16, model.config)
     if chosen.implementation not in FLASH_PACKAGES:
         pytest.skip(f"no flash-attn package runs here: {chosen.slower}")
@@ -321,7 +362,9 @@ def test_packing_on_a_gpu_by_the_varlen_kernel_equals_padding():
         *batch, lengths = to_batch(samples(), is_packed)
         input_ids_BT, labels_BT = (tensor.to(device) for tensor in batch)
         factors = {}
-        keep = lambda name, *pair, factors=factors, lengths=lengths: factors.update({name: per_sample_gradient(*pair, lengths)})
+        keep = lambda name, *pair, factors=factors, lengths=lengths: factors.update(
+            {name: per_sample_gradient(*pair, lengths)}
+        )
         with scoring_pass(model, scored_layers(model), keep):
             loss_B = per_sample_loss(causal_logits(model, input_ids_BT, lengths), labels_BT, lengths)
             loss_B.sum().backward()

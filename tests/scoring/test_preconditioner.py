@@ -1,5 +1,6 @@
 # C candidates, K kept, N elements
-"""Adam's metric against closed forms, and the linearised step of DESIGN section 2 against a real one of torch.optim.AdamW."""
+"""Adam's metric against closed forms, and the linearised step of DESIGN section 2 against a real one of
+torch.optim.AdamW."""
 
 import math
 
@@ -14,7 +15,8 @@ EXP_AVG_SQ = [4e-4, 1e-6, 9.0]
 
 @pytest.mark.parametrize("step", [1, 2, 50])
 def test_scale_equals_the_closed_form(step):
-    """eps is as large as the roots here: inside the root, or without the bias correction, no element would agree."""
+    """eps is as large as the roots here: inside the root, or without the bias correction, no element would
+    agree."""
     found = scale("update", torch.tensor(EXP_AVG_SQ), step, BETA2, EPS, True)
     expected = torch.tensor([1 / (math.sqrt(v / (1 - BETA2**step)) + EPS) for v in EXP_AVG_SQ])
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
@@ -22,7 +24,9 @@ def test_scale_equals_the_closed_form(step):
 
 def test_scale_without_bias_correction_follows_the_optimizer_that_has_none():
     found = scale("update", torch.tensor(EXP_AVG_SQ), 3, BETA2, EPS, False)
-    assert torch.allclose(found, torch.tensor([1 / (math.sqrt(v) + EPS) for v in EXP_AVG_SQ]), rtol=1e-6, atol=0)
+    assert torch.allclose(
+        found, torch.tensor([1 / (math.sqrt(v) + EPS) for v in EXP_AVG_SQ]), rtol=1e-6, atol=0
+    )
 
 
 def test_curvature_is_the_root_of_update_and_identity_is_one():
@@ -34,9 +38,14 @@ def test_curvature_is_the_root_of_update_and_identity_is_one():
 
 def test_only_update_to_gradient_leaves_the_target_as_it_is():
     v = torch.tensor(EXP_AVG_SQ)
-    found = {geometry: scales_target(geometry) for geometry in ("update", "curvature", "identity", "update_to_gradient")}
+    found = {
+        geometry: scales_target(geometry)
+        for geometry in ("update", "curvature", "identity", "update_to_gradient")
+    }
     assert found == {"update": True, "curvature": True, "identity": True, "update_to_gradient": False}
-    assert torch.equal(*(scale(geometry, v, 5, BETA2, EPS, True) for geometry in ("update", "update_to_gradient")))
+    assert torch.equal(
+        *(scale(geometry, v, 5, BETA2, EPS, True) for geometry in ("update", "update_to_gradient"))
+    )
 
 
 @pytest.mark.parametrize("geometry", ["update", "curvature", "update_to_gradient"])
@@ -52,7 +61,8 @@ def test_the_live_state_is_not_written_to(geometry):
 
 
 def errors_of_the_linearised_step(beta2: float, linearised) -> float:
-    """|u_real(w) - u_lin(w)| / |u_real(w)| for random weights and a state after very many steps, all in float64."""
+    """|u_real(w) - u_lin(w)| / |u_real(w)| for random weights and a state after very many steps, all in
+    float64."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
     num_elements, step, learning_rate, eps = 200, 10**7, 1e-3, 1e-3
@@ -60,10 +70,14 @@ def errors_of_the_linearised_step(beta2: float, linearised) -> float:
     exp_avg_N, exp_avg_sq_N = 0.1 * draw(num_elements), 0.5 + draw(num_elements) ** 2
     parameter = torch.nn.Parameter(draw(num_elements))
     before = parameter.detach().clone()
-    optimizer = torch.optim.AdamW([parameter], lr=learning_rate, betas=(BETA1, beta2), eps=eps, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        [parameter], lr=learning_rate, betas=(BETA1, beta2), eps=eps, weight_decay=0
+    )
     optimizer.state[parameter] = {
-        "step": torch.tensor(float(step)), "exp_avg": exp_avg_N.clone(), "exp_avg_sq": exp_avg_sq_N.clone()
-    }  # fmt: skip
+        "step": torch.tensor(float(step)),
+        "exp_avg": exp_avg_N.clone(),
+        "exp_avg_sq": exp_avg_sq_N.clone(),
+    }
     parameter.grad = weights_C @ grad_CN
     optimizer.step()
     real_N = (before - parameter.detach()) / learning_rate
@@ -72,7 +86,8 @@ def errors_of_the_linearised_step(beta2: float, linearised) -> float:
 
 
 def by_design(exp_avg_N, exp_avg_sq_N, grad_N, step, beta2, eps):
-    metric_N = scale("update", exp_avg_sq_N, step, beta2, eps, True).double()  # float32: floor of the error at 1e-7
+    # float32: floor of the error at 1e-7
+    metric_N = scale("update", exp_avg_sq_N, step, beta2, eps, True).double()
     return metric_N * (BETA1 * exp_avg_N + (1 - BETA1) * grad_N) / (1 - BETA1 ** (step + 1))
 
 

@@ -1,4 +1,5 @@
-"""Hypothesis for all tests here: the same examples in every run, and no time limit that a busy machine could break."""
+"""Hypothesis for all tests here: the same examples in every run, and no time limit that a busy machine could
+break."""
 
 from hypothesis import settings
 

@@ -25,6 +25,13 @@ seeds = st.integers(0, 2**32 - 1)
 @st.composite
 def awkward(draw, max_C: int = 9, max_P: int = 5) -> tuple[np.ndarray, np.ndarray]:
     """Small integers: twins, opposites, zero gradients, zero targets, ties and singular Grams all turn up."""
-    C, P, largest, seed = draw(st.integers(1, max_C)), draw(st.integers(1, max_P)), draw(st.integers(0, 2)), draw(seeds)
+    C, P, largest, seed = (
+        draw(st.integers(1, max_C)),
+        draw(st.integers(1, max_P)),
+        draw(st.integers(0, 2)),
+        draw(seeds),
+    )
     rng = np.random.default_rng(seed)
-    return rng.integers(-largest, largest + 1, size=(C, P)).astype(float), rng.integers(-1, 2, size=P).astype(float)
+    return rng.integers(-largest, largest + 1, size=(C, P)).astype(float), rng.integers(-1, 2, size=P).astype(
+        float
+    )

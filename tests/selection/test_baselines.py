@@ -1,5 +1,6 @@
 # C candidates, P scored parameters, K kept
-"""Each baseline against its own definition, written out on explicit vectors, or somebody else's implementation."""
+"""Each baseline against its own definition, written out on explicit vectors, or somebody else's
+implementation."""
 
 from itertools import permutations
 
@@ -17,7 +18,9 @@ from pipeline.selection.registry import get
 
 def select(name, signals, keep, seed=0, **changes):
     num_candidates = max(
-        len(column) for column in (signals.gram_CC, signals.loss_C, signals.squared_norm_C) if column is not None
+        len(column)
+        for column in (signals.gram_CC, signals.loss_C, signals.squared_norm_C)
+        if column is not None
     )
     return get(name).select(signals, keep, num_candidates, np.random.default_rng(seed), Settings(**changes))
 
@@ -25,7 +28,12 @@ def select(name, signals, keep, seed=0, **changes):
 def test_losses_and_norms_are_ranked_and_ties_go_to_the_lowest_index():
     loss_C, reference_C = np.array([2.0, 5.0, 3.0, 5.0, 0.0]), np.array([1.0, 4.5, 1.0, 1.0, 3.0])
     assert select("max_loss", Signals(loss_C=loss_C), 3).indices.tolist() == [1, 3, 2]
-    assert select("rho_loss", Signals(loss_C=loss_C, reference_loss_C=reference_C), 4).indices.tolist() == [3, 2, 0, 1]
+    assert select("rho_loss", Signals(loss_C=loss_C, reference_loss_C=reference_C), 4).indices.tolist() == [
+        3,
+        2,
+        0,
+        1,
+    ]
     assert select("grad_norm", Signals(squared_norm_C=loss_C), 2).indices.tolist() == [1, 3]
 
 
@@ -43,7 +51,8 @@ def test_grad_dot_and_less_are_top_k_of_products_and_of_cosines_with_the_plain_t
 
 @given(seeds, st.sampled_from([0.0, 1e-3, 0.05, 1.0]))
 def test_greats_keeps_what_descends_most_after_a_virtual_step_on_the_kept(seed, learning_rate):
-    """The gradient of the target at theta - lr sum_kept g_j is g_T - lr sum_kept g_j where its Hessian is the identity."""
+    """The gradient of the target at theta - lr sum_kept g_j is g_T - lr sum_kept g_j where its Hessian is the
+    identity."""
     grad_CP, target_P = generic(seed, 9, 5)
     kept, virtual_P = [], target_P.copy()
     for _ in range(5):
@@ -52,7 +61,10 @@ def test_greats_keeps_what_descends_most_after_a_virtual_step_on_the_kept(seed, 
             gains = {i: grad_CP[i] @ target_P for i in gains}  # the limit
         kept.append(max(gains, key=gains.get))
         virtual_P -= learning_rate * grad_CP[kept[-1]]
-    assert select("greats", gram_problem(grad_CP, target_P), 5, learning_rate=learning_rate).indices.tolist() == kept
+    assert (
+        select("greats", gram_problem(grad_CP, target_P), 5, learning_rate=learning_rate).indices.tolist()
+        == kept
+    )
 
 
 def test_greats_avoids_a_twin_only_at_learning_rates_that_let_it():
@@ -63,14 +75,17 @@ def test_greats_avoids_a_twin_only_at_learning_rates_that_let_it():
 
 
 def test_grad_match_equals_scikit_learns_matching_pursuit_where_that_has_no_negative_weight():
-    """Which has no sign to keep: compared on problems where its weights and products come out positive by themselves."""
+    """Which has no sign to keep: compared on problems where its weights and products come out positive by
+    themselves."""
     num_compared = 0
     for seed in range(300):
         rng = np.random.default_rng(seed)
         grad_CP = rng.normal(size=(10, 40))
         target_P = np.abs(rng.normal(size=10)) @ grad_CP + 0.3 * rng.normal(size=40)
         signals = gram_problem(grad_CP, target_P)
-        paths = [orthogonal_mp_gram(signals.gram_CC, signals.alignment_C, n_nonzero_coefs=k) for k in range(1, 5)]
+        paths = [
+            orthogonal_mp_gram(signals.gram_CC, signals.alignment_C, n_nonzero_coefs=k) for k in range(1, 5)
+        ]
         if min(path.min() for path in paths) < 0:
             continue
         num_compared += 1
@@ -128,7 +143,8 @@ def utility(update_CP, target_P, kept, learning_rate):
 
 
 def test_opus_draws_ordered_samples_with_the_probabilities_of_its_definition():
-    """All 12 ordered pairs of 4 candidates: 6000 draws lie within 5 standard deviations of the enumerated probability."""
+    """All 12 ordered pairs of 4 candidates: 6000 draws lie within 5 standard deviations of the enumerated
+    probability."""
     update_CP = np.array([[1.0, 0.5], [1.0, 0.5], [-0.5, 1.0], [0.0, 0.0]])
     target_P, learning_rate, temperature, num_draws = np.array([1.0, 0.2]), 0.8, 0.5, 6000
     expected = {}
@@ -140,12 +156,20 @@ def test_opus_draws_ordered_samples_with_the_probabilities_of_its_definition():
             probability *= weight_C[drawn] / weight_C.sum()
         expected[first, second] = probability
     assert sum(expected.values()) == pytest.approx(1) and max(expected.values()) > 2 * min(expected.values())
-    signals, rng, counts = gram_problem(update_CP, target_P), np.random.default_rng(0), dict.fromkeys(expected, 0)
+    signals, rng, counts = (
+        gram_problem(update_CP, target_P),
+        np.random.default_rng(0),
+        dict.fromkeys(expected, 0),
+    )
     for _ in range(num_draws):
-        selection = get("opus").select(signals, 2, 4, rng, Settings(temperature=temperature, learning_rate=learning_rate))
+        selection = get("opus").select(
+            signals, 2, 4, rng, Settings(temperature=temperature, learning_rate=learning_rate)
+        )
         counts[tuple(selection.indices.tolist())] += 1
     for pair, probability in expected.items():
-        deviation = abs(counts[pair] - num_draws * probability) / np.sqrt(num_draws * probability * (1 - probability))
+        deviation = abs(counts[pair] - num_draws * probability) / np.sqrt(
+            num_draws * probability * (1 - probability)
+        )
         assert deviation < 5, f"{pair}: {counts[pair]} of {num_draws}, expected {num_draws * probability:.0f}"
 
 

@@ -20,9 +20,9 @@ def test_exactly_the_non_finite_candidates_are_dropped(seed, bad, value):
     clean = [i for i in range(6) if i not in bad]
     assert usable.dropped == tuple(sorted(bad)) and usable.position_U.tolist() == clean
     expected = gram_problem(phi_CP[clean], target_P)
-    assert usable.signals.gram_CC == pytest.approx(expected.gram_CC) and usable.signals.alignment_C == pytest.approx(
-        expected.alignment_C
-    )
+    assert usable.signals.gram_CC == pytest.approx(
+        expected.gram_CC
+    ) and usable.signals.alignment_C == pytest.approx(expected.alignment_C)
 
 
 @pytest.mark.parametrize("where", ["norm", "alignment"])
@@ -79,7 +79,9 @@ def test_match_is_what_the_vectors_say(seed, C):
 def test_match_at_its_ends():
     target_P = np.array([3.0, 4.0])
     one, zero = np.arange(1), np.zeros((1, 2))
-    assert match(gram_problem(target_P[None] / 7, target_P), one, np.ones(1)) == pytest.approx((0, 1), abs=1e-7)
+    assert match(gram_problem(target_P[None] / 7, target_P), one, np.ones(1)) == pytest.approx(
+        (0, 1), abs=1e-7
+    )
     assert match(gram_problem(-target_P[None], target_P), one, np.ones(1)) == pytest.approx((1, -1))
     assert match(gram_problem(zero, target_P), one, np.ones(1)) == (1.0, None)
     assert match(gram_problem(target_P[None], np.zeros(2)), one, np.ones(1)) == (None, None)
@@ -92,7 +94,9 @@ def test_match_at_its_ends():
 @given(awkward())
 def test_match_stays_in_range_on_awkward_candidates(problem):
     phi_CP, target_P = problem
-    residual, cosine = match(gram_problem(phi_CP, target_P), np.arange(len(phi_CP)), np.full(len(phi_CP), 1 / len(phi_CP)))
+    residual, cosine = match(
+        gram_problem(phi_CP, target_P), np.arange(len(phi_CP)), np.full(len(phi_CP), 1 / len(phi_CP))
+    )
     assert (residual is None) == (not target_P.any())
     assert (cosine is None) == (not target_P.any() or not phi_CP.sum(0).any())
     assert residual is None or 0 <= residual <= 1

@@ -26,7 +26,9 @@ STOPPING = (
 
 
 def methods(condition):
-    return pytest.mark.parametrize("method", [m for m in METHODS.values() if condition(m)], ids=lambda m: m.name)
+    return pytest.mark.parametrize(
+        "method", [m for m in METHODS.values() if condition(m)], ids=lambda m: m.name
+    )
 
 
 all_methods = methods(lambda m: True)
@@ -37,16 +39,20 @@ deterministic_methods = methods(lambda m: m.needs != "nothing" and m.name not in
 
 
 def signals_of(method, phi_CP, target_P):
-    """What the method needs and nothing else. Losses are two linear functions of the rows, so that a bad row has a bad loss."""
+    """What the method needs and nothing else. Losses are two linear functions of the rows, so that a bad row
+    has a bad loss."""
     num_features = phi_CP.shape[1]
     with np.errstate(invalid="ignore"):
         gram = gram_problem(phi_CP, target_P)
         losses = {"loss_C": phi_CP.sum(1), "reference_loss_C": phi_CP @ np.linspace(1, -1, num_features)}
         norm = {"squared_norm_C": np.diagonal(gram.gram_CC)}
     return {
-        "nothing": None, "loss": Signals(loss_C=losses["loss_C"]), "reference_loss": Signals(**losses), "norm": Signals(**norm),
+        "nothing": None,
+        "loss": Signals(loss_C=losses["loss_C"]),
+        "reference_loss": Signals(**losses),
+        "norm": Signals(**norm),
         "gram": gram,
-    }[method.needs]  # fmt: skip
+    }[method.needs]
 
 
 def run(method, phi_CP, target_P, keep, seed=0, **changes):
@@ -101,7 +107,9 @@ def test_permutation_equivariant_and_blind_to_the_seed(method, seed):
 def test_a_common_scale_of_all_gradients_changes_nothing(method, seed, factor):
     phi_CP, target_P = generic(seed, 12, 6)
     plain, scaled = run(method, phi_CP, target_P, 4), run(method, factor * phi_CP, factor * target_P, 4)
-    assert scaled.indices.tolist() == plain.indices.tolist() and scaled.weights == pytest.approx(plain.weights, abs=1e-9)
+    assert scaled.indices.tolist() == plain.indices.tolist() and scaled.weights == pytest.approx(
+        plain.weights, abs=1e-9
+    )
 
 
 @deterministic_methods
@@ -113,7 +121,9 @@ def test_the_length_of_the_target_changes_nothing_but_for_greats(method, seed):
     plain, longer = (run(method, phi_CP, factor * target_P, 6, **options) for factor in (1, 2.0**20))
     if method.name == "greats":
         longer = run(method, phi_CP, 2.0**20 * target_P, 6, learning_rate=0.1 * 2.0**20)
-    assert longer.indices.tolist() == plain.indices.tolist() and longer.weights == pytest.approx(plain.weights, abs=1e-9)
+    assert longer.indices.tolist() == plain.indices.tolist() and longer.weights == pytest.approx(
+        plain.weights, abs=1e-9
+    )
 
 
 @measured_methods
@@ -154,7 +164,11 @@ def test_fallback_is_uniform_on_those_that_oppose_the_target_least(method):
     # cosines -1, -0.6, 0 (a zero gradient), -0.8
     phi_CP = np.array([[-1.0, 0.0], [-3.0, 4.0], [0.0, 0.0], [-4.0, 3.0]])
     selection = run(method, phi_CP, np.array([1.0, 0.0]), keep=2)
-    assert selection.fallback and selection.indices.tolist() == [2, 1] and selection.weights.tolist() == [0.5, 0.5]
+    assert (
+        selection.fallback
+        and selection.indices.tolist() == [2, 1]
+        and selection.weights.tolist() == [0.5, 0.5]
+    )
     assert selection.residual == 1 and selection.cosine == pytest.approx(-0.6)
 
 
@@ -170,7 +184,9 @@ def test_zero_target_falls_back(method):
 def test_reported_match_is_that_of_the_reported_selection(method, seed):
     phi_CP, target_P = generic(seed, 10, 6)
     selection = run(method, phi_CP, target_P, 4)
-    assert (selection.residual, selection.cosine) == match(gram_problem(phi_CP, target_P), selection.indices, selection.weights)
+    assert (selection.residual, selection.cosine) == match(
+        gram_problem(phi_CP, target_P), selection.indices, selection.weights
+    )
 
 
 @given(seeds)
@@ -190,14 +206,17 @@ def test_filter_then_weight_with_an_infinite_ridge_is_the_filter_alone(seed):
     kept, scale = residual_filter(gram_problem(phi_CP, target_P), 5)
     selection = run(get("filter_then_weight"), phi_CP, target_P, 5, ridge=np.inf)
     huge = run(get("filter_then_weight"), phi_CP, target_P, 5, ridge=1e12)
-    assert huge.indices.tolist() == selection.indices.tolist() and huge.weights == pytest.approx(selection.weights, rel=1e-6)
+    assert huge.indices.tolist() == selection.indices.tolist() and huge.weights == pytest.approx(
+        selection.weights, rel=1e-6
+    )
     if scale > 0:
         assert selection.indices.tolist() == kept.tolist() and not selection.fallback
         assert selection.weights == pytest.approx(1 / len(kept), rel=1e-15)
 
 
 def test_a_sample_of_weight_zero_is_not_kept():
-    # The filter keeps 0 first, then 1 and 2; without ridge the weights want 1 and 2 alone, for 0 leans away in the third entry.
+    # The filter keeps 0 first, then 1 and 2; without ridge the weights want 1 and 2 alone, for 0 leans away
+    # in the third entry.
     phi_CP = np.array([[1.0, 1.0, 0.3], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     target_P = np.array([1.0, 1.0, -0.05])
     assert residual_filter(gram_problem(phi_CP, target_P), 3)[0].tolist() == [0, 1, 2]
@@ -213,14 +232,18 @@ def test_filter_then_weight_says_so_where_least_squares_wants_no_sample(monkeypa
 
 def test_top_k_keeps_the_largest_cosines_whatever_their_norm_and_ignores_redundancy():
     cosine_C = np.array([0.1, 0.9, -0.5, 0.9, 0.6])
-    phi_CP = np.stack([cosine_C, np.sqrt(1 - cosine_C**2)], axis=1) * np.array([[100.0], [1], [50], [1], [0.01]])
+    phi_CP = np.stack([cosine_C, np.sqrt(1 - cosine_C**2)], axis=1) * np.array(
+        [[100.0], [1], [50], [1], [0.01]]
+    )
     assert run(get("top_k"), phi_CP, np.array([2.0, 0.0]), 3).indices.tolist() == [1, 3, 4]
     everything = run(get("top_k"), phi_CP, np.array([2.0, 0.0]), 5)
     assert everything.indices.tolist() == [1, 3, 4, 0] and everything.weights.tolist() == [0.25] * 4
 
 
 def test_random_is_uniform_over_candidates_and_depends_on_the_seed():
-    draws = [get("random").select(None, 3, 10, np.random.default_rng(seed), Settings()) for seed in range(2000)]
+    draws = [
+        get("random").select(None, 3, 10, np.random.default_rng(seed), Settings()) for seed in range(2000)
+    ]
     counts = np.bincount(np.concatenate([d.indices for d in draws]), minlength=10)
     assert np.abs(counts - 600).max() < 5 * np.sqrt(2000 * 0.3 * 0.7)  # five standard deviations, fixed seeds
     assert all(d.weights.tolist() == [1 / 3] * 3 for d in draws)
@@ -233,7 +256,8 @@ def test_full_keeps_everything_in_order_whatever_keep_is():
 
 @gram_methods
 def test_thousands_of_candidates(method):
-    num_candidates = 512 if method.name == "nonnegative_least_squares" else 4096  # cubic in all candidates, and says so
+    # cubic in all candidates, and says so
+    num_candidates = 512 if method.name == "nonnegative_least_squares" else 4096
     phi_CP, target_P = generic(0, num_candidates, 64)
     selection = run(method, phi_CP, target_P, keep=48)
     check_contract(selection, 48, num_candidates)
@@ -256,7 +280,14 @@ def test_an_unknown_method_names_the_known_ones():
 
 @pytest.mark.parametrize(
     "indices, weights",
-    [([], []), ([1, 1], [0.5, 0.5]), ([0, 1], [1.0, 0.0]), ([0, 1], [0.5, 0.6]), ([0], [np.nan]), ([0, 1], [1.0])],
+    [
+        ([], []),
+        ([1, 1], [0.5, 0.5]),
+        ([0, 1], [1.0, 0.0]),
+        ([0, 1], [0.5, 0.6]),
+        ([0], [np.nan]),
+        ([0, 1], [1.0]),
+    ],
 )
 def test_a_selection_that_breaks_the_contract_cannot_be_made(indices, weights):
     with pytest.raises(AssertionError, match="weights"):

@@ -38,7 +38,8 @@ def test_optimality_conditions(seed, K, ridge):
     length = weights_K @ rhs_K / (weights_K @ hessian_KK @ weights_K)  # undoes the scaling to sum 1
     gradient_K = (hessian_KK @ weights_K * length - rhs_K) / np.abs(rhs_K).max()
     assert length > 0 and weights_K.min() >= 0
-    assert gradient_K.min() > -1e-6 and np.abs(gradient_K[weights_K > 0]).max() < 1e-6  # the ridge floor is 1e-9
+    # the ridge floor is 1e-9
+    assert gradient_K.min() > -1e-6 and np.abs(gradient_K[weights_K > 0]).max() < 1e-6
 
 
 @given(seeds, st.integers(1, 8), ridges)
@@ -46,27 +47,38 @@ def test_equals_nnls_on_the_vectors_stacked_with_ridge_rows(seed, K, ridge):
     phi_KP, target_P = generic(seed, K, 12)
     scale = best_scale(phi_KP, target_P)
     row = np.sqrt(ridge * np.mean(np.sum(phi_KP**2, axis=1)))
-    stacked_K, _ = nnls(np.vstack([phi_KP.T, row * np.eye(K)]), np.concatenate([target_P, row * np.full(K, scale)]))
+    stacked_K, _ = nnls(
+        np.vstack([phi_KP.T, row * np.eye(K)]), np.concatenate([target_P, row * np.full(K, scale)])
+    )
     weights_K, unweighted = solve(phi_KP, target_P, scale, ridge)
     assert unweighted == (not stacked_K.any())
     if not unweighted:
-        assert weights_K == pytest.approx(stacked_K / stacked_K.sum(), abs=1e-5)  # ridge floor 1e-9, ill-conditioned draws
+        # ridge floor 1e-9, ill-conditioned draws
+        assert weights_K == pytest.approx(stacked_K / stacked_K.sum(), abs=1e-5)
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_a_bounded_quasi_newton_minimum(seed, ridge):
     phi_KP, target_P = generic(seed, 6, 12)
-    phi_KP /= np.linalg.norm(phi_KP, axis=1, keepdims=True)  # the quasi-Newton method wants a well-scaled problem
+    # the quasi-Newton method wants a well-scaled problem
+    phi_KP /= np.linalg.norm(phi_KP, axis=1, keepdims=True)
     scale = best_scale(phi_KP, target_P)
     shrink = ridge * np.mean(np.sum(phi_KP**2, axis=1))
 
     def objective(v_K):
         return np.sum((v_K @ phi_KP - target_P) ** 2) / 2 + shrink / 2 * np.sum((v_K - scale) ** 2)
 
-    found = minimize(objective, np.ones(6), method="L-BFGS-B", bounds=[(0, None)] * 6, options={"ftol": 1e-15, "gtol": 1e-9})
+    found = minimize(
+        objective,
+        np.ones(6),
+        method="L-BFGS-B",
+        bounds=[(0, None)] * 6,
+        options={"ftol": 1e-15, "gtol": 1e-9},
+    )
     weights_K, _ = solve(phi_KP, target_P, scale, ridge)
-    assert weights_K == pytest.approx(found.x / found.x.sum(), abs=1e-4)  # its gradients are finite differences
+    # its gradients are finite differences
+    assert weights_K == pytest.approx(found.x / found.x.sum(), abs=1e-4)
 
 
 def test_infinite_ridge_is_uniform_and_the_way_there_is_monotone():
@@ -85,7 +97,8 @@ def test_zero_ridge_recovers_a_target_that_is_a_combination():
 
 @pytest.mark.parametrize("ridge", [0.0, 1.0])
 def test_twins_share_equally_what_one_of_them_would_get(ridge):
-    """To 1e-6 of the sum of weights: without a ridge a floor of 1e-9 alone holds twins together, and rounding is 1e-16 over that."""
+    """To 1e-6 of the sum of weights: without a ridge a floor of 1e-9 alone holds twins together, and rounding
+    is 1e-16 over that."""
     phi_KP, target_P = np.abs(generic(4, 3, 12)[0]), np.ones(12)
     phi_KP = np.vstack([phi_KP, phi_KP[:1]])
     weights_K, _ = solve(phi_KP, target_P, best_scale(phi_KP, target_P), ridge)
@@ -100,7 +113,9 @@ def test_scaling_the_target_or_all_gradients_changes_no_weight(seed, log_target,
     phi_KP, target_P = np.abs(generic(seed, 5, 12)[0]), np.abs(generic(seed, 5, 12)[1])
     scale = best_scale(phi_KP, target_P)
     weights_K, _ = solve(phi_KP, target_P, scale, ridge=0.1)
-    scaled_K, _ = solve(phi_KP * 10**log_all, target_P * 10 ** (log_target + log_all), scale * 10**log_target, ridge=0.1)
+    scaled_K, _ = solve(
+        phi_KP * 10**log_all, target_P * 10 ** (log_target + log_all), scale * 10**log_target, ridge=0.1
+    )
     assert scaled_K == pytest.approx(weights_K, abs=1e-9)
 
 

@@ -18,7 +18,9 @@ def slow_filter(phi_CP, target_P, keep):
     kept, scale = [], 0.0
     while len(kept) < keep:
         residual_P = target_P - scale * sum((phi_CP[i] for i in kept), np.zeros_like(target_P))
-        score = {i: phi_CP[i] @ residual_P / np.linalg.norm(phi_CP[i]) for i in range(len(phi_CP)) if i not in kept}
+        score = {
+            i: phi_CP[i] @ residual_P / np.linalg.norm(phi_CP[i]) for i in range(len(phi_CP)) if i not in kept
+        }
         if not score or max(score.values()) <= 1e-9 * np.linalg.norm(target_P):
             break
         kept.append(max(score, key=score.get))
@@ -86,7 +88,9 @@ def test_only_twins_are_kept_once():
 
 def test_a_candidate_against_the_target_is_kept_only_where_it_corrects_the_sum():
     target_P = np.array([1.0, 0.0])
-    kept, _ = residual_filter(gram_problem(np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 1.0]]), target_P), keep=3)
+    kept, _ = residual_filter(
+        gram_problem(np.array([[1.0, 0.0], [-1.0, 0.0], [-1.0, 1.0]]), target_P), keep=3
+    )
     assert kept.tolist() == [0]
     # (-0.1, -1) opposes the target by itself and cancels the sideways part of (1, 1).
     kept, _ = residual_filter(gram_problem(np.array([[1.0, 1.0], [-0.1, -1.0]]), target_P), keep=2)
@@ -106,7 +110,8 @@ def test_a_zero_gradient_is_never_kept():
     kept, _ = residual_filter(gram_problem(phi_CP, target_P), keep=6)
     assert len(kept) > 0 and not {0, 4} & set(kept.tolist())
     signals = gram_problem(phi_CP, target_P)
-    signals.gram_CC[4, 4], signals.alignment_C[4] = -1e-12, 1.0  # a rounded zero, with an alignment that cannot be
+    # a rounded zero, with an alignment that cannot be
+    signals.gram_CC[4, 4], signals.alignment_C[4] = -1e-12, 1.0
     assert 4 not in residual_filter(signals, keep=6)[0]
 
 
@@ -139,7 +144,9 @@ def test_scaling_the_target_or_all_gradients_keeps_the_same(seed, log_target, lo
     """No learning rate enters: it would scale every phi."""
     phi_CP, target_P = generic(seed, 12, 5)
     kept, scale = residual_filter(gram_problem(phi_CP, target_P), keep=6)
-    scaled_kept, scaled_scale = residual_filter(gram_problem(phi_CP * 10**log_all, target_P * 10 ** (log_target + log_all)), 6)
+    scaled_kept, scaled_scale = residual_filter(
+        gram_problem(phi_CP * 10**log_all, target_P * 10 ** (log_target + log_all)), 6
+    )
     assert scaled_kept.tolist() == kept.tolist()
     assert scaled_scale == pytest.approx(scale * 10**log_target)
 

@@ -9,7 +9,8 @@ from tests.training.train_cases import runs
 
 
 def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
-    """For each (arguments, step, rank): a run whose rank gets a signal in that step, and whose disk is full for rank 1 before; its code."""
+    """For each (arguments, step, rank): a run whose rank gets a signal in that step, and whose disk is full
+    for rank 1 before; its code."""
     from pipeline import train
     from pipeline.training.checkpoint import DurableWriter
 
@@ -56,7 +57,8 @@ def stopped_and_continued(groups: list[tuple[list[str], int, int]]) -> list[int]
 
 
 def found_in(folder: str, now: dict, asked: list[str]) -> list[tuple]:
-    """For each value of ``resume``: (name of the checkpoint, reasons against others) or the error; and what was said."""
+    """For each value of ``resume``: (name of the checkpoint, reasons against others) or the error; and what
+    was said."""
     from pipeline.config import Config
     from pipeline.data.sample import Sample
     from pipeline.training import checkpoint

@@ -1,4 +1,5 @@
-"""The ranks' side of test_evaluation.py: greedy answers of engines against a loop that decodes one token of one sample at a time."""
+"""The ranks' side of test_evaluation.py: greedy answers of engines against a loop that decodes one token of
+one sample at a time."""
 
 from pathlib import Path
 
@@ -17,13 +18,16 @@ def greedy(model: torch.nn.Module, prompt: list[int], end_token_id: int) -> list
     """Up to NUM_TOKENS tokens, the end token with them; no cache, no padding."""
     answer = []
     while len(answer) < NUM_TOKENS and end_token_id not in answer:
-        answer.append(int(model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0, -1].argmax()))
+        answer.append(
+            int(model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0, -1].argmax())
+        )
     return answer
 
 
 @torch.no_grad()
 def questions(kind: str, model_folder: str) -> tuple[list[Sample], list[bool], int, list[int]]:
-    """Samples, whether the model answers them right, an end token that stands within some of its answers, and their lengths.
+    """Samples, whether the model answers them right, an end token that stands within some of its answers, and
+    their lengths.
 
     Wrong references are another text, or end before the model's answer does.
     """
@@ -41,7 +45,8 @@ def questions(kind: str, model_folder: str) -> tuple[list[Sample], list[bool], i
 
 
 def exact_matches(cases: list[Case], model_folder: str, folder: str) -> list[tuple]:
-    """For each case the share found and expected, the right ones found one by one and expected, and the answers' lengths."""
+    """For each case the share found and expected, the right ones found one by one and expected, and the
+    answers' lengths."""
     from pipeline.training.evaluation import exact_match
 
     found = []
@@ -52,9 +57,11 @@ def exact_matches(cases: list[Case], model_folder: str, folder: str) -> list[tup
         engine = build_engine(case, settings_of(case, model_folder, Path(folder) / f"{case}.json", 2))
         engine.module.train()
         share = exact_match(engine, samples, words, 2)
-        # Not at stage 3, where each forward gathers every layer. A wrong sample with a reference of full length goes along:
-        # a shorter one alone would also end the answer there.
-        one_by_one = case.stage < 3 and [2 * exact_match(engine, [sample, samples[1]], words, 2) for sample in samples]
+        # Not at stage 3, where each forward gathers every layer. A wrong sample with a reference of full
+        # length goes along: a shorter one alone would also end the answer there.
+        one_by_one = case.stage < 3 and [
+            2 * exact_match(engine, [sample, samples[1]], words, 2) for sample in samples
+        ]
         found.append((share, sum(right) / len(right), one_by_one, right, lengths, engine.module.training))
         close(engine)
     return found

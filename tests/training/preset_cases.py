@@ -28,7 +28,8 @@ UNIFORM = Selection(np.arange(4), np.full(4, 0.25))
 
 
 def runs(all_arguments: list[list[str]], nvme_folder: str, min_aio_bytes: int = NVME_BYTES) -> None:
-    """Whole runs, one after the other; NVMe offload swaps a state as small as the tiny model's, and none of its gradients."""
+    """Whole runs, one after the other; NVMe offload swaps a state as small as the tiny model's, and none of
+    its gradients."""
     import transformers
     from deepspeed.runtime.swap_tensor import optimizer_utils
 
@@ -57,7 +58,8 @@ def candidates(step: int) -> list[Sample]:
 
 
 def grams(stage: int, model_folder: str, folder: str) -> dict:
-    """Gram matrices (C + 1, C + 1) in identity geometry: in float16 by loss scale, and in float32 of the weights rounded to float16."""
+    """Gram matrices (C + 1, C + 1) in identity geometry: in float16 by loss scale, and in float32 of the
+    weights rounded to float16."""
     from pipeline.hook import SelectionHook
 
     rank, world_size = _start()
@@ -74,7 +76,11 @@ def grams(stage: int, model_folder: str, folder: str) -> dict:
         hook.select(share(candidates(0), rank, world_size), step=0)
         signals = hook.scores.signals
         gram = np.zeros((NUM_CANDIDATES + 1, NUM_CANDIDATES + 1))
-        gram[:-1, :-1], gram[-1, :-1], gram[:-1, -1] = signals.gram_CC, signals.alignment_C, signals.alignment_C
+        gram[:-1, :-1], gram[-1, :-1], gram[:-1, -1] = (
+            signals.gram_CC,
+            signals.alignment_C,
+            signals.alignment_C,
+        )
         gram[-1, -1] = signals.target_norm_squared
         found[scale] = gram
         close(engine)
@@ -84,7 +90,7 @@ def grams(stage: int, model_folder: str, folder: str) -> dict:
 def overflow(stage: int, model_folder: str, folder: str) -> dict:
     """Weighted steps from a loss scale that overflows down to the first that does not."""
     from pipeline.hook import SelectionHook
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
     rank, world_size = _start()
     case = Case(stage, precision="fp16", top=(("fp16", {"initial_scale_power": 22, "hysteresis": 1}),))
@@ -102,7 +108,9 @@ def overflow(stage: int, model_folder: str, folder: str) -> dict:
         result = weighted_step(engine, own, UNIFORM, pad_token_id=0)
         after = _state(engine, hook)
         outcome["applied"].append(result.was_applied)
-        outcome["unchanged"].append(len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after)))
+        outcome["unchanged"].append(
+            len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after))
+        )
         outcome["loss_scale"].append(result.loss_scale)
     close(engine)
     return outcome
@@ -110,7 +118,9 @@ def overflow(stage: int, model_folder: str, folder: str) -> dict:
 
 def _state(engine, hook) -> list[torch.Tensor]:
     """Trained parameters, and this rank's Adam state as far as there is one."""
-    moments = [m for f in hook.fragments() for m in (f.exp_avg, f.exp_avg_sq, torch.tensor(f.step)) if m is not None]
+    moments = [
+        m for f in hook.fragments() for m in (f.exp_avg, f.exp_avg_sq, torch.tensor(f.step)) if m is not None
+    ]
     return [*full_parameters(engine).values(), *(m.clone() for m in moments)]
 
 
@@ -119,7 +129,9 @@ def _round_to_half(engine) -> None:
 
     parameters = list(engine.module.parameters())
     with (
-        deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=engine.zero_optimization_stage() == 3),
+        deepspeed.zero.GatheredParameters(
+            parameters, modifier_rank=0, enabled=engine.zero_optimization_stage() == 3
+        ),
         torch.no_grad(),
     ):
         for parameter in parameters:

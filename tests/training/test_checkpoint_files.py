@@ -23,7 +23,9 @@ def written(folder, step: int, content=CONTENT):
     for name, value in content.items():
         (partial / name).write_bytes(value)
     described = {name: files.describe(partial / name) for name in content}
-    return files.commit(partial, Manifest(step, 2, {"seed": 1, "ridge": float("inf")}, {"steps": 17}, described))
+    return files.commit(
+        partial, Manifest(step, 2, {"seed": 1, "ridge": float("inf")}, {"steps": 17}, described)
+    )
 
 
 def steps(folder) -> list[int]:
@@ -60,10 +62,14 @@ def flip_one_bit(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (truncate, "has 6,999 bytes, and 7,000 were written"), (flip_one_bit, "the content of model.pt has changed"),
-    (os.remove, "model.pt cannot be read: No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (truncate, "has 6,999 bytes, and 7,000 were written"),
+        (flip_one_bit, "the content of model.pt has changed"),
+        (os.remove, "model.pt cannot be read: No such file"),
+    ],
+)
 def test_a_spoiled_file_is_found(tmp_path, spoil, message):
     final = written(tmp_path, 1)
     spoil(final / "model.pt")
@@ -87,9 +93,16 @@ def test_a_file_on_the_disk_of_another_node_is_missed_before_there_is_a_checkpoi
     assert steps(tmp_path) == [] and not (tmp_path / files.LATEST).exists()
 
 
-@pytest.mark.parametrize("keep_last, keep_every, left", [
-    (0, 0, [60, 50, 40, 30, 20, 10]), (1, 0, [60]), (2, 0, [60, 50]), (2, 30, [60, 50, 30]), (9, 20, [60, 50, 40, 30, 20, 10]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "keep_last, keep_every, left",
+    [
+        (0, 0, [60, 50, 40, 30, 20, 10]),
+        (1, 0, [60]),
+        (2, 0, [60, 50]),
+        (2, 30, [60, 50, 30]),
+        (9, 20, [60, 50, 40, 30, 20, 10]),
+    ],
+)
 def test_the_newest_and_the_multiples_are_kept(tmp_path, keep_last, keep_every, left):
     for step in range(10, 70, 10):
         written(tmp_path, step)
@@ -122,7 +135,9 @@ def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path,
             files.prune(folder, 1, 0)
         for path in files.checkpoints(folder):
             manifest = files.read_manifest(path)
-            assert all(files.damage(path / name, expected) is None for name, expected in manifest.files.items())
+            assert all(
+                files.damage(path / name, expected) is None for name, expected in manifest.files.items()
+            )
         newest.append(steps(folder)[0])
         if count < die_at:
             break
@@ -159,4 +174,6 @@ def test_half_a_line_that_a_full_disk_left_in_the_records_is_cut(tmp_path):
     assert records.too_short(tmp_path, sizes) is None
     records.cut(tmp_path, tmp_path, sizes)
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == [0]
-    assert f"and {sizes['steps'] + 5} were written before" in records.too_short(tmp_path, {"steps": sizes["steps"] + 5})
+    assert f"and {sizes['steps'] + 5} were written before" in records.too_short(
+        tmp_path, {"steps": sizes["steps"] + 5}
+    )

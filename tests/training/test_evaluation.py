@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.training.evaluation import answer_span, questions, result_of
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.scoring.engine_cases import Case
 from tests.training.evaluation_cases import NUM_TOKENS
 
@@ -23,13 +23,22 @@ def test_batched_answers_on_two_ranks_equal_those_decoded_one_token_at_a_time(fo
         share, expected, one_by_one, right, lengths, is_training = rank[CASES.index(case)]
         assert share == pytest.approx(expected)
         assert case.stage == 3 or one_by_one == [float(hit) for hit in right]
-        assert min(lengths) < NUM_TOKENS == max(lengths), "no answer ends early, so the end token is not tested"
+        assert min(lengths) < NUM_TOKENS == max(lengths), (
+            "no answer ends early, so the end token is not tested"
+        )
         assert is_training, "the model was left in another mode"
 
 
-@pytest.mark.parametrize("answer, result", [
-    ("  Forty Two \n", "forty two"), ("6 * 7 = <<6*7=42>>42\n#### 42", "42"), ("#### 1 #### 2", "2"), ("(B)", "(b)"), ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, result",
+    [
+        ("  Forty Two \n", "forty two"),
+        ("6 * 7 = <<6*7=42>>42\n#### 42", "42"),
+        ("#### 1 #### 2", "2"),
+        ("(B)", "(b)"),
+        ("", ""),
+    ],
+)
 def test_what_counts_of_an_answer(answer, result):
     assert result_of(answer) == result
 

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from pipeline.training.guards import WINDOW, Watch, check_replicas, checksum
-from tests.ranks import launch, run_ranks, tails
+from tests.processes import launch, run_ranks, tails
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_checksum_ignores_order_and_sees_every_bit(dtype):
     generator = torch.Generator().manual_seed(0)
-    parameters = [torch.randn(5, 3, generator=generator).to(dtype), torch.randn(7, generator=generator).to(dtype)]
+    parameters = [
+        torch.randn(5, 3, generator=generator).to(dtype),
+        torch.randn(7, generator=generator).to(dtype),
+    ]
     whole = checksum(parameters)
     pieces = [piece for parameter in parameters for piece in parameter.flatten().split(4)]
     assert checksum(reversed(pieces)) == whole
@@ -30,7 +33,7 @@ def test_the_checksum_ignores_order_and_sees_every_bit(dtype):
 
 def replicas() -> tuple[str, str]:
     """What three ranks hear before and after one bit of one of them has changed."""
-    from pipeline.scoring.collectives import Collectives
+    from pipeline.ranks.collectives import Collectives
     from pipeline.training.engine import start_process_group
 
     rank, _, device = start_process_group(60)
@@ -56,9 +59,14 @@ def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
 
 def record(step: int, **changes) -> dict:
     usual = {
-        "train_loss": 2.0 + 0.1 * (step % 3), "residual": 0.5, "fallback": 0, "target_dropped": 0, "num_kept": 8,
-        "effective_kept": 8.0, "target_loss": 2.0 - 0.01 * step,
-    }  # fmt: skip
+        "train_loss": 2.0 + 0.1 * (step % 3),
+        "residual": 0.5,
+        "fallback": 0,
+        "target_dropped": 0,
+        "num_kept": 8,
+        "effective_kept": 8.0,
+        "target_loss": 2.0 - 0.01 * step,
+    }
     return {"step": step, **usual, **changes}
 
 
@@ -82,15 +90,21 @@ def favourites(step: int) -> np.ndarray:
 
 def said(records: list[dict], kept=draw) -> list[str]:
     watch = Watch(POOL)
-    return [sentence for line in records for sentence in watch(line, positions(line["step"]), kept(line["step"]))]
+    return [
+        sentence for line in records for sentence in watch(line, positions(line["step"]), kept(line["step"]))
+    ]
 
 
 def test_a_healthy_run_hears_nothing():
     rng = np.random.default_rng(0)
-    noisy = [record(step, residual=rng.uniform(0.3, 0.7), target_loss=rng.uniform(1, 3)) for step in range(WINDOW)]
+    noisy = [
+        record(step, residual=rng.uniform(0.3, 0.7), target_loss=rng.uniform(1, 3)) for step in range(WINDOW)
+    ]
     assert said(noisy) == []
     assert said([record(step) for step in range(5 * WINDOW)]) == []
-    assert said([record(step, residual=None, target_loss=None) for step in range(5 * WINDOW)]) == [], "random, and warm-up"
+    assert said([record(step, residual=None, target_loss=None) for step in range(5 * WINDOW)]) == [], (
+        "random, and warm-up"
+    )
     falling = [record(step, train_loss=4 * 0.95**step * rng.uniform(0.7, 1.4)) for step in range(5 * WINDOW)]
     assert said(falling) == []
 
@@ -100,10 +114,13 @@ def test_a_loss_that_jumps_is_named_with_what_was_usual():
     assert said([*calm, record(WINDOW, train_loss=4.1)]) == [], "not twice as much"
     (found,) = said([*calm, record(WINDOW, train_loss=4.3), record(WINDOW + 1, train_loss=9.0)])
     assert found.startswith(
-        f"WARNING after step {WINDOW}: its loss is 4.300, and 2.100 was the median of the {WINDOW} steps before"
+        f"WARNING after step {WINDOW}: its loss is 4.300, and 2.100 was the median of the {WINDOW} steps "
+        "before"
     )
     unscored = [record(step, residual=None) for step in range(WINDOW)]
-    assert len(said([*unscored, record(WINDOW, residual=None, train_loss=4.3)])) == 1, "of any method, in warm-up too"
+    assert len(said([*unscored, record(WINDOW, residual=None, train_loss=4.3)])) == 1, (
+        "of any method, in warm-up too"
+    )
 
 
 def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
@@ -111,8 +128,13 @@ def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
     steps = [record(step) for step in range(4 * WINDOW)]
     whole_pool = lambda step: np.arange(CANDIDATES)
     found = said(steps, kept=lambda step: np.flatnonzero(positions(step) < POOL // 4)[: CANDIDATES - 1])
-    assert "kept samples that had been candidates before were kept then too" in found[0] and "over and over" in found[0]
-    assert int(found[0].split()[3].rstrip(":")) < 2 * WINDOW, "as soon as half of a window's samples have come back"
+    assert (
+        "kept samples that had been candidates before were kept then too" in found[0]
+        and "over and over" in found[0]
+    )
+    assert int(found[0].split()[3].rstrip(":")) < 2 * WINDOW, (
+        "as soon as half of a window's samples have come back"
+    )
     assert said(steps) == [], "draws"
     assert said(steps, kept=whole_pool) == [], "all are kept: nothing is chosen"
     assert said(steps[:10], kept=favourites) == [], "in the first epoch nothing can repeat"
@@ -120,8 +142,13 @@ def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
 
 def test_what_is_watched_goes_on_where_another_watch_stopped():
     """As from a checkpoint: the same sentences at the same steps."""
-    steps = [record(step, fallback=int(step > 5), train_loss=9.0 if step == 45 else 2.0) for step in range(3 * WINDOW)]
-    hear = lambda watch, lines: [s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]))]
+    steps = [
+        record(step, fallback=int(step > 5), train_loss=9.0 if step == 45 else 2.0)
+        for step in range(3 * WINDOW)
+    ]
+    hear = lambda watch, lines: [
+        s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]))
+    ]
     undisturbed = hear(Watch(POOL), steps)
     assert len(undisturbed) > 2
     first, second = Watch(POOL), Watch(POOL)
@@ -152,7 +179,7 @@ def meet(how: str) -> None:
     """Rank 1 does not come to the second meeting of three ranks."""
     import torch.distributed as dist
 
-    from pipeline.training.ending import end_together
+    from pipeline.ranks.ending import end_together
     from pipeline.training.engine import start_process_group
 
     def main():
@@ -169,9 +196,14 @@ def meet(how: str) -> None:
     end_together(main)
 
 
-@pytest.mark.parametrize("how, message", [
-    ("dies", "no word from rank 1 in"), ("stalls", "no word from rank 1 in"), ("raises", "rank 1 failed with KeyError: 'only here'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("dies", "no word from rank 1 in"),
+        ("stalls", "no word from rank 1 in"),
+        ("raises", "rank 1 failed with KeyError: 'only here'"),
+    ],
+)
 def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(how, message):
     ended = launch("tests.training.test_guards:meet", 3, how=how)
     for rank in (0, 2):
@@ -181,12 +213,13 @@ def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(how, message):
 
 
 def freeze_rank_0():
-    """Rank 0, which keeps the notes, answers nothing more but is not gone: as behind a network that swallows everything."""
+    """Rank 0, which keeps the notes, answers nothing more but is not gone: as behind a network that swallows
+    everything."""
     import subprocess
 
     import torch.distributed as dist
 
-    from pipeline.training import ending
+    from pipeline.ranks import ending
     from pipeline.training.engine import start_process_group
 
     def main():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
 
 
@@ -15,8 +15,15 @@ def folders(model_folder, data_folder, tmp_path_factory) -> dict[bool, Path]:
     root = tmp_path_factory.mktemp("packing")
     found = {is_packed: root / str(is_packed) for is_packed in (True, False)}
     changes = [
-        "--model.lora_rank", "0", "--training.steps", "4", "--training.evaluate_every", "0", "--deepspeed", "ds_configs/zero3.json",
-    ]  # fmt: skip
+        "--model.lora_rank",
+        "0",
+        "--training.steps",
+        "4",
+        "--training.evaluate_every",
+        "0",
+        "--deepspeed",
+        "ds_configs/zero3.json",
+    ]
     arguments = [
         run_arguments(model_folder, data_folder, folder, *changes, "--model.packing", str(is_packed).lower())
         for is_packed, folder in found.items()
@@ -41,7 +48,10 @@ def test_packing_selects_the_same_samples_and_trains_to_the_same_losses(folders)
 
 
 def test_a_run_says_whether_it_is_packing(folders):
-    assert [json.loads((folders[is_packed] / "environment.json").read_text())["is_packed"] for is_packed in (True, False)] == [
+    assert [
+        json.loads((folders[is_packed] / "environment.json").read_text())["is_packed"]
+        for is_packed in (True, False)
+    ] == [
         True,
         False,
     ]

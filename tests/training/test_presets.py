@@ -1,4 +1,5 @@
-"""Every file of ds_configs/ trains with selection on two ranks, and all of them the same; or says which hardware it needs."""
+"""Every file of ds_configs/ trains with selection on two ranks, and all of them the same; or says which
+hardware it needs."""
 
 import json
 from itertools import pairwise
@@ -6,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import launch, run_ranks, tails
+from tests.processes import launch, run_ranks, tails
 from tests.scoring.extensions import is_built
 from tests.training import preset_cases
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-REFUSED = {"zero3_plus_plus": "zero_quantized_weights, whose kernels run on CUDA cards alone, and this run is on cpu"}
+REFUSED = {
+    "zero3_plus_plus": "zero_quantized_weights, whose kernels run on CUDA cards alone, and this run is on cpu"
+}
 NEEDS_BUILD = {"zero3_nvme_offload": "async_io"}
 SIXTEEN_BIT = [
     *((f"zero{stage}", "fp16") for stage in (1, 2, 3)),
@@ -33,25 +36,45 @@ TOLERANCE = {
 
 
 def arguments(
-    preset: str, precision: str, model_folder: str, data_folder: str, folder: Path, nvme_bytes: int = preset_cases.NVME_BYTES
+    preset: str,
+    precision: str,
+    model_folder: str,
+    data_folder: str,
+    folder: Path,
+    nvme_bytes: int = preset_cases.NVME_BYTES,
 ) -> list[str]:
     file = ROOT / "ds_configs" / f"{preset}.json"
-    if precision == "fp16":  # a loss scale at which the tiny model does not overflow; what happens if it does is tested below
+    # a loss scale at which the tiny model does not overflow; what happens if it does is tested below
+    if precision == "fp16":
         content = {**json.loads(file.read_text()), "fp16": {"initial_scale_power": 10}}
         file = folder.with_suffix(".json")
         file.write_text(json.dumps(content))
-    if "nvme" in preset:  # by default tensors of less than 1 MiB stay in memory, and with them the whole tiny model
+    # by default tensors of less than 1 MiB stay in memory, and with them the whole tiny model
+    if "nvme" in preset:
         content = {**json.loads(file.read_text()), "aio": {"block_size": nvme_bytes}}
         file = folder.with_suffix(".json")
         file.write_text(json.dumps(content))
     settings = {
-        "deepspeed": file, "model.name": model_folder, "model.lora_rank": 0,
-        "data.pool": f"[{data_folder}/pool.jsonl]", "data.target": f"[{data_folder}/target.jsonl]", "data.max_tokens": 30,
+        "deepspeed": file,
+        "model.name": model_folder,
+        "model.lora_rank": 0,
+        "data.pool": f"[{data_folder}/pool.jsonl]",
+        "data.target": f"[{data_folder}/target.jsonl]",
+        "data.max_tokens": 30,
         "data.cache_folder": f"{data_folder}/tokens",
-        "selection.candidates_per_step": 8, "selection.keep_per_step": 4, "selection.target_per_step": 3, "selection.warmup_steps": 1,
-        "training.steps": 3, "training.micro_batch_size": 2, "training.learning_rate": 1e-3, "training.eps": 1e-5,
-        "training.precision": precision, "run.folder": folder, "run.save_model": "false", "run.timeout_seconds": 60,
-    }  # fmt: skip
+        "selection.candidates_per_step": 8,
+        "selection.keep_per_step": 4,
+        "selection.target_per_step": 3,
+        "selection.warmup_steps": 1,
+        "training.steps": 3,
+        "training.micro_batch_size": 2,
+        "training.learning_rate": 1e-3,
+        "training.eps": 1e-5,
+        "training.precision": precision,
+        "run.folder": folder,
+        "run.save_model": "false",
+        "run.timeout_seconds": 60,
+    }
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
 
 
@@ -74,7 +97,8 @@ def test_preset_trains_with_selection_as_stage_0_does(steps, preset, precision):
         pytest.skip(f"{preset} needs a CUDA card; that it says so is tested below")
     if not is_built(NEEDS_BUILD.get(preset)):
         pytest.skip(
-            f"DeepSpeed's {NEEDS_BUILD[preset]} is not built here (libaio-dev, then minutes): python -m pipeline.doctor says how"
+            f"DeepSpeed's {NEEDS_BUILD[preset]} is not built here (libaio-dev, then minutes): python -m "
+            "pipeline.doctor says how"
         )
     found, reference = steps(preset, precision), steps("zero0", "fp32")
     assert [record["warmup"] for record in found] == [True, False, False]
@@ -92,7 +116,11 @@ def test_preset_trains_with_selection_as_stage_0_does(steps, preset, precision):
 @pytest.mark.distributed
 @pytest.mark.parametrize("preset", REFUSED)
 def test_preset_is_refused_with_the_hardware_it_needs(preset, model_folder, data_folder, tmp_path):
-    ended = launch("tests.ranks:train", 2, arguments=arguments(preset, "fp32", model_folder, data_folder, tmp_path / "run"))
+    ended = launch(
+        "tests.processes:train",
+        2,
+        arguments=arguments(preset, "fp32", model_folder, data_folder, tmp_path / "run"),
+    )
     assert [end.code for end in ended] == [1, 1], tails(ended)
     assert all(REFUSED[preset] in end.output for end in ended), tails(ended)
 
@@ -100,20 +128,29 @@ def test_preset_is_refused_with_the_hardware_it_needs(preset, model_folder, data
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_loss_scale_leaves_no_trace_in_the_gram(model_folder, tmp_path, stage):
-    """In float16, against float32 at the same weights: 10 bits of mantissa through two layers give 3e-3 of the largest entry. The largest
-    scale overflows and has to be lowered; without any, small gradients round to zero, so scale 1 may differ more."""
-    grams = run_ranks("tests.training.preset_cases:grams", 2, stage=stage, model_folder=model_folder, folder=str(tmp_path))[0]
+    """In float16, against float32 at the same weights: 10 bits of mantissa through two layers give 3e-3 of
+    the largest entry. The largest scale overflows and has to be lowered; without any, small gradients round
+    to zero, so scale 1 may differ more."""
+    grams = run_ranks(
+        "tests.training.preset_cases:grams", 2, stage=stage, model_folder=model_folder, folder=str(tmp_path)
+    )[0]
     largest = abs(grams["fp32"]).max()
     for scale in preset_cases.LOSS_SCALES:
         difference = abs(grams[scale] - grams["fp32"]).max() / largest
-        assert difference < 5e-3, f"loss scale {scale}: the Gram differs by {difference:.1e} of its largest entry"
+        assert difference < 5e-3, (
+            f"loss scale {scale}: the Gram differs by {difference:.1e} of its largest entry"
+        )
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_step_that_overflows_leaves_parameters_and_adam_state_alone(model_folder, tmp_path, stage):
     outcome = run_ranks(
-        "tests.training.preset_cases:overflow", 2, stage=stage, model_folder=model_folder, folder=str(tmp_path)
+        "tests.training.preset_cases:overflow",
+        2,
+        stage=stage,
+        model_folder=model_folder,
+        folder=str(tmp_path),
     )[0]
     assert outcome["applied"][0] is False and outcome["applied"][-1] is True, outcome
     assert outcome["unchanged"] == [not applied for applied in outcome["applied"]], outcome
@@ -125,19 +162,36 @@ def test_a_step_that_overflows_leaves_parameters_and_adam_state_alone(model_fold
 @pytest.mark.distributed
 def test_sgd_trains_with_identity_geometry(model_folder, data_folder, tmp_path):
     file = tmp_path / "sgd.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": 2}, "optimizer": {"type": "SGD", "params": {"momentum": 0.9}}}))
+    file.write_text(
+        json.dumps(
+            {"zero_optimization": {"stage": 2}, "optimizer": {"type": "SGD", "params": {"momentum": 0.9}}}
+        )
+    )
     line = arguments("zero2", "fp32", model_folder, data_folder, tmp_path / "run")
     line += ["--deepspeed", str(file), "--selection.geometry", "identity"]
     run_ranks("tests.training.preset_cases:runs", 2, all_arguments=[line], nvme_folder="")
     records = [json.loads(text) for text in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
-    assert [record["warmup"] for record in records] == [False] * 3 and all(record["cosine"] > 0 for record in records)
+    assert [record["warmup"] for record in records] == [False] * 3 and all(
+        record["cosine"] > 0 for record in records
+    )
 
 
 @pytest.mark.distributed
-@pytest.mark.skipif(not is_built("async_io"), reason="DeepSpeed's async_io is not built here (libaio-dev, then minutes)")
+@pytest.mark.skipif(
+    not is_built("async_io"), reason="DeepSpeed's async_io is not built here (libaio-dev, then minutes)"
+)
 def test_gradients_that_would_be_lost_on_the_way_from_nvme_are_refused(model_folder, data_folder, tmp_path):
-    """As in large models, gradients are swapped one by one here; the tiny model's do not lie on blocks of a disk."""
-    line = arguments("zero3_nvme_offload", "fp32", model_folder, data_folder, tmp_path / "run", nvme_bytes=1024)
-    ended = launch("tests.training.preset_cases:runs", 2, all_arguments=[line], nvme_folder=str(tmp_path), min_aio_bytes=1024)
+    """As in large models, gradients are swapped one by one here; the tiny model's do not lie on blocks of a
+    disk."""
+    line = arguments(
+        "zero3_nvme_offload", "fp32", model_folder, data_folder, tmp_path / "run", nvme_bytes=1024
+    )
+    ended = launch(
+        "tests.training.preset_cases:runs",
+        2,
+        all_arguments=[line],
+        nvme_folder=str(tmp_path),
+        min_aio_bytes=1024,
+    )
     for end in ended:
         assert end.code == 1 and "DeepSpeed 0.19.8 would lose gradients of model." in end.output, tails(ended)

@@ -25,7 +25,9 @@ def test_none_is_loaded_where_none_is_named(model_folder):
 def test_a_folder_is_loaded_frozen_and_in_eval_mode(model_folder):
     model = load(model_folder, model_folder)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    assert not any("lora" in name for name, _ in model.named_parameters()), "the run's adapters are not the reference's"
+    assert not any("lora" in name for name, _ in model.named_parameters()), (
+        "the run's adapters are not the reference's"
+    )
     plain = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     assert torch.allclose(model(IDS).logits, plain(IDS).logits, atol=1e-5)
 
@@ -47,7 +49,9 @@ def test_another_tokenizer_is_refused(model_folder, tmp_path):
     other = tokenizer()
     other.add_tokens(["<other>"])
     other.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"reference_model = .* has another tokenizer \(.* tokens\) than model.name"):
+    with pytest.raises(
+        ValueError, match=r"reference_model = .* has another tokenizer \(.* tokens\) than model.name"
+    ):
         load(str(tmp_path), model_folder)
 
 

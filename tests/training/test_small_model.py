@@ -31,7 +31,9 @@ def folder(records, tmp_path_factory):
 
 def test_it_is_the_same_each_time_and_leaves_nothing_unfinished(records, folder, tmp_path):
     small_model.make(records, tmp_path / "again", **SIZES)
-    first, again = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, tmp_path / "again"))
+    first, again = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, tmp_path / "again")
+    )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
@@ -66,8 +68,12 @@ def test_the_demo_model_has_seen_no_sample_of_the_targets_kind():
 def test_demo_stands_for_a_model_that_is_made_once(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(small_model, "DEMO_FOLDER", tmp_path / "cache" / "model")
-    monkeypatch.setattr(small_model, "make", lambda records, folder, **sizes: (made.append(folder), folder.mkdir()))
-    assert [small_model.located("demo"), small_model.located("demo")] == [str(tmp_path / "cache" / "model")] * 2
+    monkeypatch.setattr(
+        small_model, "make", lambda records, folder, **sizes: (made.append(folder), folder.mkdir())
+    )
+    assert [small_model.located("demo"), small_model.located("demo")] == [
+        str(tmp_path / "cache" / "model")
+    ] * 2
     assert made == [tmp_path / "cache" / "model"]
     assert small_model.located("elsewhere/model") == "elsewhere/model"
 

@@ -53,16 +53,22 @@ def test_code_that_comes_with_a_model_is_refused_unless_asked_for(own_folder, tm
     sprung = tmp_path / "sprung"
     (own_folder / "own.py").write_text(f"open({str(sprung)!r}, 'w')\nclass Own: pass\n")
     config = json.loads((own_folder / "config.json").read_text())
-    (own_folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    (own_folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "own", "auto_map": {"AutoConfig": "own.Own"}})
+    )
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(ModelConfig(name=str(own_folder)), torch.float32, torch.device("cpu"), seed=0)
     assert not sprung.exists()
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"a\n{% for x in %}", r"own\.jinja:2: "),
-    (b"{% if x %}", r"own\.jinja:1: .*[Uu]nexpected end"), (b"caf\xe9", r"own\.jinja cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a\n{% for x in %}", r"own\.jinja:2: "),
+        (b"{% if x %}", r"own\.jinja:1: .*[Uu]nexpected end"),
+        (b"caf\xe9", r"own\.jinja cannot be read"),
+    ],
+)
 def test_a_template_that_is_none_is_named_with_its_line(model_folder, tmp_path, content, message):
     (tmp_path / "own.jinja").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -82,17 +88,35 @@ def test_no_secret_of_the_environment_is_saved_with_a_run(tmp_path, monkeypatch)
 def called(file: Path) -> set[str]:
     """Names that are called, and keyword arguments that are True or False, as they are written."""
     calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-    return {ast.unparse(call.func) for call in calls} | {ast.unparse(word) for call in calls for word in call.keywords}
+    return {ast.unparse(call.func) for call in calls} | {
+        ast.unparse(word) for call in calls for word in call.keywords
+    }
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT))
+)
 def test_no_shell_no_pickle_and_no_code_of_a_model_by_default(file):
-    forbidden = {"os.system", "os.popen", "pickle.load", "pickle.loads", "torch.load", "yaml.load", "eval", "exec", "shell=True",
-                 "weights_only=False", "trust_remote_code=True", "allow_pickle=True"}  # fmt: skip
+    forbidden = {
+        "os.system",
+        "os.popen",
+        "pickle.load",
+        "pickle.loads",
+        "torch.load",
+        "yaml.load",
+        "eval",
+        "exec",
+        "shell=True",
+        "weights_only=False",
+        "trust_remote_code=True",
+        "allow_pickle=True",
+    }
     assert not called(file) & forbidden
 
 
-@pytest.mark.parametrize("script", [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/slurm/*.sbatch")], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "script", [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/slurm/*.sbatch")], ids=lambda file: file.name
+)
 def test_launchers_build_no_command_of_arguments(script):
     code = "\n".join(line for line in script.read_text().splitlines() if not line.lstrip().startswith("#"))
     assert not re.search(r"\beval\b|bash -c \"|sh -c \"|[^\"]\$@", code)

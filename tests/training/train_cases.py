@@ -1,4 +1,5 @@
-"""The ranks' side of test_train.py: whole runs of pipeline.train, and what may be broken in them on purpose."""
+"""The ranks' side of test_train.py: whole runs of pipeline.train, and what may be broken in them on
+purpose."""
 
 import os
 import resource
@@ -26,7 +27,7 @@ def runs(all_arguments: list[list[str]], before: str = "") -> None:
 
 def spoil_candidates() -> None:
     """The scoring loss of a sample is NaN where it supervises SPOILED_TOKEN."""
-    from pipeline.passes import Passes
+    from pipeline.step.passes import Passes
     from tests.conftest import tokenizer
 
     original, token = Passes.losses, tokenizer().convert_tokens_to_ids(SPOILED_TOKEN)
@@ -100,7 +101,11 @@ def fill_the_disk() -> None:
     original = Recorder.step
 
     def step(recorder, record):
-        room = os.stat(recorder.folder / "steps.jsonl").st_size + 10 if record["step"] == 4 else resource.RLIM_INFINITY
+        room = (
+            os.stat(recorder.folder / "steps.jsonl").st_size + 10
+            if record["step"] == 4
+            else resource.RLIM_INFINITY
+        )
         with files_up_to(room):
             original(recorder, record)
 
@@ -122,13 +127,19 @@ def fill_the_log() -> None:
 
 
 def change_the_world() -> None:
-    """In the third step the clock goes back by a day and the pool loses its second half; checkpoints hold a file that DeepSpeed copies."""
+    """In the third step the clock goes back by a day and the pool loses its second half; checkpoints hold a
+    file that DeepSpeed copies."""
     import tqdm.std
     from deepspeed import DeepSpeedEngine
 
     from pipeline import train
 
-    now, original, read, save = time.time, train.weighted_step, train.read, DeepSpeedEngine._save_zero_checkpoint
+    now, original, read, save = (
+        time.time,
+        train.weighted_step,
+        train.read,
+        DeepSpeedEngine._save_zero_checkpoint,
+    )
     seconds_back, names = [0.0], []
 
     def read_and_remember(name, tokenizer, config, say):
@@ -149,14 +160,18 @@ def change_the_world() -> None:
         (copied / "exp_avg.swp").write_bytes(b"moments")
 
     time.time = tqdm.std.time = lambda: now() - seconds_back[0]
-    train.weighted_step, train.read, DeepSpeedEngine._save_zero_checkpoint = step, read_and_remember, save_and_copy
+    train.weighted_step, train.read, DeepSpeedEngine._save_zero_checkpoint = (
+        step,
+        read_and_remember,
+        save_and_copy,
+    )
 
 
 if (
     __name__ == "__main__"
 ):  # for the deepspeed launcher: deepspeed --module tests.training.train_cases NAME [arguments of train]
+    from pipeline.ranks.ending import end_together
     from pipeline.train import main
-    from pipeline.training.ending import end_together
 
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     globals()[arguments[0]]()

@@ -1,4 +1,5 @@
-"""Where the other ranks are, gathered while all can still be reached, so that an error about a lost one can say where to look."""
+"""Where the other ranks are, gathered while all can still be reached, so that an error about a lost one can
+say where to look."""
 
 import os
 import socket
@@ -22,8 +23,11 @@ def place(rank: int) -> str:
 
 
 def first_of_node(rank: int) -> int:
-    """The rank that acts for the node of ``rank``: the nearest before it on its host that the launcher has counted as 0, or itself."""
-    return max((r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank)
+    """The rank that acts for the node of ``rank``: the nearest before it on its host that the launcher has
+    counted as 0, or itself."""
+    return max(
+        (r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank
+    )
 
 
 def firsts_of_nodes() -> list[int]:

@@ -1,8 +1,8 @@
 # K kept samples, B samples of a micro-batch, T tokens, W ranks
 """The weighted loss sum_k w_k l_k in the micro-batches of all ranks.
 
-DeepSpeed, DistributedDataParallel and accelerate average gradients over ranks, and DeepSpeed divides each loss by the number of
-micro-steps.  A micro-batch therefore brings
+DeepSpeed, DistributedDataParallel and accelerate average gradients over ranks, and DeepSpeed divides each
+loss by the number of micro-steps.  A micro-batch therefore brings
 
     W x micro_steps x sum_k w_k l_k      over its own samples k
 
@@ -16,14 +16,15 @@ import torch
 
 from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
-from pipeline.kept.balance import deal
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.selection.contract import Selection
+from pipeline.step.deal_over_ranks import deal_over_ranks
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Kept samples of this rank for one forward and backward: padded on the right, which needs no attention mask, or in one row."""
+    """Kept samples of this rank for one forward and backward: padded on the right, which needs no attention
+    mask, or in one row."""
 
     input_ids_BT: torch.Tensor
     """int64."""
@@ -38,17 +39,23 @@ class MicroBatch:
 
 
 def micro_batches(
-    kept: list[Sample], selection: Selection, collectives: Collectives, micro_steps: int, micro_batch_size: int, pad_token_id: int,
+    kept: list[Sample],
+    selection: Selection,
+    collectives: Collectives,
+    micro_steps: int,
+    micro_batch_size: int,
+    pad_token_id: int,
     is_packed: bool = False,
-) -> list[MicroBatch]:  # fmt: skip
-    """This rank's ``micro_steps`` micro-batches of the kept samples, which are in the order of ``selection`` (``fetch_kept``).
+) -> list[MicroBatch]:
+    """This rank's ``micro_steps`` micro-batches of the kept samples, which are in the order of ``selection``
+    (``fetch_kept``).
 
     Raises ValueError for more samples than W x micro_steps x micro_batch_size.
     """
     device = collectives.device
-    own = deal([len(sample.input_ids) for sample in kept], collectives.world_size, micro_steps, micro_batch_size)[
-        collectives.rank
-    ]
+    own = deal_over_ranks(
+        [len(sample.input_ids) for sample in kept], collectives.world_size, micro_steps, micro_batch_size
+    )[collectives.rank]
     batches = []
     for positions in own:
         # A rank whose share is short brings blank rows: their loss is 0, their cost next to nothing.
@@ -57,7 +64,9 @@ def micro_batches(
         weights_B = torch.zeros(num_rows, device=device)
         weights_B[: len(positions)] = torch.as_tensor(selection.weights[positions], dtype=torch.float32)
         num_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        num_tokens_B[: len(positions)] = torch.tensor([len(sample.input_ids) for sample in samples], dtype=torch.int64)
+        num_tokens_B[: len(positions)] = torch.tensor(
+            [len(sample.input_ids) for sample in samples], dtype=torch.int64
+        )
         batches.append(MicroBatch(input_ids_BT, labels_BT, weights_B, num_tokens_B, lengths))
     return batches
 
@@ -65,7 +74,7 @@ def micro_batches(
 def weighted_loss(loss_B: torch.Tensor, weights_B: torch.Tensor, divisor: int) -> torch.Tensor:
     """``divisor`` x sum_k w_k l_k over the samples of one micro-batch, a scalar.
 
-    ``divisor`` is what stands between this loss and the gradient of the step: W for the mean over ranks, times the number of
-    micro-steps where the backward divides by that too.
+    ``divisor`` is what stands between this loss and the gradient of the step: W for the mean over ranks,
+    times the number of micro-steps where the backward divides by that too.
     """
     return (loss_B * weights_B).sum() * divisor

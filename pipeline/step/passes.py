@@ -1,8 +1,9 @@
 # B samples, T tokens
-"""Forwards and backwards of a scoring pass through an engine's modules: a micro-batch in, losses of its samples and factors of the
-scored layers out.
+"""Forwards and backwards of a scoring pass through an engine's modules: a micro-batch in, losses of its
+samples and factors of the scored layers out.
 
-Logits are formed in chunks of bounded size. Where memory runs out all the same, ranks that can begin again do so together.
+Logits are formed in chunks of bounded size. Where memory runs out all the same, ranks that can begin again do
+so together.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 
 from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.engines import forward_context
 from pipeline.scoring.factors import scoring_pass
 from pipeline.scoring.loss import (
@@ -41,21 +42,31 @@ class Passes:
     """
 
     def __init__(
-        self, engine, collectives: Collectives, layers: dict[str, torch.nn.Linear], leaf: Optional[torch.nn.Module],
-        pad_token_id: int, is_packed: bool, logits_mib: int,
-    ):  # fmt: skip
+        self,
+        engine,
+        collectives: Collectives,
+        layers: dict[str, torch.nn.Linear],
+        leaf: Optional[torch.nn.Module],
+        pad_token_id: int,
+        is_packed: bool,
+        logits_mib: int,
+    ):
         self.engine, self.collectives, self.layers, self.leaf = engine, collectives, layers, leaf
         self.pad_token_id, self.is_packed, self.logits_mib = pad_token_id, is_packed, logits_mib
-        self.loss_scale = 1.0  # in float16 what losses are multiplied by; divided out before anybody sees a factor
+        # in float16 what losses are multiplied by; divided out before anybody sees a factor
+        self.loss_scale = 1.0
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}
 
     def examine(self, module: torch.nn.Module) -> None:
-        """Find out, once, whether its logits can be had in chunks. Every rank calls it, before a pass through ``module``."""
+        """Find out, once, whether its logits can be had in chunks. Every rank calls it, before a pass through
+        ``module``."""
         if module not in self._has_plain_logits:
             self._has_plain_logits[module] = has_plain_logits(module, self.engine.device)
             release_gathered(self.engine)
 
-    def backward(self, samples: list[Sample], num_rows: int, num_tokens: int, weight: float, on_factors) -> torch.Tensor:
+    def backward(
+        self, samples: list[Sample], num_rows: int, num_tokens: int, weight: float, on_factors
+    ) -> torch.Tensor:
         """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows.
 
         ``on_factors`` is called with (layer name, activation_BTI, output_grad_BTO, lengths).
@@ -70,7 +81,8 @@ class Passes:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                # Gradients are exchanged in here, so the others wait for this rank: no way to begin again together.
+                # Gradients are exchanged in here, so the others wait for this rank: no way to begin again
+                # together.
                 raise _out_of_memory_for_good("backward", num_rows, error) from error
         release_gathered(self.engine)
         return loss_B.detach()[: len(samples)]
@@ -80,23 +92,32 @@ class Passes:
         with evaluating(module):
             return self.losses(module, *self.to_batch(samples, len(samples)), len(samples) * num_tokens)
 
-    def to_batch(self, samples: list[Sample], num_rows: int) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
+    def to_batch(
+        self, samples: list[Sample], num_rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
         """``(input_ids_BT, labels_BT, lengths)``, padded or packed."""
         return to_batch(samples, self.pad_token_id, num_rows, self.engine.device, self.is_packed)
 
-    def losses(self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int) -> torch.Tensor:
+    def losses(
+        self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int
+    ) -> torch.Tensor:
         """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
         num_chunks = self._logit_chunks(module, most_tokens)
         losses_B: Optional[torch.Tensor] = None
         lacks_memory: Optional[RuntimeError] = None
-        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin again together.
+        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin
+        # again together.
         can_retry = not self.engine.zero_optimization_partition_weights()
         try:
             with forward_context(self.engine):
                 if num_chunks == 0:
-                    losses_B = per_sample_loss(causal_logits(module, input_ids_BT, lengths), labels_BT, lengths)
+                    losses_B = per_sample_loss(
+                        causal_logits(module, input_ids_BT, lengths), labels_BT, lengths
+                    )
                 else:
-                    losses_B = per_sample_loss_in_chunks(module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths)
+                    losses_B = per_sample_loss_in_chunks(
+                        module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths
+                    )
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -109,7 +130,8 @@ class Passes:
         return losses_B
 
     def _logit_chunks(self, module: LanguageModel, most_tokens: int) -> int:
-        """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0: all at once."""
+        """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0:
+        all at once."""
         scored = set(self.layers.values())
         is_scored = any(child in scored for child in module.get_output_embeddings().modules())
         if self.logits_mib == 0 or is_scored:  # a scored layer must see all its tokens at once
@@ -118,9 +140,9 @@ class Passes:
         if not self._has_plain_logits[module]:
             if size > bound:
                 raise ValueError(
-                    f"{type(module).__name__} changes its logits after the output layer, so they cannot be had in chunks, and all of them "
-                    f"take {size / 2**20:,.0f} MiB: set selection.logits_mib to 0 to allow that, or selection.scoring_micro_batch_size "
-                    "to less"
+                    f"{type(module).__name__} changes its logits after the output layer, so they cannot be "
+                    f"had in chunks, and all of them take {size / 2**20:,.0f} MiB: set selection.logits_mib "
+                    "to 0 to allow that, or selection.scoring_micro_batch_size to less"
                 )
             return 0
         return math.ceil(size / logit_chunk_bytes(self.logits_mib, self.engine.device.type))
@@ -134,5 +156,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _out_of_memory_for_good(what: str, num_rows: int, error: RuntimeError) -> RuntimeError:
     return RuntimeError(
         f"the {what} of a scoring pass of {num_rows} samples a rank ran out of memory ({error}): lower "
-        "selection.scoring_micro_batch_size (0 is all of a rank's), selection.logits_mib, selection.exchange_mib or data.max_tokens"
+        "selection.scoring_micro_batch_size (0 is all of a rank's), selection.logits_mib, "
+        "selection.exchange_mib or data.max_tokens"
     )

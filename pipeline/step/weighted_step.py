@@ -1,7 +1,7 @@
 # B samples of a micro-batch
 """One optimizer step on the weighted loss sum_k w_k l_k, through the engine.
 
-With all candidates kept and w = 1/C this is DeepSpeed's plain step (pipeline/kept/micro_batches.py says why).
+With all candidates kept and w = 1/C this is DeepSpeed's plain step (pipeline/step/micro_batches.py says why).
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from pipeline.data.sample import Sample
-from pipeline.kept.balance import fetch_kept
-from pipeline.kept.micro_batches import micro_batches, weighted_loss
-from pipeline.scoring.collectives import Collectives
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.loss import causal_logits, per_sample_loss
 from pipeline.scoring.moments import loss_scale
 from pipeline.selection.contract import Selection
+from pipeline.step.deal_over_ranks import fetch_kept
+from pipeline.step.micro_batches import micro_batches, weighted_loss
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class StepResult:
     num_tokens: int
     """Tokens of the kept samples, over all ranks, without padding."""
     was_applied: bool = True
-    """False where a float16 gradient overflowed: parameters and Adam state are as before, and the next step has a smaller loss scale."""
+    """False where a float16 gradient overflowed: parameters and Adam state are as before, and the next step
+    has a smaller loss scale."""
     loss_scale: Optional[float] = None
     """What the gradients were multiplied by, in float16."""
 
@@ -52,26 +53,34 @@ def weighted_step(
         Loss, norm and size of the step.
 
     Raises:
-        RuntimeError: on all ranks, with the parameters as they were, where the loss or the gradient is not finite. In float16 a gradient
-            that overflows is DeepSpeed's to handle, by skipping the step, as long as its loss scale can be lowered.
+        RuntimeError: on all ranks, with the parameters as they were, where the loss or the gradient is not
+            finite. In float16 a gradient that overflows is DeepSpeed's to handle, by skipping the step, as
+            long as its loss scale can be lowered.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
     kept = fetch_kept(candidates, selection, collectives)
     micro_steps = engine.gradient_accumulation_steps()
     micro_batch_size = engine.train_micro_batch_size_per_gpu()
-    batches = micro_batches(kept, selection, collectives, micro_steps, micro_batch_size, pad_token_id, is_packed)
+    batches = micro_batches(
+        kept, selection, collectives, micro_steps, micro_batch_size, pad_token_id, is_packed
+    )
     divisor, num_tokens = collectives.world_size * micro_steps, sum(len(sample.input_ids) for sample in kept)
     step, total = engine.global_steps, torch.zeros((), device=engine.device)
     scale = loss_scale(engine) if engine.fp16_enabled() else None
     for micro_step, batch in enumerate(batches):
-        loss_B = per_sample_loss(causal_logits(engine, batch.input_ids_BT, batch.lengths), batch.labels_BT, batch.lengths)
+        loss_B = per_sample_loss(
+            causal_logits(engine, batch.input_ids_BT, batch.lengths), batch.labels_BT, batch.lengths
+        )
         loss = weighted_loss(loss_B, batch.weights_B, divisor)
         total += loss.detach() / divisor
         engine.backward(loss)
         if micro_step == micro_steps - 1:
             _require_finite(step, "weighted loss", collectives.sum(total).item())
-            if isinstance(engine.optimizer, torch.optim.Optimizer):  # stage 0 in fp32: DeepSpeed looks at no norm itself
-                grad_norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]).item()
+            # stage 0 in fp32: DeepSpeed looks at no norm itself
+            if isinstance(engine.optimizer, torch.optim.Optimizer):
+                grad_norm = get_total_norm(
+                    [p.grad for p in engine.module.parameters() if p.grad is not None]
+                ).item()
                 _require_finite(step, "gradient norm", grad_norm)
         engine.step()
     was_applied = engine.was_step_applied()
@@ -88,6 +97,6 @@ def _require_finite(step: int, name: str, value: float) -> None:
     """Values are the same on every rank, so all raise together."""
     if not math.isfinite(value):
         raise RuntimeError(
-            f"step {step}: the {name} is {value}; no update was made. Lower training.learning_rate, or look at the samples of "
-            "this step"
+            f"step {step}: the {name} is {value}; no update was made. Lower training.learning_rate, or look "
+            "at the samples of this step"
         )

@@ -1,5 +1,6 @@
 # C candidates
-"""The ranks' side of test_weighted_step.py: runs of a few optimizer steps that ought to end with the same parameters."""
+"""The ranks' side of test_weighted_step.py: runs of a few optimizer steps that ought to end with the same
+parameters."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,8 @@ REPLAYED = [
 
 
 def plain_steps(engine, rank: int, world_size: int) -> None:
-    """The textbook loop: this rank's samples in order, mean loss, backward, step. DeepSpeed takes the means over micro-batches
-    and ranks."""
+    """The textbook loop: this rank's samples in order, mean loss, backward, step. DeepSpeed takes the means
+    over micro-batches and ranks."""
     from pipeline.data.collate import collate
 
     per_micro_step = engine.train_micro_batch_size_per_gpu()
@@ -51,12 +52,16 @@ def plain_steps(engine, rank: int, world_size: int) -> None:
             engine.step()
 
 
-def selected_steps(engine, settings, selections, rank: int, world_size: int, score: bool = True) -> list[float]:
+def selected_steps(
+    engine, settings, selections, rank: int, world_size: int, score: bool = True
+) -> list[float]:
     """With a scoring pass before every step, whose outcome is not used."""
     from pipeline.hook import SelectionHook
-    from pipeline.training.weighted_step import weighted_step
+    from pipeline.step.weighted_step import weighted_step
 
-    hook = SelectionHook.attach(engine, targets(), replace(settings.selection, method="filter_then_weight"), 0)
+    hook = SelectionHook.attach(
+        engine, targets(), replace(settings.selection, method="filter_then_weight"), 0
+    )
     losses = []
     for step, selection in enumerate(selections):
         own = share(candidates(step), rank, world_size)
@@ -81,7 +86,9 @@ def compare_with_plain(cases: list[Case], model_folder: str, folder: str) -> lis
     rank, world_size = start()
     results = []
     for number, case in enumerate(cases):
-        settings = prepare(case, model_folder, Path(folder) / f"plain-{rank}-{number}.json", world_size, NUM_CANDIDATES)
+        settings = prepare(
+            case, model_folder, Path(folder) / f"plain-{rank}-{number}.json", world_size, NUM_CANDIDATES
+        )
         engine = build_engine(case, settings)
         before = full_parameters(engine)
         plain_steps(engine, rank, world_size)
@@ -91,15 +98,21 @@ def compare_with_plain(cases: list[Case], model_folder: str, folder: str) -> lis
         selected_steps(engine, settings, [UNIFORM] * STEPS, rank, world_size)
         selected = full_parameters(engine)
         close(engine)
-        results.append({
-            name: ((selected[name] - plain[name]).abs().max().item(), (plain[name] - before[name]).abs().max().item())
-            for name in plain
-        })  # fmt: skip
+        results.append(
+            {
+                name: (
+                    (selected[name] - plain[name]).abs().max().item(),
+                    (plain[name] - before[name]).abs().max().item(),
+                )
+                for name in plain
+            }
+        )
     return results
 
 
 def compare_with_unscored(cases: list[Case], model_folder: str, folder: str) -> list[dict]:
-    """Names of the parameters that scoring changed by any bit; and, once, those that another random state changes."""
+    """Names of the parameters that scoring changed by any bit; and, once, those that another random state
+    changes."""
     rank, world_size = start()
     results = []
     for number, case in enumerate(cases):
@@ -122,7 +135,7 @@ def compare_with_unscored(cases: list[Case], model_folder: str, folder: str) -> 
 
 def non_finite(model_folder: str, folder: str) -> list[str]:
     """What a step on a sample with an infinite loss raises, and whether the parameters moved."""
-    from pipeline.training import weighted_step
+    from pipeline.step import weighted_step
 
     rank, world_size = start()
     original, outcomes = weighted_step.per_sample_loss, []
@@ -140,7 +153,10 @@ def non_finite(model_folder: str, folder: str) -> list[str]:
             outcome = str(error)
         weighted_step.per_sample_loss = original
         after = full_parameters(engine)
-        outcomes.append(outcome + ("" if all(torch.equal(before[n], after[n]) for n in before) else "; the parameters moved"))
+        outcomes.append(
+            outcome
+            + ("" if all(torch.equal(before[n], after[n]) for n in before) else "; the parameters moved")
+        )
         close(engine)
     return outcomes
 
@@ -149,14 +165,16 @@ def fetched(lengths: list[int], num_kept: int) -> list[tuple]:
     """The kept samples as this rank has them after ``fetch_kept``."""
     import torch.distributed as dist
 
-    from pipeline.kept.balance import fetch_kept
-    from pipeline.scoring.collectives import Collectives
+    from pipeline.ranks.collectives import Collectives
+    from pipeline.step.deal_over_ranks import fetch_kept
 
     rank, world_size = start()
     pool = reference.random_samples(lengths, seed=50)
     indices = np.random.default_rng(0).permutation(len(pool))[:num_kept]
     selection = Selection(indices, np.full(num_kept, 1 / num_kept))
-    kept = fetch_kept(share(pool, rank, world_size), selection, Collectives(dist.group.WORLD, torch.device("cpu")))
+    kept = fetch_kept(
+        share(pool, rank, world_size), selection, Collectives(dist.group.WORLD, torch.device("cpu"))
+    )
     wanted = [(pool[i].input_ids, pool[i].labels) for i in indices]
     return [(sample.input_ids, sample.labels) for sample in kept], wanted
 

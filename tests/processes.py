@@ -1,7 +1,9 @@
-"""Real ranks on one machine: processes that meet over gloo, with a time limit, so that a hang is a failure and not a wait.
+"""Real ranks on one machine: processes that meet over gloo, with a time limit, so that a hang is a failure
+and not a wait.
 
-DeepSpeed takes seconds to import, so ranks are forked from a server that has imported it once. Every process leaves through
-``os._exit`` after a barrier: through the interpreter gloo aborts now and then (its thread drops tensors while Python ends).
+DeepSpeed takes seconds to import, so ranks are forked from a server that has imported it once. Every process
+leaves through ``os._exit`` after a barrier: through the interpreter gloo aborts now and then (its thread
+drops tensors while Python ends).
 """
 
 import importlib
@@ -19,12 +21,24 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
-    "torch", "deepspeed", "transformers.models.llama.modeling_llama", "transformers.integrations", "peft", "datasets",
-    "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.stage3"]  # fmt: skip
+    "torch",
+    "deepspeed",
+    "transformers.models.llama.modeling_llama",
+    "transformers.integrations",
+    "peft",
+    "datasets",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.zero.stage3",
+]
 ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MASTER_ADDR": "127.0.0.1",
-}  # fmt: skip
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MASTER_ADDR": "127.0.0.1",
+}
 
 
 @dataclass(frozen=True)
@@ -40,21 +54,26 @@ class Ended:
 def run_ranks(target: str, world_size: int, timeout: float = 420, **kwargs) -> list:
     """``function(**kwargs)`` on every rank, for ``target = "module:function"``; what it returns, by rank.
 
-    Raises AssertionError with what the ranks printed where one of them fails, or none has ended after ``timeout`` seconds.
+    Raises AssertionError with what the ranks printed where one of them fails, or none has ended after
+    ``timeout`` seconds.
     """
     ended = launch(target, world_size, timeout, **kwargs)
     if any(end.code != 0 for end in ended):
-        raise AssertionError(f"{target} on {world_size} ranks: exit codes {[end.code for end in ended]}\n" + tails(ended))
+        raise AssertionError(
+            f"{target} on {world_size} ranks: exit codes {[end.code for end in ended]}\n" + tails(ended)
+        )
     return [end.result for end in ended]
 
 
 def launch(target: str, world_size: int, timeout: float = 240, **kwargs) -> list[Ended]:
-    """Like ``run_ranks``, but reports how the ranks ended. Once one has failed, the others have 60 seconds to notice."""
+    """Like ``run_ranks``, but reports how the ranks ended. Once one has failed, the others have 60 seconds to
+    notice."""
     context = _server()
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
         processes = [
-            context.Process(target=_rank, args=(target, rank, world_size, port, folder, kwargs)) for rank in range(world_size)
+            context.Process(target=_rank, args=(target, rank, world_size, port, folder, kwargs))
+            for rank in range(world_size)
         ]
         for process in processes:
             process.start()
@@ -62,23 +81,27 @@ def launch(target: str, world_size: int, timeout: float = 240, **kwargs) -> list
         while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
             if any(process.exitcode for process in processes):
                 deadline = min(deadline, time.monotonic() + 60)
-            multiprocessing.connection.wait([p.sentinel for p in processes if p.exitcode is None], timeout=0.5)
+            multiprocessing.connection.wait(
+                [p.sentinel for p in processes if p.exitcode is None], timeout=0.5
+            )
         codes = [process.exitcode for process in processes]
         for process in processes:
             if process.is_alive():
                 process.kill()
             process.join()
         results = [
-            pickle.loads(file.read_bytes()) if (file := folder / f"{r}.result").exists() else None for r in range(world_size)
+            pickle.loads(file.read_bytes()) if (file := folder / f"{r}.result").exists() else None
+            for r in range(world_size)
         ]
         outputs = [_read(folder / f"{r}.output") for r in range(world_size)]
     return [Ended(*end) for end in zip(codes, outputs, results)]
 
 
 def train(arguments: list[str], before: str = "") -> None:
-    """The training program in a rank, after ``before = "module:function"``, which may break something. Does not return."""
+    """The training program in a rank, after ``before = "module:function"``, which may break something. Does
+    not return."""
+    from pipeline.ranks.ending import end_together
     from pipeline.train import main
-    from pipeline.training.ending import end_together
 
     if before:
         _find(before)()
@@ -86,7 +109,9 @@ def train(arguments: list[str], before: str = "") -> None:
 
 
 def tails(ended: list[Ended]) -> str:
-    return "\n".join(f"--- rank {rank}, exit code {end.code}\n{end.output[-4000:]}" for rank, end in enumerate(ended))
+    return "\n".join(
+        f"--- rank {rank}, exit code {end.code}\n{end.output[-4000:]}" for rank, end in enumerate(ended)
+    )
 
 
 def free_port() -> int:
@@ -96,7 +121,8 @@ def free_port() -> int:
 
 
 class ForkedProgram:
-    """``target(*arguments)`` in a process forked from the server: as much of subprocess.Popen as a grid uses."""
+    """``target(*arguments)`` in a process forked from the server: as much of subprocess.Popen as a grid
+    uses."""
 
     def __init__(self, target, *arguments):
         self.process = _server().Process(target=target, args=arguments)
@@ -126,7 +152,9 @@ def _rank(target: str, rank: int, world_size: int, port: int, folder: Path, kwar
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(ENVIRONMENT, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
+    os.environ.update(
+        ENVIRONMENT, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port)
+    )
     code = 1
     try:
         result = _find(target)(**kwargs)

@@ -1,4 +1,4 @@
-"""The ranks' side of test_once.py."""
+"""The ranks' side of test_once_per_node.py."""
 
 import os
 import tempfile
@@ -21,11 +21,11 @@ def outcomes() -> dict[str, Any]:
     """By case what the rank got, and for how long it waited."""
     import torch.distributed as dist
 
-    from pipeline.training import once, peers
+    from pipeline.ranks import once_per_node, peers
     from pipeline.training.engine import start_process_group
 
     rank, _, _ = start_process_group(60)
-    done, found, once.SECONDS_BETWEEN_BEATS = [], {}, 0.1
+    done, found, once_per_node.SECONDS_BETWEEN_BEATS = [], {}, 0.1
 
     def work(beat, seconds, sign=True, error=None):
         done.append(rank)
@@ -43,7 +43,7 @@ def outcomes() -> dict[str, Any]:
         done.clear()
         begin = time.monotonic()
         try:
-            result = once.once_per_node(action, "the work", TIMEOUT)
+            result = once_per_node.once_per_node(action, "the work", TIMEOUT)
         except Exception as error:
             result = f"{type(error).__name__}: {error}"
         found[name] = result, done.copy(), time.monotonic() - begin
@@ -54,7 +54,10 @@ def outcomes() -> dict[str, Any]:
     os.environ["LOCAL_RANK"] = "0"  # from here on two nodes
     peers.meet()
     case("two nodes", lambda beat: work(beat, 0))
-    case("an error on the other node", lambda beat: work(beat, 30 if rank == 0 else 0.5, error=rank and ValueError("no room")))
+    case(
+        "an error on the other node",
+        lambda beat: work(beat, 30 if rank == 0 else 0.5, error=rank and ValueError("no room")),
+    )
     os.environ["LOCAL_RANK"] = str(rank)
     peers.meet()
     case("no sign", lambda beat: work(beat, TIMEOUT + 1, sign=False))
@@ -63,12 +66,13 @@ def outcomes() -> dict[str, Any]:
 
 
 def read(data, others, temporary) -> dict[str, Any]:
-    """Samples as ``pipeline.train`` reads them on every rank: how many records the rank tokenised, what it got, and what was said."""
+    """Samples as ``pipeline.train`` reads them on every rank: how many records the rank tokenised, what it
+    got, and what was said."""
     from pipeline import train
     from pipeline.config import Config
     from pipeline.data import chat
+    from pipeline.ranks.narrator import Narrator
     from pipeline.training.engine import start_process_group
-    from pipeline.training.progress import Narrator
     from tests.conftest import tokenizer
 
     tempfile.tempdir = temporary

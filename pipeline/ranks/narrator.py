@@ -1,13 +1,26 @@
 """What a run says while it goes: on rank 0 alone, above the progress bar."""
 
 import sys
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from pipeline.training.self_check import Line
+
+@dataclass(frozen=True)
+class Line:
+    """One check."""
+
+    check: str
+    """What was checked."""
+    passed: bool
+    """Whether it held, on all ranks."""
+    found: str
+    """What was measured, with numbers."""
+    remedy: str = ""
+    """The way out, where it failed."""
 
 
 class Narrator:
@@ -21,8 +34,8 @@ class Narrator:
                 sys.stdout.flush()
             except OSError as error:
                 raise RuntimeError(
-                    f"standard output cannot be written ({error.strerror}), and what a run says must be seen: make room where it goes, "
-                    "then resume = auto goes on from the newest checkpoint"
+                    f"standard output cannot be written ({error.strerror}), and what a run says must be seen: "
+                    "make room where it goes, then resume = auto goes on from the newest checkpoint"
                 ) from error
 
     def checks(self, lines: list[Line]) -> None:
@@ -35,6 +48,10 @@ class Narrator:
             console = Console(width=max(120, Console().width))
             console.print(table)
             for line in failed:
-                console.print(f"self-check failed: {line.check}: {line.found}. {line.remedy}", style="bold", markup=False)
+                console.print(
+                    f"self-check failed: {line.check}: {line.found}. {line.remedy}",
+                    style="bold",
+                    markup=False,
+                )
         if failed:
             raise SystemExit(2)

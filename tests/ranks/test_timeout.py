@@ -1,4 +1,5 @@
-"""A rank that keeps the others waiting longer than run.timeout_seconds ends them, on the group that scoring and training use."""
+"""A rank that keeps the others waiting longer than run.timeout_seconds ends them, on the group that scoring
+and training use."""
 
 import socket
 import time
@@ -7,9 +8,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import groups
 
-from pipeline.training import peers
+from pipeline.ranks import peers
 from pipeline.training.engine import start_process_group
-from tests.ranks import run_ranks
+from tests.processes import run_ranks
 
 TIMEOUT, LATE = 2, 12  # seconds
 
@@ -32,7 +33,7 @@ def one_rank_is_late() -> tuple[str, float]:
 
 
 def test_the_timeout_holds_on_the_group_of_the_engine():
-    message, seconds = run_ranks("tests.training.test_timeout:one_rank_is_late", 2)[0]
+    message, seconds = run_ranks("tests.ranks.test_timeout:one_rank_is_late", 2)[0]
     assert "Timed out" in message or "timeout" in message.lower(), message
     assert f"rank 1 on {socket.gethostname()} (127.0.0.1)" in message, message
     assert seconds < LATE, f"the collective waited {seconds:.1f} s, its limit was {TIMEOUT} s"

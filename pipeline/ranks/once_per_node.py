@@ -1,7 +1,8 @@
 """Long work that one rank of each node does while the others wait, for as long as it goes on.
 
-They do not wait in a collective, which would end after run.timeout_seconds however well the work goes. They look into the store where
-the ranks have met: a counter rises there while any node works, and a key appears when all have done their work, or one has failed.
+They do not wait in a collective, which would end after run.timeout_seconds however well the work goes. They
+look into the store where the ranks have met: a counter rises there while any node works, and a key appears
+when all have done their work, or one has failed.
 """
 
 import itertools
@@ -12,7 +13,7 @@ from typing import Any, Optional
 
 import torch.distributed as dist
 
-from pipeline.training import peers
+from pipeline.ranks import peers
 
 SECONDS_BETWEEN_BEATS, SECONDS_BETWEEN_LOOKS, SECONDS_TO_READ = 1.0, 0.5, 10.0
 KINDS = {"ValueError": ValueError, "RuntimeError": RuntimeError}
@@ -23,13 +24,14 @@ def once_per_node(action: Callable[[Callable[[], None]], Any], what: str, timeou
     """What ``action`` returns on the first rank of this node, on all its ranks. Every rank calls it.
 
     Args:
-        action: is given a function that it calls again and again as it works. What it returns goes through JSON.
+        action: is given a function that it calls again and again as it works. What it returns goes through
+            JSON.
         what: the work, for messages.
         timeout_seconds: how long no node may have called that function until the waiting ranks give up.
 
     Raises:
-        ValueError, RuntimeError: what ``action`` raises on any node, on all ranks (another kind of error as RuntimeError, with its name);
-            on all that wait, where nothing goes on any more.
+        ValueError, RuntimeError: what ``action`` raises on any node, on all ranks (another kind of error as
+            RuntimeError, with its name); on all that wait, where nothing goes on any more.
     """
     number, rank = next(_calls), dist.get_rank()
     if dist.get_world_size() == 1:
@@ -77,10 +79,14 @@ def _wait(store: dist.Store, what: str, timeout_seconds: float) -> None:
         if time.monotonic() - since > timeout_seconds:
             behind = [rank for rank in peers.firsts_of_nodes() if not store.check([f"result/{rank}"])]
             places = ", ".join(f"rank {rank} on {peers.place(rank)}" for rank in behind)
-            _fail(store, RuntimeError(
-                f"{what}: no sign for {timeout_seconds} s that the work goes on ({places}): look at the machine and at the file system, "
-                "or raise run.timeout_seconds where a single file or dataset takes longer to open"
-            ))  # fmt: skip
+            _fail(
+                store,
+                RuntimeError(
+                    f"{what}: no sign for {timeout_seconds} s that the work goes on ({places}): look at the "
+                    "machine and at the file system, or raise run.timeout_seconds where a single file or "
+                    "dataset takes longer to open"
+                ),
+            )
             return
         time.sleep(pause)
         pause = min(2 * pause, SECONDS_BETWEEN_LOOKS)

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import transformers
 from deepspeed.utils import logger as deepspeed_logger
 
-from pipeline.training.ending import end_together
+from pipeline.ranks.ending import end_together
 
 
 def run_program(main: Callable[[], None]) -> None:
     """``main``, with libraries that say less and an end that all ranks share. Does not return."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed's and transformers' use of older names of torch
+    # DeepSpeed's and transformers' use of older names of torch
+    warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     deepspeed_logger.setLevel(logging.WARNING)

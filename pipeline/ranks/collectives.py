@@ -1,7 +1,8 @@
 # R rows of one rank, W ranks, n elements
 """What moves between ranks: rows of gradients to the owners of the matching Adam moments, and small sums.
 
-Every collective runs on the engine's data-parallel group, never on WORLD: the two do not pair.  One process on its own needs no group.
+Every collective runs on the engine's data-parallel group, never on WORLD: the two do not pair.  One process
+on its own needs no group.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ class Collectives:
         self.bytes_sent = 0
 
     def rows_to_owners(self, pieces_Rn: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Send piece r, (R, n_r), to rank r. The function returned waits and gives (W, R, n) for this rank's n, in rank order; until
-        then others may compute. R is the same everywhere."""
+        """Send piece r, (R, n_r), to rank r. The function returned waits and gives (W, R, n) for this rank's
+        n, in rank order; until then others may compute. R is the same everywhere."""
         num_rows = pieces_Rn[0].shape[0]
         if self.world_size == 1:
             return lambda: pieces_Rn[0].unsqueeze(0)
@@ -49,7 +50,9 @@ class Collectives:
         """All-reduce in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self.group)
-            self.bytes_sent += 2 * tensor.numel() * tensor.element_size() * (self.world_size - 1) // self.world_size
+            self.bytes_sent += (
+                2 * tensor.numel() * tensor.element_size() * (self.world_size - 1) // self.world_size
+            )
         return tensor
 
     def any(self, holds: bool) -> bool:
@@ -70,7 +73,8 @@ class Collectives:
         return torch.stack(parts)
 
     def gather_slices(self, own_n: torch.Tensor, slices: list[tuple[int, int]]) -> torch.Tensor:
-        """The whole of a flat tensor of which rank r holds elements [start, end) = slices[r]; empty slices are allowed."""
+        """The whole of a flat tensor of which rank r holds elements [start, end) = slices[r]; empty slices
+        are allowed."""
         owners = [rank for rank, (start, end) in enumerate(slices) if end > start]
         whole = own_n.new_empty(max(end for _, end in slices))
         if len(owners) < self.world_size:  # ZeRO-1/2: a parameter lies with one rank or two
@@ -110,6 +114,7 @@ class Collectives:
         digests = self.gather_objects(digest)
         if len(set(digests)) > 1:
             raise RuntimeError(
-                f"the ranks disagree on {what}: " + ", ".join(f"rank {r} has {d}" for r, d in enumerate(digests))
+                f"the ranks disagree on {what}: "
+                + ", ".join(f"rank {r} has {d}" for r, d in enumerate(digests))
             )
         return digest

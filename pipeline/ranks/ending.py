@@ -8,19 +8,26 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.training import peers
+from pipeline.ranks import peers
 
 PACKAGE = Path(__file__).parents[1]
 SECONDS_FOR_NOTES = 10  # a rank that has met the same broken collective leaves its note within moments
-COLLECTIVE_WORDS = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Connection reset")
+COLLECTIVE_WORDS = (
+    "gloo",
+    "Gloo",
+    "NCCL",
+    "Connection closed by peer",
+    "Timed out waiting",
+    "Connection reset",
+)
 
 
 def end_together(main: Callable[[], None]) -> None:
-    """Run ``main`` and leave the process: code 0; 2 for settings and self-check, which have said why; 1 for anything else.
+    """Run ``main`` and leave the process: code 0; 2 for settings and self-check, which have said why; 1 for
+    anything else.
 
     A ValueError or RuntimeError of our own is a sentence to the user; all else comes with its traceback.
     """
@@ -38,11 +45,13 @@ def end_together(main: Callable[[], None]) -> None:
         _complain(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
         for sentence in _others(error):
             _complain(f"rank {os.environ.get('RANK', '0')}: {sentence}")
-    wandb = sys.modules.get("wandb")  # DeepSpeed's monitor has loaded it if the run uses it; it would finish at a normal exit
+    # DeepSpeed's monitor has loaded it if the run uses it; it would finish at a normal exit
+    wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
-    # Leaving through the interpreter aborts now and then: gloo's thread drops tensors while Python is finalizing.
-    # And a rank that has failed must not wait for collectives of others: the launcher ends them when it sees the code.
+    # Leaving through the interpreter aborts now and then: gloo's thread drops tensors while Python is
+    # finalizing. And a rank that has failed must not wait for collectives of others: the launcher ends them
+    # when it sees the code.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -57,8 +66,9 @@ def _complain(text: str) -> None:
 def _others(error: BaseException) -> list[str]:
     """What this rank, which has failed, finds out about the others.
 
-    Each rank leaves a note of its failure where the ranks have met.  One that failed because others did not answer in a collective
-    waits for their notes: who leaves none is dead or stalls, and a note with another error tells the cause.
+    Each rank leaves a note of its failure where the ranks have met.  One that failed because others did not
+    answer in a collective waits for their notes: who leaves none is dead or stalls, and a note with another
+    error tells the cause.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return []
@@ -71,7 +81,11 @@ def _others(error: BaseException) -> list[str]:
     asking = threading.Thread(target=lambda: found.append(_exchange_notes(cause)), daemon=True)
     asking.start()
     asking.join(2 * SECONDS_FOR_NOTES)
-    return found[0] if found else [f"no word from rank 0 in {2 * SECONDS_FOR_NOTES} s: look at its machine, {peers.place(0)}"]
+    return (
+        found[0]
+        if found
+        else [f"no word from rank 0 in {2 * SECONDS_FOR_NOTES} s: look at its machine, {peers.place(0)}"]
+    )
 
 
 def _exchange_notes(cause: str) -> list[str]:
@@ -89,25 +103,14 @@ def _exchange_notes(cause: str) -> list[str]:
             time.sleep(0.1)
         causes = {r: store.get(f"failed/{r}").decode() for r in others if r not in silent}
     except (RuntimeError, dist.DistError):  # rank 0 keeps the notes
-        return [f"rank 0 is gone: what it or its launcher has said last is the cause; it is on {peers.place(0)}"]
+        return [
+            f"rank 0 is gone: what it or its launcher has said last is the cause; it is on {peers.place(0)}"
+        ]
     found = [f"rank {r} failed with {cause}" for r, cause in causes.items() if cause]
     if silent:
         names, machines = ", ".join(map(str, silent)), ", ".join(dict.fromkeys(map(peers.place, silent)))
         found.append(
-            f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its machine, {machines}"
+            f"no word from rank {names} in {SECONDS_FOR_NOTES} s: dead or stalled; look at its log and its "
+            f"machine, {machines}"
         )
     return found
-
-
-def together(action: Callable):
-    """What rank 0's ``action`` returns, or raises, on every rank."""
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            outcome = [action()]
-        except Exception as error:  # raised again below, on every rank
-            outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
