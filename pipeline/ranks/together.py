@@ -5,16 +5,24 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.ranks.collectives import place_in
 
-def together(action: Callable):
-    """What rank 0's ``action`` returns, or raises, on every rank."""
+
+def together(action: Callable[[], Any], group=None) -> Any:
+    """What rank 0's ``action`` returns, or raises, on every rank of ``group``, by default on all.
+
+    Every one of them calls it. A process on its own, without a process group, is its own rank 0.
+    """
+    group = dist.group.WORLD if group is None else group
+    rank, world_size = place_in(group)
     outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
+    if rank == 0:
         try:
             outcome = [action()]
         except Exception as error:  # raised again below, on every rank
             outcome = [error]
-    dist.broadcast_object_list(outcome, src=0)
+    if world_size > 1:
+        dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]
