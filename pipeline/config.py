@@ -21,6 +21,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from pipeline import durable
 from pipeline.selection import registry
 from pipeline.selection.contract import Geometry
 from pipeline.settings import PRESETS, RECIPES, TEMPLATES
@@ -336,7 +337,7 @@ def resolve(config: Config) -> None:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML; ``--config path`` reads it back."""
-    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    durable.write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def load(path: Path) -> Config:

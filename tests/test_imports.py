@@ -10,17 +10,19 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "versions": set(),
     "yaml_text": set(),
     "settings": set(),
+    "durable": set(),
     "ranks": set(),
     "selection": set(),
     "scoring": {"ranks"},
-    "reporting": {"settings"},
-    "config": {"selection", "settings", "yaml_text"},
-    "data": {"config"},
+    "reporting": {"durable", "settings"},
+    "config": {"durable", "selection", "settings", "yaml_text"},
+    "data": {"config", "durable"},
     "step": {"config", "data", "ranks", "scoring", "selection"},
     "hook": {"config", "data", "ranks", "scoring", "selection", "step"},
     "training": {
         "config",
         "data",
+        "durable",
         "hook",
         "ranks",
         "reporting",
@@ -30,14 +32,24 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
         "step",
         "versions",
     },
-    "datastore": {"config", "data", "hook", "ranks", "scoring", "settings", "training", "versions"},
+    "datastore": {
+        "config",
+        "data",
+        "durable",
+        "hook",
+        "ranks",
+        "scoring",
+        "settings",
+        "training",
+        "versions",
+    },
     "score": {"config", "data", "datastore", "hook", "ranks", "settings", "training"},
     "integrations": {"config", "data", "hook", "ranks", "scoring", "selection", "step", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
     "report": {"data", "reporting"},
     "evaluate": {"config", "ranks", "settings", "training", "versions"},
-    "comparison": {"config", "data", "reporting", "settings", "yaml_text"},
+    "comparison": {"config", "data", "durable", "reporting", "settings", "yaml_text"},
     "compare": {"comparison"},
     "train": {"config", "data", "hook", "ranks", "reporting", "scoring", "selection", "step", "training"},
 }
@@ -91,6 +103,11 @@ def test_nothing_but_programs_imports_a_program():
     for file in FILES:
         if part_of(file) not in programs:
             assert not imported(file) & programs, file
+
+
+def test_only_one_file_forces_to_the_disk():
+    found = {file.relative_to(ROOT).name for file in FILES if "fsync" in file.read_text()}
+    assert found == {"durable.py"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

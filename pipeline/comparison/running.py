@@ -2,7 +2,6 @@
 on."""
 
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from pipeline import config as configuration
+from pipeline import durable
 from pipeline.comparison.grid import Cell, changed
 from pipeline.config import Config
 from pipeline.settings import PRESETS
@@ -164,7 +164,7 @@ def spawn(command: list[str], log: Path, environment: dict[str, str]) -> subproc
 
 def mark_finished(cell: Cell, parallel: int, seconds: float) -> None:
     record = {"contents": contents(cell.config), "parallel": parallel, "wall_seconds": round(seconds, 2)}
-    (cell.folder / FINISHED).write_text(json.dumps(record, indent=1) + "\n")
+    durable.write_text(cell.folder / FINISHED, json.dumps(record, indent=1) + "\n")
 
 
 def log_of(cell: Cell) -> Path:
@@ -182,11 +182,7 @@ def contents(config: Config) -> dict[str, str]:
 
 @functools.cache
 def digest(file: Path) -> str:
-    found = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()[:16]
+    return durable.described(file)[1][:16]
 
 
 def free_port() -> int:

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
+from pipeline import durable
 from pipeline.config import DATA_SUFFIXES
 from pipeline.data.tables import without_nulls
-from pipeline.data.token_file import hash_of
 
 STREAM = "stream:"
 COLON = re.compile(r":(?![^\[]*\])")  # none of a slice
@@ -48,7 +48,7 @@ def fingerprint(name: str, setting: str) -> Optional[str]:
         return " ".join(
             [
                 found._fingerprint,
-                *(hash_of(Path(file["filename"]), lambda: None)[1] for file in found.cache_files),
+                *(durable.described(Path(file["filename"]))[1] for file in found.cache_files),
             ]
         )
 

@@ -21,6 +21,7 @@ from typing import Optional, TypeVar
 from huggingface_hub import constants
 from tqdm import tqdm
 
+from pipeline import durable
 from pipeline.config import DATA_SUFFIXES, DataConfig
 from pipeline.data import token_file
 from pipeline.data.hub import fingerprint
@@ -174,7 +175,7 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
     if not os.path.isfile(name):
         return None  # reading it will say so
     try:
-        return [Path(name).stem, Path(name).suffix, *token_file.hash_of(Path(name), beat)]
+        return [Path(name).stem, Path(name).suffix, *durable.described(Path(name), beat)]
     except OSError as error:
         raise ValueError(f"{setting}: {name} cannot be read: {error}") from error
 

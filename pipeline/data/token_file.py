@@ -9,7 +9,6 @@ The manifest comes last and names its file by content. So whoever finds a manife
 others write the same.
 """
 
-import hashlib
 import json
 import operator
 import os
@@ -26,9 +25,10 @@ from typing import Optional
 import numpy as np
 import pyarrow
 
+from pipeline import durable
 from pipeline.data.sample import IGNORED, Digest, Sample
 
-ROWS, BLOCK, PARTIAL = 256, 1 << 20, ".tmp"
+ROWS, PARTIAL = 256, ".tmp"
 STALE_SECONDS = 86400.0  # nobody writes to a file for so long
 SCHEMA = pyarrow.schema(
     {
@@ -128,22 +128,22 @@ def write(
             samples = chain.from_iterable(map(passing, parts))
             while rows := list(islice(samples, ROWS)):
                 writer.write_batch(_batch(rows))
-        manifest = Manifest(*hash_of(data, beat), digest.hexdigest(), counts(), found)
+        manifest = Manifest(*durable.described(data, beat), digest.hexdigest(), counts(), found)
         with _partial(path) as described:
             content = {**vars(manifest), "parts": [vars(part) for part in found]}
             described.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            _sync(data)
-            _sync(described)
+            durable.sync(data)
+            durable.sync(described)
             _put(data, _data_file(path, manifest), (manifest.num_bytes, manifest.sha256), beat)
             os.replace(described, path)
-    _sync(path.parent)
+    durable.sync(path.parent)
 
 
 def damage(path: Path, beat: Callable[[], None]) -> Optional[str]:
     """What is wrong with a manifest or its file, in a sentence; None if nothing is."""
     try:
         manifest = read_manifest(path)
-        num_bytes, sha256 = hash_of(_data_file(path, manifest), beat)
+        num_bytes, sha256 = durable.described(_data_file(path, manifest), beat)
     except (OSError, ValueError) as error:
         return str(error)
     if num_bytes != manifest.num_bytes:
@@ -166,17 +166,6 @@ def read_manifest(path: Path) -> Manifest:
         raise ValueError(f"{path} is no manifest of tokenised samples: {error}") from error
 
 
-def hash_of(path: Path, beat: Callable[[], None]) -> tuple[int, str]:
-    """Size and SHA-256 of a file; ``beat`` is called for every MiB."""
-    found, size = hashlib.sha256(), 0
-    with open(path, "rb") as content:
-        while block := content.read(BLOCK):
-            found.update(block)
-            size += len(block)
-            beat()
-    return size, found.hexdigest()
-
-
 def remove_stale(folder: Path, names: str) -> None:
     """What processes that were killed long ago have left unfinished of manifests with a NAME like ``names``;
     the folder may hold more."""
@@ -194,7 +183,7 @@ def _put(partial: Path, final: Path, described: tuple[int, str], beat: Callable[
     try:
         os.link(partial, final)
     except OSError:  # the name is taken, or the file system knows no links
-        if not final.exists() or hash_of(final, beat) != described:
+        if not final.exists() or durable.described(final, beat) != described:
             os.replace(partial, final)
 
 
@@ -205,21 +194,13 @@ def _data_file(path: Path, manifest: Manifest) -> Path:
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
     """An empty file beside ``path``, readable by its owner alone, that is gone afterwards unless it was
-    renamed."""
+    renamed. Its name is its own, as several nodes may write the same ``path``."""
     descriptor, name = tempfile.mkstemp(PARTIAL, f"{path.stem}.", path.parent)
     os.close(descriptor)
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _batch(rows: list[Sample]) -> pyarrow.RecordBatch:

@@ -11,7 +11,6 @@ dot.  A part is written under another name, forced to the disk, and renamed: the
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -20,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from pipeline import durable
 from pipeline.data.sample import Sample
 from pipeline.datastore.scorer import Scored, Target
 from pipeline.settings import differences
-from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.run_folder import LOCK
 
@@ -78,7 +77,7 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
     """
     path = parts.folder / MANIFEST
     if not path.exists():
-        ours = (LOCK, f".{MANIFEST}{files.PARTIAL}")
+        ours = (LOCK, durable.partial(path).name)
         # a killed program may have left a checkpoint that it converted
         found = (path.name for path in parts.folder.iterdir())
         others = sorted(name for name in found if name not in ours and not universal.is_left(name))
@@ -93,7 +92,7 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
             "num_parts": len(parts),
             "made_of": made_of,
         }
-        _replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        durable.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return []
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["made_of"]
@@ -159,16 +158,5 @@ def _features(features_ND: Optional[np.ndarray], is_lost_N: np.ndarray) -> dict[
 def _write_table(path: Path, table: pa.Table) -> None:
     buffer = pa.BufferOutputStream()
     pa.parquet.write_table(table, buffer, compression="zstd")
-    _replace(path, buffer.getvalue())
-
-
-def _replace(path: Path, content) -> None:
-    """Make ``content`` the file at ``path``, at once and on the disk itself."""
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}{files.PARTIAL}")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(partial, path)
-    files.sync_folder(path.parent)
+    durable.write_bytes(path, buffer.getvalue())

@@ -12,7 +12,6 @@ Beside them stand ``config.yaml``, ``environment.json`` and ``pool.json``, writt
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from typing import Any, Optional
 
 import pandas as pd
 import yaml
+
+from pipeline import durable
 
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
 """Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the
@@ -95,7 +96,7 @@ def cut(source: Path, folder: Path, sizes: dict[str, int]) -> dict[str, int]:
             file.seek(size)
             dropped[name] = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
             file.truncate(size)
-            os.fsync(file.fileno())
+        durable.sync(path)
     return dropped
 
 
@@ -126,10 +127,11 @@ class Recorder:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by name; all of them are on the disk itself when this returns."""
-        for name, file in self._files.items():
+        paths = {name: self.folder / f"{name}.jsonl" for name in self._files}
+        for name, path in paths.items():
             with self._writing(name):
-                os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
+                durable.sync(path)
+        return {name: path.stat().st_size for name, path in paths.items()}
 
     def close(self) -> None:
         for file in self._files.values():

@@ -7,7 +7,6 @@ schedule), a selection whose samples are not all trained on yet (``selection.sco
 generators, what warnings are made of, and how long the records were.
 """
 
-import os
 import random
 import shutil
 import time
@@ -23,6 +22,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
 from pipeline import config as configuration
+from pipeline import durable
 from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample, digest
 from pipeline.data.token_file import TokenFile
@@ -447,9 +447,8 @@ class DurableWriter(TorchCheckpointEngine):
         try:
             with open(path, "wb") as file:
                 torch.save(state_dict, file)
-                file.flush()
-                os.fsync(file.fileno())
-            self.files[Path(path).name] = files.describe(Path(path))
+            durable.sync(Path(path))
+            self.files[Path(path).name] = durable.described(Path(path))
         except (OSError, RuntimeError) as error:  # torch wraps what the file says into a RuntimeError
             self.problem = f"{Path(path).name} could not be written: {error}"
 
@@ -457,9 +456,8 @@ class DurableWriter(TorchCheckpointEngine):
         """Force files that others have written to the disk, and remember them too."""
         try:
             for name in names:
-                with open(folder / name, "rb") as file:
-                    os.fsync(file.fileno())
-                self.files[name] = files.describe(folder / name)
+                durable.sync(folder / name)
+                self.files[name] = durable.described(folder / name)
         except OSError as error:
             self.problem = f"{error.filename or folder} could not be forced to the disk: {error.strerror}"
 

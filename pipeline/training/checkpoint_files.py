@@ -10,7 +10,6 @@ A checkpoint is written under another name, forced to the disk file by file, and
 makes it one.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
+
+from pipeline import durable
 
 FOLDER, MANIFEST, LATEST = "checkpoints", "manifest.json", "latest"
 PARTIAL, DAMAGED = ".tmp", ".damaged"
@@ -54,16 +55,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def describe(path: Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
-    found, size = hashlib.sha256(), 0
-    with open(path, "rb") as content:
-        while block := content.read(1 << 20):
-            found.update(block)
-            size += len(block)
-    return size, found.hexdigest()
-
-
 def names(folder: Path) -> set[str]:
     """Files in a folder and below, relative to it."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -72,7 +63,7 @@ def names(folder: Path) -> set[str]:
 def damage(path: Path, expected: tuple[int, str]) -> Optional[str]:
     """What is wrong with a file, in a sentence; None if nothing is."""
     try:
-        size, digest = describe(path)
+        size, digest = durable.described(path)
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     if size != expected[0]:
@@ -109,13 +100,10 @@ def commit(partial: Path, manifest: Manifest) -> Path:
                 "must lie on a file system that all nodes share"
             )
     final = partial.with_name(partial.name.removesuffix(PARTIAL))
-    write(partial / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
-    sync_folder(partial)
+    durable.write_text(partial / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
     os.rename(partial, final)
-    write(final.parent / (LATEST + PARTIAL), final.name)
-    os.rename(final.parent / (LATEST + PARTIAL), final.parent / LATEST)
-    sync_folder(final.parent)
-    sync_folder(final.parent.parent)  # which the first checkpoint has put this folder into
+    durable.write_text(final.parent / LATEST, final.name)
+    durable.sync(final.parent.parent)  # which the first checkpoint has put this folder into
     return final
 
 
@@ -136,20 +124,3 @@ def set_aside(checkpoint: Path) -> Path:
         shutil.rmtree(aside)
     os.rename(checkpoint, aside)
     return aside
-
-
-def write(path: Path, text: str) -> None:
-    """A small file, on the disk itself when this returns."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Names are on the disk when their folder is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ import yaml
 from peft import PeftModel
 
 from pipeline import config as configuration
+from pipeline import durable
 from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.mixture import Mixture
 from pipeline.data.sample import Sample
@@ -26,7 +27,9 @@ from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint import Found
 from pipeline.versions import installed
 
-FINISHED, LOCK, UNFINISHED = "finished.json", "lock", "config.yaml.tmp"
+FINISHED, LOCK, CONFIG = "finished.json", "lock", "config.yaml"
+BEFORE_A_RUN = {LOCK, durable.partial(Path(CONFIG)).name}
+"""Left by a process that was killed before its folder was a run's."""
 _held: dict[Path, TextIO] = {}
 PACKAGES = (
     "torch",
@@ -65,11 +68,11 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
     """
     folder = Path(config.run.folder)
     goes_on = found is not None and found.run_folder.resolve() == folder.resolve()
-    if not goes_on and folder.exists() and {path.name for path in folder.iterdir()} - {LOCK, UNFINISHED}:
+    if not goes_on and folder.exists() and {path.name for path in folder.iterdir()} - BEFORE_A_RUN:
         if config.resume == "auto":
             _refuse_all_but_a_beginning(folder, config)
             say(f"the earlier run in {folder} ended before its first checkpoint and starts again")
-        elif not ((folder / "config.yaml").is_file() and (folder / "steps.jsonl").is_file()):
+        elif not ((folder / CONFIG).is_file() and (folder / "steps.jsonl").is_file()):
             raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
         elif not config.run.overwrite:
             raise ValueError(
@@ -80,23 +83,22 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
     hold(folder, "run.folder")
     if not goes_on:
         for path in sorted(
-            folder.iterdir(), key=lambda path: path.name == "config.yaml"
+            folder.iterdir(), key=lambda path: path.name == CONFIG
         ):  # last, as it tells whose folder this is
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK:
                 path.unlink()
-    configuration.save(config, folder / UNFINISHED)
-    os.replace(folder / UNFINISHED, folder / "config.yaml")
+    configuration.save(config, folder / CONFIG)
     _write(folder / "deepspeed.json", merged)
     return folder
 
 
 def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
     """Without a checkpoint the folder is emptied, so it must hold no more than the beginning of this run."""
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
-    before = dict(flatten(yaml.safe_load((folder / "config.yaml").read_text())))
+    before = dict(flatten(yaml.safe_load((folder / CONFIG).read_text())))
     changes = differences(before, dict(flatten(configuration.plain(config))))
     changed = [text for name, text in changes.items() if name not in CHANGE_NO_RESULT]
     if changed or (folder / "final").exists():
@@ -146,7 +148,7 @@ def continue_records(folder: Path, found: Found, world_size: int, say: Callable[
 
 
 def write_finished(folder: Path, steps: int, now: dict[str, Any]) -> None:
-    files.write(
+    durable.write_text(
         folder / FINISHED, json.dumps({"steps": steps, "identity": now}, indent=1, ensure_ascii=False) + "\n"
     )
 
@@ -206,4 +208,5 @@ def save_model(engine, tokenizer, folder: Path, is_rank_0: bool) -> None:
 
 
 def _write(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", **records.ENCODING)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    durable.write_text(path, text, errors=records.ENCODING["errors"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kill_resume import compare, records, run
+from pipeline import durable
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint_files import Manifest
 from tests.processes import launch, run_ranks, tails
@@ -101,7 +102,7 @@ def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_no
     newest = tmp_path / "run/checkpoints/checkpoint-6"
     for rank in (0, 1):
         name = f"offloaded_tensors/rank{rank}/exp_avg.swp"
-        assert files.read_manifest(newest).files[name] == files.describe(newest / name)
+        assert files.read_manifest(newest).files[name] == durable.described(newest / name)
     assert compare(pairs["zero2-full"][0], tmp_path / "run") == []
     seconds = [
         json.loads(line)["seconds"] for line in (tmp_path / "run/steps.jsonl").read_text().splitlines()
@@ -195,7 +196,7 @@ def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_name
         files.make_empty(partial)
         for name in ("a.pt", "b.pt"):
             (partial / name).write_bytes(b"content" * step)
-        described = {name: files.describe(partial / name) for name in ("a.pt", "b.pt")}
+        described = {name: durable.described(partial / name) for name in ("a.pt", "b.pt")}
         (tmp_path / run / "steps.jsonl").write_text("{}\n" * 10)
         return files.commit(partial, Manifest(step, world_size, identity, {"steps": records}, described))
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from pipeline import durable
 from pipeline.reporting import records
 from pipeline.reporting.records import Recorder
 from pipeline.training import checkpoint_files as files
@@ -22,7 +23,7 @@ def written(folder, step: int, content=CONTENT):
     files.make_empty(partial)
     for name, value in content.items():
         (partial / name).write_bytes(value)
-    described = {name: files.describe(partial / name) for name in content}
+    described = {name: durable.described(partial / name) for name in content}
     return files.commit(
         partial, Manifest(step, 2, {"seed": 1, "ridge": float("inf")}, {"steps": 17}, described)
     )
@@ -158,7 +159,7 @@ def test_a_full_disk_is_remembered_by_the_writer_and_not_raised(tmp_path):
     assert "full.pt could not be written" in writer.problem and writer.files == {}
     writer.start()
     writer.save(state, str(tmp_path / "good.pt"))
-    assert writer.problem is None and writer.files == {"good.pt": files.describe(tmp_path / "good.pt")}
+    assert writer.problem is None and writer.files == {"good.pt": durable.described(tmp_path / "good.pt")}
 
 
 def test_half_a_line_that_a_full_disk_left_in_the_records_is_cut(tmp_path):
