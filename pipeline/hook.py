@@ -31,7 +31,7 @@ from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import factor_bytes, leaf_module, scored_layers
 from pipeline.scoring.loss import per_sample_loss
-from pipeline.scoring.moments import Fragment, fragments, loss_scale
+from pipeline.scoring.moments import Fragment, fragments, loss_scale, whole_shape
 from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
@@ -178,7 +178,7 @@ class SelectionHook:
                 "the model has no trainable linear layer to score: raise model.lora_rank or check "
                 "model.lora_targets"
             )
-        shapes = {name + ".weight": _shape(layer.weight) for name, layer in self.layers.items()}
+        shapes = {name + ".weight": whole_shape(layer.weight) for name, layer in self.layers.items()}
         self.owners = OwnerMap(shapes, self.fragments(), self.collectives)
         gaps = self.owners.gaps()
         if gaps:
@@ -588,8 +588,3 @@ def _has_overflowed(signals: Signals, target_loss: Optional[float]) -> bool:
         and not math.isfinite(signals.target_norm_squared)
     )
     return lost_target or bool((np.isfinite(signals.loss_C) & ~np.isfinite(norm_C)).any())
-
-
-def _shape(weight: torch.Tensor) -> tuple[int, int]:
-    # under ZeRO-3 a released parameter has shape (0,)
-    return tuple(getattr(weight, "ds_shape", weight.shape))

@@ -8,7 +8,9 @@ import torch
 
 from pipeline.config import SelectionConfig
 from pipeline.ranks.collectives import Collectives
+from pipeline.scoring.moments import own_part
 from pipeline.training.checkpoint import CHANGE_ROUNDING, SAYS_HOW_IT_RUNS, Found
+from pipeline.training.checksum import sum_of_bits
 from pipeline.versions import installed
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "numpy", "pyarrow")
@@ -70,16 +72,11 @@ def made_of(
 
 
 def content_of_model(engine, collectives: Collectives) -> str:
-    """Hash of sums over the bits of each parameter: whole numbers, so the same for any number of ranks and
-    any partition."""
+    """Hash of the sums of each parameter's bits, the same for any number of ranks and any partition."""
     names, sums = [], []
     for name, parameter in engine.module.named_parameters():
-        own = getattr(parameter, "ds_tensor", parameter).detach().flatten()
-        if hasattr(parameter, "ds_tensor"):  # ZeRO-3: the last rank's part ends in padding
-            own = own[: max(0, parameter.ds_numel - collectives.rank * own.numel())]
-        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[own.element_size()]
         names.append(name)
-        sums.append(own.view(bits).sum(dtype=torch.int64).to(engine.device))
+        sums.append(sum_of_bits(own_part(parameter, collectives.rank)).to(engine.device))
     total = torch.stack(sums)
     if engine.zero_optimization_partition_weights():
         collectives.sum(total)

@@ -1,5 +1,5 @@
 """Where DeepSpeed keeps the Adam state: this rank's fragments of exp_avg and exp_avg_sq, read in place,
-without a collective.
+without a collective; and what of a parameter a rank holds.
 
 Each wrapper owns flat fp32 tensors that key the state of a torch-style optimizer; a parameter is a slice of
 one of them:
@@ -12,7 +12,8 @@ one of them:
 
 The slices come from the storage itself, because DeepSpeed's own mapping (``_hp_mapping``, ``safe_get_*``) is
 unlinked for a second parameter group, after a resume and before the first step, and points elsewhere under
-``round_robin_gradients``. This is the only file that knows how DeepSpeed partitions (checked with 0.19.8).
+``round_robin_gradients``. This is the only file that knows how DeepSpeed partitions (as 0.19.8 does;
+tests/test_imports.py finds its names in no other).
 """
 
 from collections.abc import Iterator
@@ -54,6 +55,25 @@ def fragments(engine, with_moments: bool = True) -> list[Fragment]:
     """
     swapped = _swapped_state(engine.optimizer)
     return [_fragment(with_moments, swapped, *address) for address in _addresses(engine)]
+
+
+def whole_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    """Shape of the whole parameter, which under ZeRO-3 has shape (0,) while it is released."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def whole_numel(parameter: torch.Tensor) -> int:
+    """Elements of the whole parameter."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def own_part(parameter: torch.Tensor, rank: int) -> torch.Tensor:
+    """What ``rank``, which is this one, holds of a parameter, flat: under ZeRO-3 its part without the padding
+    at the tail, else all of it."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().flatten()
+    part = parameter.ds_tensor.detach().flatten()
+    return part[: max(0, whole_numel(parameter) - rank * part.numel())]
 
 
 def release_gathered(engine) -> None:

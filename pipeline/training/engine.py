@@ -19,7 +19,7 @@ from pipeline.config import Config, TrainingConfig, check_world_size, geometry, 
 from pipeline.data.checks import BrokenLine, decode, shown
 from pipeline.ranks import peers
 from pipeline.scoring.engines import NO_FLOAT16_AT_STAGE_0
-from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients
+from pipeline.scoring.moments import DISK_BLOCK, misplaced_swapped_gradients, whole_shape
 from pipeline.selection import registry
 from pipeline.settings import PRESETS, flatten, is_secret
 from pipeline.training.kernels import clear_stale_locks
@@ -164,7 +164,7 @@ def partition_while_loading(merged: dict):
 def build_engine(model: torch.nn.Module, merged: dict, training: TrainingConfig):
     """DeepSpeedEngine with AdamW; weight decay spares norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    dimensions = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
+    dimensions = {id(p): len(whole_shape(p)) for p in trained}
     groups = [
         {"params": [p for p in trained if dimensions[id(p)] >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in trained if dimensions[id(p)] < 2], "weight_decay": 0.0},

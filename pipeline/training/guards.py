@@ -3,26 +3,16 @@
 collapse, a missed target."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.ranks.collectives import Collectives
+from pipeline.training.checksum import checksum
 
 WINDOW = 20  # steps that a warning looks at, and that pass before it comes again
 NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # what became of a sample of the pool when it was last a candidate
-
-
-def checksum(parameters: Iterable[torch.Tensor]) -> int:
-    """Sum of all bit patterns as integers, modulo 2^64: exact, whatever the order; any single changed bit
-    changes it."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = 0
-    for parameter in parameters:
-        total += int(parameter.detach().view(integers[parameter.element_size()]).sum(dtype=torch.int64))
-    return total % 2**64
 
 
 def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int) -> None:

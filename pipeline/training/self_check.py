@@ -24,7 +24,7 @@ from pipeline.scoring.contraction import summary
 from pipeline.scoring.exact import held_bytes
 from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
 from pipeline.scoring.loss import causal_logits, evaluating, per_sample_loss
-from pipeline.scoring.moments import release_gathered
+from pipeline.scoring.moments import own_part, release_gathered, whole_numel
 from pipeline.scoring.stopwatch import Stopwatch
 
 REFERENCE_ELEMENTS = 100_000_000  # gradient elements of one reference pass: bounds memory on large models
@@ -52,7 +52,7 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
     # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each
     # and group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
-    before = _fingerprint(hook.engine)
+    before = _fingerprint(hook)
     if hook.is_packed:
         lines.append(_agree(hook, _packing(hook, *samples)))
         if not lines[-1].passed:  # the others pack too
@@ -98,7 +98,7 @@ def _agree(hook: SelectionHook, line: Line) -> Line:
 
 def _scored_share(hook: SelectionHook) -> Line:
     trained = {n: p for n, p in hook.engine.module.named_parameters() if p.requires_grad}
-    numel = {name: getattr(parameter, "ds_numel", parameter.numel()) for name, parameter in trained.items()}
+    numel = {name: whole_numel(parameter) for name, parameter in trained.items()}
     scored = sum(numel[name] for name in hook.owners.shapes)
     left_out: dict[str, int] = {}
     for name in trained:
@@ -309,9 +309,10 @@ def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     return Line("held between scoring micro-batches", held < free, found, remedy)
 
 
-def _fingerprint(engine) -> tuple:
+def _fingerprint(hook: SelectionHook) -> tuple:
     """Exact sums of this rank's parameters and their gradients, flags, counters and random states."""
-    tensors = [getattr(p, "ds_tensor", p).detach() for p in engine.module.parameters()]
+    engine = hook.engine
+    tensors = [own_part(p, hook.collectives.rank) for p in engine.module.parameters()]
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     total = lambda tensor: tensor.sum(dtype=torch.float64).item()
     return (
@@ -327,7 +328,7 @@ def _fingerprint(engine) -> tuple:
 
 
 def _untouched(hook: SelectionHook, before: tuple) -> Line:
-    passed = _fingerprint(hook.engine) == before
+    passed = _fingerprint(hook) == before
     found = (
         "parameters, gradients, flags, counters and random state are as before"
         if passed

@@ -1,10 +1,10 @@
-"""Counting updates where optimizers count differently; where the fragments lie is tested with real engines in
-test_gram.py."""
+"""Counting updates where optimizers count differently, and what of a parameter a rank holds; where the fragments
+lie is tested with real engines in test_gram.py."""
 
 import pytest
 import torch
 
-from pipeline.scoring.moments import _step
+from pipeline.scoring.moments import _step, own_part, whole_numel, whole_shape
 
 
 class FusedAdam(torch.optim.AdamW):
@@ -35,3 +35,24 @@ def test_other_optimizers_count_each_key_by_itself(count):
     parameters, optimizer = two_parameters((count, 9), torch.optim.AdamW)
     assert _step(optimizer.state[parameters[0]], optimizer.param_groups[0], optimizer) == 3
     assert _step({}, optimizer.param_groups[0], optimizer) == 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7, 11])
+def test_own_parts_of_all_ranks_joined_are_the_parameter_without_padding(world_size):
+    """Split as ZeRO-3 does it: equal parts, so that the last ones end in padding or are nothing else."""
+    whole = torch.arange(10.0).view(5, 2)
+    size = -(-whole.numel() // world_size)
+    padded = torch.cat([whole.flatten(), torch.full((size * world_size - whole.numel(),), float("nan"))])
+    parts = []
+    for rank, part in enumerate(padded.split(size)):
+        released = torch.nn.Parameter(torch.empty(0))
+        released.ds_shape, released.ds_numel, released.ds_tensor = whole.shape, whole.numel(), part
+        parts.append(own_part(released, rank))
+        assert (whole_shape(released), whole_numel(released)) == ((5, 2), 10)
+    assert torch.equal(torch.cat(parts), whole.flatten())
+
+
+def test_a_parameter_that_nobody_splits_is_each_ranks_own():
+    whole = torch.nn.Parameter(torch.arange(10.0).view(5, 2))
+    assert (whole_shape(whole), whole_numel(whole)) == ((5, 2), 10)
+    assert torch.equal(own_part(whole, 3), whole.flatten()) and not own_part(whole, 3).requires_grad

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training.guards import WINDOW, Watch, check_replicas, checksum
+from pipeline.training.checksum import checksum
+from pipeline.training.guards import WINDOW, Watch, check_replicas
 from tests.processes import launch, run_ranks, tails
 
 
