@@ -106,7 +106,7 @@ def main() -> None:
 def compare(case: str, arguments, device: torch.device) -> list[dict]:
     """One row a backend and D: means over the draws."""
     pool, targets, pad_token_id = data(arguments)
-    engine, _ = build(case, arguments, 1, device)
+    engine, _ = build(case, arguments, 1)
     stream = CandidateStream(pool, arguments.candidates, seed=0)
     settings = replace(
         Config().selection, candidates_per_step=arguments.candidates, keep_per_step=4, warmup_steps=0

@@ -103,7 +103,7 @@ def main() -> None:
         }
     }
     for case in arguments.cases:
-        result[case] = compare(case, arguments, world_size, device)
+        result[case] = compare(case, arguments, world_size)
         print(f"\n{case}: {arguments.looks} x {arguments.candidates} candidates, {arguments.keep} kept")
         for row in result[case]:
             numbers = "  ".join(
@@ -126,10 +126,10 @@ def main() -> None:
     os._exit(0)  # leaving through the interpreter with gloo threads alive aborts now and then
 
 
-def compare(case: str, arguments, world_size: int, device) -> list[dict]:
+def compare(case: str, arguments, world_size: int) -> list[dict]:
     """One row a way of scoring: means over the looks, and the worst."""
     pool, targets, pad_token_id = data(arguments)
-    engine, _ = build(case, arguments, world_size, device)
+    engine, _ = build(case, arguments, world_size)
     stream = CandidateStream(pool, arguments.candidates, seed=0)
     target_set = TargetSet(targets, arguments.targets, seed=0)
     config = Config()

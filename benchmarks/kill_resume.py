@@ -349,7 +349,7 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
 
     from pipeline import hook, train
     from pipeline.reporting.records import Recorder
-    from pipeline.training import checkpoint, checkpoint_files, run_folder
+    from pipeline.training import checkpoint, checkpoint_files, prepare, run_folder
 
     state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
     show = lambda: SLOT.pack_into(
@@ -382,7 +382,7 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
 
         setattr(owner, name, wrapped)
 
-    wrap(train, "load_model", "loading")
+    wrap(prepare, "load_model", "loading")
     wrap(checkpoint.Checkpoints, "__init__", "loading", lasting=True)
     wrap(checkpoint.Checkpoints, "load", "resuming")
     wrap(run_folder, "continue_records", "resuming")

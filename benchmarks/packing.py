@@ -37,7 +37,8 @@ from pipeline.hook import SelectionHook
 from pipeline.selection.contract import Selection
 from pipeline.step.weighted_step import weighted_step
 from pipeline.training.attention import choose
-from pipeline.training.engine import build_engine, deepspeed_config, resolve_dtype, start_process_group
+from pipeline.training.engine import build_engine, start_process_group
+from pipeline.training.prepare import prepare
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -71,7 +72,7 @@ def main() -> None:
     step = options.candidates + options.targets
     found = {}
     for size in (0, options.micro_batch):
-        attention, engine = build(options, size, device)
+        attention, engine = build(options, size)
         rounds = []
         # the first warms up, and gives every weight its second moment
         for number in range(options.rounds + 1):
@@ -134,7 +135,7 @@ def drawn(options) -> list[Sample]:
     return [Sample([*map(known, sample.input_ids)], [*map(known, sample.labels)]) for sample in samples]
 
 
-def build(options, size: int, device: torch.device):
+def build(options, size: int):
     """``(attention, engine)``."""
     config = Config()
     config.selection.candidates_per_step, config.selection.keep_per_step = options.candidates, options.keep
@@ -143,8 +144,7 @@ def build(options, size: int, device: torch.device):
         json.dump({"zero_optimization": {"stage": 1}}, file)
         file.flush()
         config.deepspeed = file.name
-        dtype = resolve_dtype(config.training.precision, device)
-        merged = deepspeed_config(config, 1, dtype)
+        prepared = prepare(config)
     shape = LlamaConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden_size,
@@ -156,10 +156,12 @@ def build(options, size: int, device: torch.device):
         bos_token_id=None,
         eos_token_id=None,
     )
-    attention = choose("auto", device, dtype, shape)
+    attention = choose("auto", prepared.device, prepared.dtype, shape)
     torch.manual_seed(options.seed)
-    model = LlamaForCausalLM._from_config(shape, attn_implementation=attention.implementation).to(dtype)
-    return attention, build_engine(model, merged, config.training)
+    model = LlamaForCausalLM._from_config(shape, attn_implementation=attention.implementation).to(
+        prepared.dtype
+    )
+    return attention, build_engine(model, prepared.merged, config.training)
 
 
 def one_round(

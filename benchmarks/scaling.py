@@ -41,13 +41,7 @@ from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
 from pipeline.selection.contract import Selection
 from pipeline.step.weighted_step import weighted_step
-from pipeline.training.engine import (
-    build_engine,
-    deepspeed_config,
-    partition_while_loading,
-    start_process_group,
-)
-from pipeline.training.model import load_model
+from pipeline.training.prepare import load, prepare
 
 OUTPUT = Path(__file__).parent / "results" / "scaling.json"
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -186,15 +180,10 @@ def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> No
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    *_, device = start_process_group(600)
     found = []
     for stage in STAGES:
         config = settings(world_size, stage, model)
-        merged = deepspeed_config(config, world_size, torch.float32)
-        partitioned = partition_while_loading(merged)
-        loaded, _ = load_model(config.model, torch.float32, device, 0)
-        del partitioned
-        engine = build_engine(loaded, merged, config.training)
+        engine = load(config, prepare(config)).engine
         own, kept = _samples(2), Selection(np.arange(world_size), np.full(world_size, 1 / world_size))
         weighted_step(engine, own, kept, 0)  # so that there are moments
         counts = {}

@@ -33,14 +33,8 @@ from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.scoring.loss import causal_logits, per_sample_loss
-from pipeline.training.engine import (
-    build_engine,
-    deepspeed_config,
-    partition_while_loading,
-    resolve_dtype,
-    start_process_group,
-)
-from pipeline.training.model import load_model
+from pipeline.training.engine import start_process_group
+from pipeline.training.prepare import load, prepare
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -133,7 +127,7 @@ def in_process(arguments: list) -> dict:
 
 
 def measure(case: str, arguments, rank: int, world_size: int, device: torch.device) -> tuple[dict, str]:
-    engine, attention = build(case, arguments, world_size, device)
+    engine, attention = build(case, arguments, world_size)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
         100, 40_000, (arguments.candidates + arguments.targets, arguments.tokens), generator=generator
@@ -197,7 +191,8 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     return found, attention
 
 
-def build(case: str, arguments, world_size: int, device: torch.device):
+def build(case: str, arguments, world_size: int):
+    """``(engine, attention kernel)``."""
     config = Config()
     config.model.name, config.model.lora_rank = arguments.model, arguments.lora_rank if case == "lora" else 0
     config.training.micro_batch_size = arguments.candidates // world_size
@@ -206,11 +201,9 @@ def build(case: str, arguments, world_size: int, device: torch.device):
         json.dump({"zero_optimization": {"stage": arguments.stage}}, file)
         file.flush()
         config.deepspeed = file.name
-        dtype = resolve_dtype(config.training.precision, device)
-        merged = deepspeed_config(config, world_size, dtype)
-    partitioned = partition_while_loading(merged)  # noqa: F841
-    model, attention = load_model(config.model, dtype, device, seed=0)
-    return build_engine(model, merged, config.training), attention.kernel
+        prepared = prepare(config)
+    loaded = load(config, prepared)
+    return loaded.engine, loaded.attention.kernel
 
 
 def timed(action, device: torch.device) -> float:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-import transformers
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
@@ -30,17 +29,8 @@ from pipeline.ranks.stopping import REQUEUE, StopRequests
 from pipeline.ranks.together import together
 from pipeline.settings import differences
 from pipeline.training import checkpoint, run_folder, self_check
-from pipeline.training.attention import packs
-from pipeline.training.engine import (
-    build_engine,
-    check_hardware,
-    deepspeed_config,
-    partition_while_loading,
-    resolve_dtype,
-    start_process_group,
-)
-from pipeline.training.model import load_model, load_tokenizer
-from pipeline.training.small_model import located
+from pipeline.training.model import load_tokenizer
+from pipeline.training.prepare import load, prepare
 from pipeline.training.tokenised import read
 
 UNUSED = ("--data.test", "[]", "--training.evaluation_answers", "0", "--run.overwrite", "false")
@@ -51,30 +41,23 @@ refuse the file."""
 def main(arguments: Optional[list[str]] = None) -> None:
     config, options = parse_score(arguments)
     stop = StopRequests()
-    rank, world_size, device = start_process_group(config.run.timeout_seconds)
-    say = Narrator(rank)
-
-    dtype = resolve_dtype(config.training.precision, device)
-    merged = deepspeed_config(_without_steps(config, world_size), world_size, dtype)
-    check_hardware(config, merged, device)
-    together(lambda: located(config.model.name))
+    prepared = prepare(config, takes_steps=False)
+    rank, world_size, say = prepared.rank, prepared.world_size, prepared.say
     folder = together(lambda: _prepare(options.output))
     tokenizer = load_tokenizer(config.model)
     pool, targets = (read(name, tokenizer, config, say) for name in ("pool", "target"))
-    identity = checkpoint.identity(config, merged, pool, targets, [])
+    identity = checkpoint.identity(config, prepared.merged, pool, targets, [])
     found = checkpoint.find_weights(config.resume, identity, say) if config.resume else None
 
-    merged = checkpoint.for_other_ranks(merged, found, world_size)
-    partitioned = partition_while_loading(merged)  # noqa: F841  under ZeRO-3 transformers looks for it while it loads
-    transformers.set_seed(config.run.seed)
-    model, attention = load_model(config.model, dtype, device, config.run.seed)
-    engine = build_engine(model, merged, config.training)
-    pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
+    loaded = load(config, prepared, found=found)
+    engine, pad_token_id = loaded.engine, tokenizer.pad_token_id
     target_set = TargetSet(targets, len(targets), config.run.seed, rotate=False)  # all of them, at every look
     hook = SelectionHook.attach(
-        engine, target_set, config.selection, pad_token_id, config.run.seed, None, is_packed
+        engine, target_set, config.selection, pad_token_id, config.run.seed, None, loaded.is_packed
     )
-    say(f"{world_size} ranks on {device.type}, {dtype}; attention: {attention.kernel}")
+    say(
+        f"{world_size} ranks on {prepared.device.type}, {prepared.dtype}; attention: {loaded.attention.kernel}"
+    )
     share = -(-options.batch // world_size)
     say.checks(
         self_check.run(
@@ -228,14 +211,6 @@ def scoring_selection(config: Config, options: Namespace) -> SelectionConfig:
             "to cancel"
         )
     return scoring
-
-
-def _without_steps(config: Config, world_size: int) -> Config:
-    """For an engine that takes no step: sizes of steps need not divide."""
-    selection = replace(
-        config.selection, candidates_per_step=world_size, keep_per_step=world_size, score_every=1
-    )
-    return replace(config, selection=selection, training=replace(config.training, micro_batch_size=1))
 
 
 def _prepare(folder: Path) -> Path:

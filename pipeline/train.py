@@ -9,7 +9,6 @@ One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, the
 
 import time
 
-import transformers
 from tqdm import tqdm
 
 from pipeline.config import parse
@@ -18,7 +17,6 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
-from pipeline.ranks.narrator import Narrator
 from pipeline.ranks.program import run_program
 from pipeline.ranks.stopping import REQUEUE, StopRequests
 from pipeline.ranks.together import together
@@ -26,34 +24,20 @@ from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.step.deal_over_steps import deal_over_steps
 from pipeline.step.weighted_step import weighted_step
 from pipeline.training import checkpoint, run_folder, self_check
-from pipeline.training.attention import packs
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.engine import (
-    build_engine,
-    check_hardware,
-    deepspeed_config,
-    partition_while_loading,
-    resolve_dtype,
-    start_process_group,
-)
 from pipeline.training.evaluation import exact_match, held_out_loss, questions
 from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
-from pipeline.training.model import load_model, load_reference_model, load_tokenizer
-from pipeline.training.small_model import located
+from pipeline.training.model import load_reference_model, load_tokenizer
+from pipeline.training.prepare import load, prepare
 from pipeline.training.tokenised import read
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse(__doc__.split("\n\n")[0], arguments)
     stop = StopRequests()
-    rank, world_size, device = start_process_group(config.run.timeout_seconds)
-    say = Narrator(rank)
-
-    dtype = resolve_dtype(config.training.precision, device)
-    merged = deepspeed_config(config, world_size, dtype)
-    check_hardware(config, merged, device)
-    together(lambda: located(config.model.name))
+    prepared = prepare(config)
+    rank, world_size, device, say = prepared.rank, prepared.world_size, prepared.device, prepared.say
     tokenizer = load_tokenizer(config.model)
     pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
     assert isinstance(pool, TokenFile)  # data.pool is never empty
@@ -66,27 +50,26 @@ def main(arguments: list[str] | None = None) -> None:
         TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
     )
 
-    identity = checkpoint.identity(config, merged, pool, targets, tests)
+    identity = checkpoint.identity(config, prepared.merged, pool, targets, tests)
     tests = list(tests)  # read once: every evaluation goes through all of them
     if together(lambda: run_folder.is_finished(config, identity)):
         say(f"the run in {config.run.folder} is finished; there is nothing to resume")
         return
     found = checkpoint.find(config, identity, say)
-    folder = together(lambda: run_folder.prepare(config, merged, found, say))
+    folder = together(lambda: run_folder.prepare(config, prepared.merged, found, say))
 
-    reference = load_reference_model(config.selection.reference_model, config.model, tokenizer, dtype, device)
-    merged = checkpoint.for_other_ranks(merged, found, world_size)
-    partitioned = partition_while_loading(merged)  # noqa: F841  under ZeRO-3 transformers looks for it while it loads
-    transformers.set_seed(config.run.seed)  # of Python's and numpy's generators too
-    model, attention = load_model(config.model, dtype, device, config.run.seed)
-    engine = build_engine(model, merged, config.training)
-    pad_token_id, is_packed = tokenizer.pad_token_id, packs(config.model.packing, attention, device)
+    reference = load_reference_model(
+        config.selection.reference_model, config.model, tokenizer, prepared.dtype, device
+    )
+    loaded = load(config, prepared, found=found)
+    engine, attention, is_packed = loaded.engine, loaded.attention, loaded.is_packed
+    pad_token_id = tokenizer.pad_token_id
     hook = SelectionHook.attach(
         engine, target_set, config.selection, pad_token_id, config.run.seed, reference, is_packed
     )
     say(
-        f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {dtype}; attention: "
-        f"{attention.kernel}"
+        f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {prepared.dtype}; "
+        f"attention: {attention.kernel}"
     )
     say(f"the samples of a micro-batch are {'packed into one row' if is_packed else 'padded to the longest'}")
     if attention.slower:
@@ -107,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
             "slower_attention": attention.slower,
             "is_packed": is_packed,
             "world_size": world_size,
-            "dtype": str(dtype),
+            "dtype": str(prepared.dtype),
             "device": device.type,
         }
         run_folder.write_environment(folder, facts)

@@ -31,18 +31,17 @@ def programs(calls: list[tuple[str, list[str]]]) -> list[str]:
 
 def killed(arguments: list[str], number: int) -> None:
     """A score that is killed when half of part ``number`` is written."""
-    from pipeline import score
-    from pipeline.datastore import parts
+    from pipeline import durable, score
 
-    original = parts._replace
+    original = durable.write_bytes
 
-    def replace(path, content):
+    def write(path, content):
         if path.name == f"part-{number:05d}.parquet":
-            path.with_name(f".{path.name}.tmp").write_bytes(bytes(content)[: len(content) // 2])
+            durable.partial(path).write_bytes(bytes(content)[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         original(path, content)
 
-    parts._replace = replace
+    durable.write_bytes = write
     score.main(arguments)
 
 

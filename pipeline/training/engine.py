@@ -13,7 +13,6 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.utils import groups
-from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import Config, TrainingConfig, check_world_size, geometry, needs_moments
 from pipeline.data.checks import BrokenLine, decode, shown
@@ -153,12 +152,6 @@ def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
                 f"deepspeed: {file} offloads to NVMe through DeepSpeed's async_io, which does not build on "
                 f"{socket.gethostname()}: install libaio's headers (Debian: libaio-dev) and a C++ compiler"
             )
-
-
-def partition_while_loading(merged: dict):
-    """Under ZeRO-3 a model loaded afterwards is split over the ranks at once; keep the returned object until
-    then."""
-    return HfDeepSpeedConfig(merged) if merged.get("zero_optimization", {}).get("stage") == 3 else None
 
 
 def build_engine(model: torch.nn.Module, merged: dict, training: TrainingConfig):

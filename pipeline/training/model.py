@@ -16,6 +16,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.config import ModelConfig
 from pipeline.settings import TEMPLATES
@@ -37,6 +38,11 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     if settings.chat_template:
         tokenizer.chat_template = _chat_template(TEMPLATES.find(settings.chat_template))
     return tokenizer
+
+
+def partition_while_loading(merged: dict) -> Optional[HfDeepSpeedConfig]:
+    """What makes ``load_model`` split a model over the ranks at once, while it is kept; None below ZeRO-3."""
+    return HfDeepSpeedConfig(merged) if merged.get("zero_optimization", {}).get("stage") == 3 else None
 
 
 def load_model(

@@ -169,14 +169,14 @@ def settings_of(case: Case, model_folder: str, file: Path, world_size: int) -> C
 
 
 def build_engine(case: Case, settings: Config, dropout: float = 0.0):
-    """As pipeline/train.py does, but with adapters of known values."""
+    """As pipeline/training/prepare.py does, but with adapters of known values."""
     from pipeline.training import engine as engines
-    from pipeline.training.model import load_model
+    from pipeline.training.model import load_model, partition_while_loading
 
     _, world_size, device = engines.start_process_group(120)
     dtype = engines.resolve_dtype(case.precision, device)
     merged = engines.deepspeed_config(settings, world_size, dtype)
-    partitioned = engines.partition_while_loading(merged)
+    partitioned = partition_while_loading(merged)
     model, _ = load_model(settings.model, dtype, device, seed=0)
     del partitioned
     if case.kind != "full":
