@@ -347,9 +347,9 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     """Wrap what is called in each phase, so that the board shows the innermost one."""
     import deepspeed
 
-    from pipeline import hook, train
+    from pipeline import hook
     from pipeline.reporting.records import Recorder
-    from pipeline.training import checkpoint, checkpoint_files, prepare, run_folder
+    from pipeline.training import checkpoint, checkpoint_files, prepare, run, run_folder
 
     state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
     show = lambda: SLOT.pack_into(
@@ -386,7 +386,7 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     wrap(checkpoint.Checkpoints, "__init__", "loading", lasting=True)
     wrap(checkpoint.Checkpoints, "load", "resuming")
     wrap(run_folder, "continue_records", "resuming")
-    wrap(train, "held_out_loss", "evaluation")
+    wrap(run, "held_out_loss", "evaluation")
     wrap(hook.SelectionHook, "_score", "scoring")
     wrap(deepspeed.DeepSpeedEngine, "backward", "backward")
     wrap(deepspeed.DeepSpeedEngine, "step", "optimizer step")

@@ -3,188 +3,36 @@
 deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value
 ...]
 
-One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast
--> weighted step
+What a run does, step by step, stands in pipeline/training/run.py.
 """
 
-import time
+from typing import Optional
 
-from tqdm import tqdm
-
-from pipeline.config import parse
-from pipeline.data.mixture import mixture_of
-from pipeline.data.stream import CandidateStream
-from pipeline.data.targets import TargetSet
-from pipeline.data.token_file import TokenFile
-from pipeline.hook import SelectionHook
-from pipeline.ranks.program import run_program
-from pipeline.ranks.stopping import REQUEUE, StopRequests
-from pipeline.ranks.together import together
-from pipeline.scoring.stopwatch import Stopwatch
-from pipeline.step.deal_over_steps import deal_over_steps
-from pipeline.step.weighted_step import weighted_step
-from pipeline.training import checkpoint, run_folder, self_check
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.evaluation import exact_match, held_out_loss, questions
-from pipeline.training.guards import check_replicas
-from pipeline.training.journal import Journal
-from pipeline.training.model import load_reference_model, load_tokenizer
-from pipeline.training.prepare import load, prepare
-from pipeline.training.tokenised import read
+from pipeline.config import Config, parse
 
 
-def main(arguments: list[str] | None = None) -> None:
-    config = parse(__doc__.split("\n\n")[0], arguments)
-    stop = StopRequests()
-    prepared = prepare(config)
-    rank, world_size, device, say = prepared.rank, prepared.world_size, prepared.device, prepared.say
-    tokenizer = load_tokenizer(config.model)
-    pool, targets, tests = (read(name, tokenizer, config, say) for name in ("pool", "target", "test"))
-    assert isinstance(pool, TokenFile)  # data.pool is never empty
-    asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)
-    weights = config.data.pool_weights
-    mixture = mixture_of(config.data.pool, pool.sizes, weights) if weights else None
-    stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed, mixture)
-    rotate = config.data.rotate_targets
-    target_set = (
-        TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
-    )
+def main(arguments: Optional[list[str]] = None) -> None:
+    """Train with the settings that ``arguments`` give, by default those of the command line."""
+    config = _settings(arguments)
+    # Not at the top: torch, DeepSpeed and transformers take seconds to load, and --help, an unknown key and a
+    # contradiction are answered without them.
+    from pipeline.training.run import train
 
-    identity = checkpoint.identity(config, prepared.merged, pool, targets, tests)
-    tests = list(tests)  # read once: every evaluation goes through all of them
-    if together(lambda: run_folder.is_finished(config, identity)):
-        say(f"the run in {config.run.folder} is finished; there is nothing to resume")
-        return
-    found = checkpoint.find(config, identity, say)
-    folder = together(lambda: run_folder.prepare(config, prepared.merged, found, say))
-
-    reference = load_reference_model(
-        config.selection.reference_model, config.model, tokenizer, prepared.dtype, device
-    )
-    loaded = load(config, prepared, found=found)
-    engine, attention, is_packed = loaded.engine, loaded.attention, loaded.is_packed
-    pad_token_id = tokenizer.pad_token_id
-    hook = SelectionHook.attach(
-        engine, target_set, config.selection, pad_token_id, config.run.seed, reference, is_packed
-    )
-    say(
-        f"{type(engine.optimizer).__name__}, {world_size} ranks on {device.type}, {prepared.dtype}; "
-        f"attention: {attention.kernel}"
-    )
-    say(f"the samples of a micro-batch are {'packed into one row' if is_packed else 'padded to the longest'}")
-    if attention.slower:
-        say(f"a slower attention kernel runs: {attention.slower}")
-    say("self-check: what selection relies on, measured on this model, data and cluster")
-    say.checks(self_check.run(hook, stream.shard(0, rank, world_size)))
-
-    checkpoints, first, chosen, watched = Checkpoints(folder, hook, config, identity, say), 0, None, None
-    if found:
-        first, (chosen, watched) = found.manifest.step, checkpoints.load(found)
-        together(lambda: run_folder.continue_records(folder, found, world_size, say))
-        if hook.needs_moments:
-            say.checks([self_check.check_state(hook)])
-    journal = Journal(folder, engine, config, pool, watched) if rank == 0 else None
-    if rank == 0:
-        facts = {
-            "attention": attention.kernel,
-            "slower_attention": attention.slower,
-            "is_packed": is_packed,
-            "world_size": world_size,
-            "dtype": str(prepared.dtype),
-            "device": device.type,
-        }
-        run_folder.write_environment(folder, facts)
-        run_folder.write_pool(folder, config.data.pool, pool, targets, mixture)
-
-    def evaluate(step: int) -> None:
-        if tests:
-            loss = held_out_loss(
-                engine, tests, pad_token_id, config.training.evaluation_micro_batch_size, is_packed
-            )
-            say(f"step {step}: held-out loss {loss:.4f}")
-            answers = None
-            if asked and step == steps:
-                accuracy = exact_match(engine, asked, tokenizer, config.training.evaluation_micro_batch_size)
-                answers = {"accuracy": accuracy, "num_answers": len(asked)}
-                say(f"step {step}: {accuracy:.1%} of {len(asked)} answers match exactly")
-            if journal:
-                journal.evaluation(step, loss, tests, answers)
-
-    steps, score_every = config.training.steps, config.selection.score_every
-    progress = tqdm(
-        range(first, steps),
-        config.selection.method,
-        steps,
-        initial=first,
-        unit="step",
-        disable=rank != 0,
-        mininterval=1.0,
-    )
-    for step in progress:
-        if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
-            evaluate(step)
-
-        begin, watch = time.perf_counter(), Stopwatch(device)
-        with watch("candidates"):
-            candidates = stream.shard(step // score_every, rank, world_size)
-        if step % score_every == 0:
-            chosen = hook.select(candidates, step)
-        assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
-        selection = deal_over_steps(chosen, score_every)[step % score_every]
-        if step % score_every:
-            hook.scores.selection_hash = hook.agree(selection, step)
-        learning_rate = engine.get_lr()[0]
-        with watch("update"):
-            result = weighted_step(engine, candidates, selection, pad_token_id, is_packed)
-        seconds = {**watch.read(), "total": time.perf_counter() - begin}
-
-        if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
-            say.checks([self_check.check_state(hook)])
-        if journal:
-            look = step // score_every
-            found_at, epoch = stream.positions(look), stream.epoch(look)
-            for warning in journal.step(
-                step,
-                epoch,
-                found_at,
-                chosen,
-                selection,
-                hook.scores,
-                result,
-                learning_rate,
-                seconds,
-                watch.peak_bytes(),
-            ):
-                say(warning)
-        progress.set_postfix(
-            loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}"
-        )
-
-        verify_every = config.training.verify_every
-        if (
-            verify_every
-            and (step + 1) % verify_every == 0
-            and not engine.zero_optimization_partition_weights()
-        ):
-            check_replicas(engine.module, hook.collectives, step + 1)
-        requested = stop.agreed(hook.collectives)
-        if requested or checkpoints.is_due(step + 1):
-            saved = checkpoints.save(step + 1, chosen, journal)
-        if requested:
-            goes_on = "goes on" if saved else "goes on from the checkpoint before, if there is one"
-            say(f"{requested}: stopped after {step + 1} steps; --resume auto {goes_on}")
-            raise SystemExit(REQUEUE)
-    evaluate(steps)
-
-    if config.run.save_model:
-        run_folder.save_model(engine, tokenizer, folder / "final", rank == 0)
-    together(lambda: run_folder.write_finished(folder, steps, identity))
-    say(f"results in {folder}")
+    train(config)
 
 
-def run(arguments: list[str] | None = None) -> None:
+def run(arguments: Optional[list[str]] = None) -> None:
     """``main``, to an end that all ranks share."""
-    run_program(lambda: main(arguments))
+    config = _settings(arguments)
+    from pipeline.ranks.program import run_program  # not at the top, as above
+    from pipeline.training.run import train
+
+    run_program(lambda: train(config))
+
+
+def _settings(arguments: Optional[list[str]]) -> Config:
+    """Exits with code 2 and one sentence where they cannot be."""
+    return parse(__doc__.split("\n\n")[0], arguments)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
         "training",
         "versions",
     },
-    "score": {"config", "data", "datastore", "hook", "ranks", "settings", "training"},
+    "score": {"config", "datastore", "ranks"},
     "integrations": {"config", "data", "hook", "ranks", "scoring", "selection", "step", "training"},
     "planning": {"config", "scoring", "selection", "training"},
     "plan": {"config", "planning", "training"},
@@ -51,7 +51,7 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
     "evaluate": {"config", "ranks", "settings", "training", "versions"},
     "comparison": {"config", "data", "durable", "reporting", "settings", "yaml_text"},
     "compare": {"comparison"},
-    "train": {"config", "data", "hook", "ranks", "reporting", "scoring", "selection", "step", "training"},
+    "train": {"config", "ranks", "training"},
 }
 INTERNALS = {  # of DeepSpeed's partitions, as attributes or as names in getattr
     "ds_id",

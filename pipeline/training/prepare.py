@@ -1,5 +1,5 @@
-"""What programs of several ranks do before their own work, in two steps: ``prepare`` for what is to be known before
-data and model are read, ``load`` for model and engine."""
+"""What programs of several ranks do before their own work, in two steps: ``prepare`` for what is to be known
+before data and model are read, ``load`` for model and engine."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Optional
@@ -52,8 +52,8 @@ class Loaded:
 
 
 def prepare(config: Config, *, takes_steps: bool = True) -> Prepared:
-    """Start the process group, unless it has been started; check the settings against it and the machine. Every
-    rank calls it.
+    """Start the process group, unless it has been started; check the settings against it and the machine.
+    Every rank calls it.
 
     Args:
         config: parsed and checked by itself.

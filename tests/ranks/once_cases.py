@@ -68,10 +68,10 @@ def outcomes() -> dict[str, Any]:
 def read(data, others, temporary) -> dict[str, Any]:
     """Samples as ``pipeline.train`` reads them on every rank: how many records the rank tokenised, what it
     got, and what was said."""
-    from pipeline import train
     from pipeline.config import Config
     from pipeline.data import chat
     from pipeline.ranks.narrator import Narrator
+    from pipeline.training import run
     from pipeline.training.engine import start_process_group
     from tests.conftest import tokenizer
 
@@ -88,7 +88,7 @@ def read(data, others, temporary) -> dict[str, Any]:
     for name, changes in {"first": {}, "second": {}, **others}.items():
         encoded.clear(), said.clear()
         try:
-            samples = train.read("pool", tokenizer(), Config(data=replace(data, **changes)), Listening(rank))
+            samples = run.read("pool", tokenizer(), Config(data=replace(data, **changes)), Listening(rank))
             result = list(samples), samples.manifest.content, samples.path.exists()
         except Exception as error:
             result = f"{type(error).__name__}: {error}"

@@ -79,9 +79,9 @@ def stall_on_one_rank() -> None:
 
 def flip_a_bit_on_one_rank() -> None:
     """After the third update rank 1 holds one parameter that differs from rank 0's by its last bit."""
-    from pipeline import train
+    from pipeline.training import run
 
-    original = train.weighted_step
+    original = run.weighted_step
 
     def step(engine, *arguments):
         result = original(engine, *arguments)
@@ -90,7 +90,7 @@ def flip_a_bit_on_one_rank() -> None:
             parameter.data.view(torch.int32).flatten()[0] ^= 1
         return result
 
-    train.weighted_step = step
+    run.weighted_step = step
 
 
 def fill_the_disk() -> None:
@@ -114,16 +114,16 @@ def fill_the_disk() -> None:
 
 def fill_the_log() -> None:
     """From the third step on rank 0's standard output goes to a full disk."""
-    from pipeline import train
+    from pipeline.training import run
 
-    original = train.weighted_step
+    original = run.weighted_step
 
     def step(engine, *arguments):
         if os.environ["RANK"] == "0" and engine.global_steps == 2:
             os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
         return original(engine, *arguments)
 
-    train.weighted_step = step
+    run.weighted_step = step
 
 
 def change_the_world() -> None:
@@ -132,12 +132,12 @@ def change_the_world() -> None:
     import tqdm.std
     from deepspeed import DeepSpeedEngine
 
-    from pipeline import train
+    from pipeline.training import run
 
     now, original, read, save = (
         time.time,
-        train.weighted_step,
-        train.read,
+        run.weighted_step,
+        run.read,
         DeepSpeedEngine._save_zero_checkpoint,
     )
     seconds_back, names = [0.0], []
@@ -160,7 +160,7 @@ def change_the_world() -> None:
         (copied / "exp_avg.swp").write_bytes(b"moments")
 
     time.time = tqdm.std.time = lambda: now() - seconds_back[0]
-    train.weighted_step, train.read, DeepSpeedEngine._save_zero_checkpoint = (
+    run.weighted_step, run.read, DeepSpeedEngine._save_zero_checkpoint = (
         step,
         read_and_remember,
         save_and_copy,
