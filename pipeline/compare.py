@@ -13,15 +13,18 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from pipeline.comparison import outcome
 from pipeline.comparison.grid import parse
-from pipeline.comparison.running import run_cells
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
     """0; 1 if a cell has failed; 2 for settings or records that do not fit together, which a sentence
     explains."""
     grid, cells, notes = parse(__doc__.split("\n\n")[0], sys.argv[1:] if arguments is None else arguments)
+    # Not at the top: torch, pandas and matplotlib take seconds to load, and --help and a wrong grid are
+    # answered without them.
+    from pipeline.comparison import outcome
+    from pipeline.comparison.running import run_cells
+
     try:
         failures = run_cells(cells, grid.parallel, grid.ranks, grid.overwrite)
         failed = [failure.cell for failure in failures]

@@ -1,6 +1,8 @@
-"""Data flows one way, and so do imports (DESIGN section 7)."""
+"""Data flows one way, and so do imports; and what is not needed yet is not loaded yet."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,36 @@ def test_only_moments_knows_the_internals_of_zero(file):
         assert found >= {"ds_numel", "ds_shape", "ds_tensor", "optimizer_swapper", "grad_position"}
     else:
         assert not found, f"{file.relative_to(ROOT)}: {sorted(found)}"
+
+
+def loaded(program: str) -> tuple[set[str], str]:
+    """Packages that a fresh interpreter has loaded after ``program``, and the code that it ends with."""
+    script = (
+        "import sys\ncode = 0\n"
+        f"try:\n    {program}\nexcept SystemExit as ended:\n    code = ended.code\n"
+        "print(code, *sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
+    assert ended.returncode == 0, ended.stderr
+    code, *names = ended.stdout.splitlines()[-1].split()
+    return set(names), code
+
+
+@pytest.mark.parametrize("program", ["train", "score", "compare", "evaluate"])
+@pytest.mark.parametrize("arguments, code", [(["--help"], "0"), (["--no.such_setting", "1"], "2")])
+def test_help_and_wrong_settings_are_answered_before_anything_heavy_is_loaded(program, arguments, code):
+    names, found = loaded(f"from pipeline.{program} import main as program; program({arguments})")
+    assert "pipeline" in names and found == code
+    assert not names & {"torch", "deepspeed", "transformers", "peft", "datasets", "pandas", "matplotlib"}
+
+
+def test_a_contradiction_too_is_answered_before_anything_heavy_is_loaded():
+    """As the installed program, ftw-train, calls it."""
+    names, found = loaded("from pipeline.train import run; run(['--selection.keep_per_step', '99'])")
+    assert found == "2" and not names & {"torch", "deepspeed", "transformers"}
+
+
+def test_an_engine_needs_neither_figures_nor_templates_nor_datasets():
+    names, _ = loaded("import pipeline.training.engine")
+    assert "deepspeed" in names
+    assert not names & {"matplotlib", "jinja2", "datasets", "pandas", "transformers"}
