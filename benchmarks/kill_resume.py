@@ -20,7 +20,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import struct
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import describe
+from benchmarks.ranks import ENVIRONMENT, PRELOADED, address, free_port
 from pipeline.data import demo
 
 RESULTS, ROOT = Path(__file__).parent / "results", Path(__file__).parents[1]
@@ -75,14 +75,9 @@ VARIANTS = (
     {"deepspeed": "zero3", "model.lora_rank": 0, "training.precision": "bf16"},
     {"deepspeed": "zero2", "model.lora_rank": 4, "training.precision": "bf16"},
 )
-PRELOADED = [
-    "pipeline.train",
-    "deepspeed.runtime.zero.stage3",
-    "deepspeed.ops.op_builder.all_ops",
-    "transformers.models.llama.modeling_llama",
-]
-# a rank's phase and step, and how often it has entered the phase that the kill waits for
-SLOT = struct.Struct("iiq")
+SLOT = struct.Struct(
+    "iiq"
+)  # a rank's phase and step, and how often it has entered the phase that the kill waits for
 
 
 def main() -> None:
@@ -103,13 +98,7 @@ def main() -> None:
         "--output", type=Path, help="result file (default: benchmarks/results/kill_resume_cpu.json)"
     )
     arguments = parser.parse_args()
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    os.environ |= ENVIRONMENT
     begin, rng = time.perf_counter(), random.Random(arguments.seed)
     output = arguments.output or (None if arguments.quick else RESULTS / "kill_resume_cpu.json")
     with tempfile.TemporaryDirectory() as name:
@@ -327,13 +316,7 @@ def rank_process(rank: int, port: int, board: Path, log: Path, aimed_at: int, ar
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= address(rank, RANKS, port)
     torch.set_num_threads(1)
     from pipeline import train
 
@@ -477,12 +460,6 @@ def differences(one, other, where: str = "") -> list[str]:
             return []
         return [f"{where}: {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)} differ"]
     return [] if str(one) == str(other) else [f"{where}: {str(one)[:80]} and {str(other)[:80]}"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

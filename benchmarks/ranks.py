@@ -1,0 +1,30 @@
+"""Ranks of one run on this machine: their environment, what is imported before they are forked, and where they meet."""
+
+import socket
+
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+PRELOADED = [
+    "pipeline.train",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.ops.op_builder.all_ops",
+    "transformers.models.llama.modeling_llama",
+]
+
+
+def address(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a launcher tells one of ``ranks`` processes in its environment."""
+    number = str(rank)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": str(ranks), **place}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
