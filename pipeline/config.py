@@ -22,8 +22,8 @@ from jsonargparse import (
 )
 
 from pipeline import durable
+from pipeline.geometry import GEOMETRIES, UPDATE, Geometry
 from pipeline.selection import registry
-from pipeline.selection.contract import Geometry
 from pipeline.settings import PRESETS, RECIPES, TEMPLATES
 from pipeline.yaml_text import load_yaml
 
@@ -138,7 +138,7 @@ class SelectionConfig:
     target_per_step: int = 8
     """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated
     through."""
-    geometry: Literal["auto", Geometry] = "auto"
+    geometry: Literal[("auto", *GEOMETRIES)] = "auto"  # type: ignore[valid-type]  # names known at import alone
     """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of
     the target. auto is the method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus:
     update_to_gradient; another is refused), else update."""
@@ -182,6 +182,11 @@ class SelectionConfig:
     supervised tokens alone. 0 forms all of them at once."""
     exchange_mib: int = 64
     """Largest buffer that a rank sends or receives in one exchange of per-sample gradients, in MiB."""
+
+    @property
+    def compensates_momentum(self) -> bool:
+        """Whether momentum is part of what is matched."""
+        return self.momentum == "compensate"
 
 
 @dataclass
@@ -331,8 +336,8 @@ def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = Non
 
 def resolve(config: Config) -> None:
     """Put what will be done where settings leave it open, so that the saved copy says it."""
-    if registry.get(config.selection.method).scores_gradients:
-        config.selection.geometry = geometry(config.selection)
+    if registry.get(config.selection.method).takes_backward:
+        config.selection.geometry = geometry(config.selection).name
 
 
 def save(config: Config, path: Path) -> None:
@@ -351,7 +356,7 @@ def geometry(selection: SelectionConfig) -> Geometry:
     otherwise."""
     own = registry.get(selection.method).geometry
     if own is None:
-        return "update" if selection.geometry == "auto" else selection.geometry
+        return UPDATE if selection.geometry == "auto" else GEOMETRIES[selection.geometry]
     if selection.geometry not in ("auto", own):
         raise ValueError(
             f"selection.geometry = {selection.geometry} contradicts selection.method = {selection.method}, "
@@ -362,13 +367,13 @@ def geometry(selection: SelectionConfig) -> Geometry:
             f"selection.momentum = {selection.momentum} contradicts selection.method = {selection.method}, "
             "which has a target of its own: set it to cancel"
         )
-    return own
+    return GEOMETRIES[own]
 
 
 def needs_moments(selection: SelectionConfig) -> bool:
     """Whether candidates are measured with Adam's state, which the first steps do not have."""
-    has_metric = geometry(selection) != "identity" or selection.momentum == "compensate"
-    return registry.get(selection.method).needs == "gram" and has_metric
+    reads_moments = geometry(selection).needs_moments or selection.compensates_momentum
+    return registry.get(selection.method).needs_target and reads_moments
 
 
 def from_settings(settings: dict) -> Config:
@@ -432,7 +437,7 @@ def check_settings(config: Config) -> None:
             raise ValueError(f"{_section(section)}.{name} is more than the largest value, {LARGEST}")
     if not s.temperature > 0:
         raise ValueError(f"selection.temperature is {s.temperature}: it must be positive")
-    needs_reference = registry.get(s.method).needs == "reference_loss"
+    needs_reference = registry.get(s.method).needs_reference
     if needs_reference != (s.reference_model is not None):
         raise ValueError(
             f"selection.reference_model is missing: selection.method = {s.method} compares losses with it"
@@ -515,7 +520,7 @@ def check_data(config: Config) -> None:
             f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} "
             "needs prompts"
         )
-    if not config.data.target and registry.get(config.selection.method).needs == "gram":
+    if not config.data.target and registry.get(config.selection.method).needs_target:
         raise ValueError(
             f"data.target is empty, and selection.method = {config.selection.method} needs examples to aim at"
         )

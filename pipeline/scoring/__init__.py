@@ -1,2 +1,2 @@
-"""From a scoring pass to the Gram matrix: factors, Adam moments, preconditioner, collectives. Knows no data,
+"""From a scoring pass to the Gram matrix: factors, Adam moments and metric, backends. Knows no data,
 no selection."""

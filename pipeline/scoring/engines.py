@@ -3,6 +3,7 @@ training runs without DeepSpeed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,36 @@ NO_FLOAT16_AT_STAGE_0 = (
     "at ZeRO stage 0 DeepSpeed 0.19.8 divides float16 gradients by a loss scale that it has not multiplied "
     "the loss by, so updates are wrong: take stage 1, which needs no more memory"
 )
+
+
+class Engine(Protocol):
+    """What scoring reads of an engine; a DeepSpeedEngine has it all, and so has a ``TorchEngine``."""
+
+    module: torch.nn.Module
+    optimizer: Any
+    """DeepSpeed's wrapper around a torch optimizer, or the optimizer itself."""
+    device: torch.device
+    seq_data_parallel_group: Any
+    """The ranks that hold the same model; None where no process group was started."""
+    sequence_parallel_size: int
+    mp_world_size: int
+    global_steps: int
+    """Optimizer steps taken, the skipped ones among them."""
+    skipped_steps: int
+    """Steps without an update, where a float16 gradient overflowed."""
+    micro_steps: int
+
+    def get_lr(self) -> list[float]:
+        """Learning rate of each parameter group."""
+
+    def fp16_enabled(self) -> bool:
+        """Whether the module computes in float16, with a loss scale."""
+
+    def zero_optimization_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+
+    def zero_optimization_partition_weights(self) -> bool:
+        """Whether a rank holds a part of the weights alone, so that each forward gathers them."""
 
 
 class TorchEngine:
@@ -60,12 +91,12 @@ class TorchEngine:
         return False
 
 
-def forward_context(engine) -> AbstractContextManager:
+def forward_context(engine: Engine) -> AbstractContextManager:
     """What the forward of a scoring pass runs in. DeepSpeed's modules have the dtype they compute in."""
     return engine.autocast() if isinstance(engine, TorchEngine) else nullcontext()
 
 
-def refuse_unfit(engine) -> None:
+def refuse_unfit(engine: Engine) -> None:
     """Raises ValueError for an engine that selection cannot work with, with the way out."""
     for degree, name in ((engine.sequence_parallel_size, "sequence"), (engine.mp_world_size, "tensor")):
         if degree > 1:

@@ -20,98 +20,72 @@ import torch
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.contraction import CACHE_BYTES, Contraction, choose
 from pipeline.scoring.factors import num_samples, per_sample_gradient
+from pipeline.scoring.gram import GramProblem
+from pipeline.scoring.metric import Metric, may_hold_zeros
 from pipeline.scoring.moments import Fragment
-from pipeline.scoring.owners import OwnerMap
-from pipeline.scoring.preconditioner import may_hold_zeros, scale, scales_target
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.scoring.token_products import TokenProducts
 
 
 def held_bytes(shapes: dict[str, tuple[int, int]], num_held: int, num_tokens: int, element_size: int) -> int:
-    """What ``ExactGram.hold`` keeps on a rank for ``num_held`` candidates of ``num_tokens`` tokens until the
+    """Bytes that ``ExactGram.add`` keeps on a rank for ``num_held`` candidates of ``num_tokens`` tokens until the
     last micro-batch."""
     return num_held * element_size * sum(min(o * i, num_tokens * (o + i)) for o, i in shapes.values())
 
 
 class ExactGram:
-    """Gram matrix of the rows {C candidates, target} of one step.
+    """Gram matrix of the rows {C candidates, target} of one look, from every per-sample gradient."""
 
-    Args:
-        owners: map of the scored parameters.
-        own: this rank's fragments with live moments.
-        geometry, momentum: docs/method.md. ``compensate`` replaces g_T by (g_T - beta1 exp_avg) / (1 -
-            beta1).
-        num_rows: candidates that each rank scores (R).
-        num_tokens: of the longest candidate of all ranks (T).
-        element_size: bytes of an element of a factor.
-        contraction: ``auto`` or one of the ways of contraction.py.
-        exchange_bytes: bound of what one rank receives in one exchange, of which two exist at a time; one row
-            of a weight matrix of all candidates is the least.
-        target: what ``target`` was after ``finish_target`` of an earlier pass, which spares this one the
-            target; empty in the pass that later ones take it from; None where no other pass needs it, and it
-            may wait as factors.
-    """
+    features_Rk = None  # rows go to the owners piece by piece and are whole nowhere
 
-    def __init__(
-        self,
-        owners: OwnerMap,
-        own: list[Fragment],
-        collectives: Collectives,
-        watch: Stopwatch,
-        geometry: str,
-        momentum: str,
-        num_rows: int,
-        exchange_bytes: int,
-        num_tokens: int,
-        element_size: int,
-        contraction: str = "auto",
-        target: Optional[dict[str, torch.Tensor]] = None,
-    ):
-        self.owners, self.collectives, self.watch = owners, collectives, watch
-        self.own = {fragment.name: fragment for fragment in own}
-        self.geometry, self.momentum, self.exchange_bytes = geometry, momentum, exchange_bytes
-        self.num_rows = num_rows
-        num_candidates = num_rows * collectives.world_size
+    def __init__(self, problem: GramProblem, collectives: Collectives, watch: Stopwatch):
+        self.problem, self.collectives, self.watch = problem, collectives, watch
+        self.owners, self.own = problem.owners, problem.own
+        num_candidates = problem.num_rows * collectives.world_size
         self.gram = torch.zeros(
             num_candidates + 1, num_candidates + 1, dtype=torch.float64, device=collectives.device
         )
-        self._dtype = torch.float64 if element_size == 8 else torch.float32  # of sums
-        self.target = target or {
-            name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
-            for name in owners.shapes
-            if name in self.own
-        }
+        self._dtype = torch.float64 if problem.element_size == 8 else torch.float32  # of sums
+        self.target = problem.target
+        if self.target is None:
+            self.target = {
+                name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
+                for name in self.owners.shapes
+                if name in self.own
+            }
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
-        self._waiting: dict[str, list] = defaultdict(list)  # layers' rows or factors of earlier micro-batches
+        # Layers' rows or factors of earlier micro-batches, and how many candidates they are of.
+        self._waiting: dict[str, list] = defaultdict(list)
+        self._num_waiting: dict[str, int] = defaultdict(int)
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
-        # bytes that each owner will receive with the next exchange
+        # Bytes that each owner will receive with the next exchange.
         self._landing = [0] * collectives.world_size
         # The exchange under way: (what will arrive here, how to wait for it).
         self._travelling: Optional[tuple[list, Callable]] = None
-        self._is_target = not target
+        self._is_target = problem.target is None
         # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
         stays_here = collectives.world_size == 1 and collectives.device.type == "cpu"
-        self._bound = min(CACHE_BYTES, exchange_bytes) if stays_here else exchange_bytes
-        is_separable = geometry == "identity" and momentum == "cancel" and target is None
-        choose_for = lambda name, rows, *options: self._choose(name, rows, num_tokens, element_size, *options)
-        self.plan = {name: choose_for(name, num_rows, is_separable, contraction) for name in owners.shapes}
-        # one row, so longer chunks
-        self._target_plan = {name: choose_for(name, 1, False, "auto") for name in owners.shapes}
+        self._bound = min(CACHE_BYTES, problem.exchange_bytes) if stays_here else problem.exchange_bytes
+        may_go_by_tokens = not (problem.needs_moments or problem.keeps_target)
+        self.plan = {
+            name: self._choose(name, problem.num_rows, may_go_by_tokens, problem.contraction)
+            for name in self.owners.shapes
+        }
+        # The target is one row, so its chunks are longer.
+        self._target_plan = {name: self._choose(name, 1, False, "auto") for name in self.owners.shapes}
         self._token_products = TokenProducts(collectives, self.gram)
 
-    def _choose(
-        self, name: str, num_rows: int, num_tokens: int, element_size: int, is_separable: bool, forced: str
-    ) -> Contraction:
+    def _choose(self, name: str, num_rows: int, may_go_by_tokens: bool, forced: str) -> Contraction:
         return choose(
             self.owners.shapes[name],
             num_rows,
             self.collectives.world_size,
-            num_tokens,
-            self.collectives.world_size * num_rows * element_size,
+            self.problem.num_tokens,
+            self.collectives.world_size * num_rows * self.problem.element_size,
             max(end - start for start, end in self.owners.slices[name]),
             self._bound,
-            is_separable,
+            may_go_by_tokens,
             forced,
         )
 
@@ -132,29 +106,12 @@ class ExactGram:
     def finish_target(self) -> None:
         self._drain()
         self._is_target = False
-        if self.momentum == "compensate":
+        if self.problem.compensates_momentum:
             for name, target_n in self.target.items():
                 fragment = self.own[name]
                 assert fragment.exp_avg is not None, name
                 exp_avg = fragment.exp_avg.to(target_n.device, torch.float32)
                 target_n.sub_(exp_avg, alpha=fragment.beta1).div_(1 - fragment.beta1)
-
-    def hold(
-        self,
-        layer: str,
-        activation_BTI: torch.Tensor,
-        output_grad_BTO: torch.Tensor,
-        lengths: Optional[list[int]] = None,
-    ) -> None:
-        """Keep a micro-batch of candidates until the last one of the step; ``lengths`` as for
-        ``per_sample_gradient``."""
-        with self._charged_to("gram"):
-            factors = (activation_BTI.detach(), output_grad_BTO.detach(), lengths)
-            out_features, in_features = self.owners.shapes[layer + ".weight"]
-            gradients = num_samples(activation_BTI, lengths) * out_features * in_features
-            is_smaller = gradients <= activation_BTI.numel() + output_grad_BTO.numel()
-            is_smaller = is_smaller and not self._by_tokens(layer)
-            self._waiting[layer].append((per_sample_gradient(*factors),) if is_smaller else factors)
 
     def add(
         self,
@@ -163,16 +120,31 @@ class ExactGram:
         output_grad_BTO: torch.Tensor,
         lengths: Optional[list[int]] = None,
     ) -> None:
-        """Take the last micro-batch of candidates and, with it, those that were held."""
+        """Take a micro-batch of candidates, which waits until all R of the layer are there."""
         with self._charged_to("gram"):
-            held = [*self._waiting.pop(layer, []), (activation_BTI, output_grad_BTO, lengths)]
+            num_there = self._num_waiting.pop(layer, 0) + num_samples(activation_BTI, lengths)
+            if num_there < self.problem.num_rows:
+                self._num_waiting[layer] = num_there
+                self._waiting[layer].append(self._smaller(layer, activation_BTI, output_grad_BTO, lengths))
+                return
+            waited = [*self._waiting.pop(layer, []), (activation_BTI, output_grad_BTO, lengths)]
             if self._by_tokens(layer):
-                self._token_products.add(layer, held)
+                self._token_products.add(layer, waited)
                 return
             for first, last in self._chunk_rows(layer, self.plan):
-                rows = [_weight_rows(item, first, last) for item in held]
+                rows = [_weight_rows(item, first, last) for item in waited]
                 rows_RoI = rows[0] if len(rows) == 1 else torch.cat(rows)
                 self._send(layer + ".weight", first * activation_BTI.shape[2], rows_RoI.flatten(1))
+
+    def _smaller(
+        self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths
+    ) -> tuple:
+        """The gradients ``(gradient_BOI,)`` or the factors of a waiting micro-batch, whichever take less."""
+        factors = (activation_BTI.detach(), output_grad_BTO.detach(), lengths)
+        out_features, in_features = self.owners.shapes[layer + ".weight"]
+        gradients = num_samples(activation_BTI, lengths) * out_features * in_features
+        is_smaller = gradients <= activation_BTI.numel() + output_grad_BTO.numel()
+        return (per_sample_gradient(*factors),) if is_smaller and not self._by_tokens(layer) else factors
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
@@ -272,26 +244,24 @@ class ExactGram:
         cache."""
         fragment = self.own[name]
         num_candidates, numel = rows_Cn.shape
-        piece_bytes = CACHE_BYTES if rows_Cn.device.type == "cpu" else self.exchange_bytes
+        piece_bytes = CACHE_BYTES if rows_Cn.device.type == "cpu" else self.problem.exchange_bytes
         piece = max(8, piece_bytes // (self._dtype.itemsize * (num_candidates + 1)) // 8 * 8)
         for low in range(0, numel, piece):
             high = min(low + piece, numel)
             x = rows_Cn.new_empty((num_candidates + 1, high - low), dtype=self._dtype)
             scale_n = self._scale(fragment, start + low, start + high, rows_Cn.device)
             torch.mul(rows_Cn[:, low:high], scale_n, out=x[:-1])
-            target_scale = scale_n if scales_target(self.geometry) else 1.0
+            target_scale = scale_n if self.problem.geometry.scales_target else 1.0
             torch.mul(self.target[name][start + low : start + high], target_scale, out=x[-1])
             self.gram += _products(x)
 
     def _scale(self, fragment: Fragment, start: int, end: int, device: torch.device) -> torch.Tensor:
-        if self.geometry == "identity":
+        if not self.problem.geometry.needs_moments:
             return torch.ones((), device=device)
         assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq[start:end].to(device, non_blocking=True)
         self.num_scaled += end - start
-        scale_n = scale(
-            self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction
-        )
+        scale_n = Metric.of(fragment).scale(exp_avg_sq, self.problem.geometry)
         if may_hold_zeros(exp_avg_sq):
             # stays on the device: no wait
             self.num_without_scale = self.num_without_scale + (exp_avg_sq == 0).sum()

@@ -16,22 +16,23 @@ from typing import Optional
 
 import torch
 
+from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.factors import per_sample_gradient
 from pipeline.scoring.features import FeatureGram, whole_rows
+from pipeline.scoring.gram import GramProblem
+from pipeline.scoring.metric import Metric
 from pipeline.scoring.moments import Fragment
-from pipeline.scoring.preconditioner import scales_target
-
-POWER = {"update": -0.5, "update_to_gradient": -0.5, "curvature": -0.25}  # of exp_avg_sq
+from pipeline.scoring.stopwatch import Stopwatch
 
 
 class FactoredGram(FeatureGram):
     """Unbiased with respect to its own metric, whose distance to Adam's is measured by
     ``benchmarks.fidelity``."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, problem: GramProblem, collectives: Collectives, watch: Stopwatch):
+        super().__init__(problem, collectives, watch)
         self.metric = self._metric()
-        self.target_metric = self.metric if scales_target(self.geometry) else self._unit_metric()
+        self.target_metric = self.metric if self.problem.geometry.scales_target else self._unit_metric()
 
     def features(
         self,
@@ -61,7 +62,7 @@ class FactoredGram(FeatureGram):
     def _metric(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """(O,) and (I,) factors of each weight, float32, from one all-reduce."""
         device = self.collectives.device
-        if self.geometry == "identity":
+        if not self.problem.geometry.needs_moments:
             return self._unit_metric()
         sums = torch.zeros(
             sum(o + i for o, i in self.owners.shapes.values()), dtype=torch.float64, device=device
@@ -89,12 +90,12 @@ class FactoredGram(FeatureGram):
         self, sums: torch.Tensor, fragment: Fragment, shape: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         out_features, in_features = shape
-        correction = 1 - fragment.beta2**fragment.step if fragment.bias_correction else 1.0
-        out_sum_O, in_sum_I = sums[:out_features] / correction, sums[out_features:] / correction
-        eps_squared = fragment.eps**2
+        metric = Metric.of(fragment)
+        out_sum_O, in_sum_I = sums[:out_features] / metric.correction, sums[out_features:] / metric.correction
+        eps_squared = metric.eps**2
         out_mean_O, in_mean_I = out_sum_O / in_features + eps_squared, in_sum_I / out_features + eps_squared
-        power = POWER[self.geometry]
-        # A row or column that never had a gradient has no scale yet: 0, as in preconditioner.py.
+        power = -self.problem.geometry.power / 2  # of exp_avg_sq, whose root stands in D
+        # A row or column that never had a gradient has no scale yet: 0, as in metric.py.
         out_scale_O = ((out_mean_O / out_mean_O.mean()) ** power).masked_fill(out_sum_O == 0, 0)
         in_scale_I = (in_mean_I**power).masked_fill(in_sum_I == 0, 0)
         return out_scale_O.float(), in_scale_I.float()

@@ -18,59 +18,39 @@ import torch
 
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.factors import num_samples
+from pipeline.scoring.gram import GramProblem
 from pipeline.scoring.moments import Fragment
-from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projection import Projection
 from pipeline.scoring.stopwatch import Stopwatch
 
 
 class FeatureGram(ABC):
-    """Gram matrix of the rows {C candidates, target} of one step, from projected features.
+    """Gram matrix of the rows {C candidates, target} of one look, from projected features."""
 
-    Args:
-        owners, own, geometry, momentum, num_rows, exchange_bytes: as for ``ExactGram``.
-        projection_size: largest k_out and k_in of a layer.
-        seed: of the projections, equal on all ranks, another at every pass.
-        target: as for ``ExactGram``, and of the same seed.
-    """
-
-    def __init__(
-        self,
-        owners: OwnerMap,
-        own: list[Fragment],
-        collectives: Collectives,
-        watch: Stopwatch,
-        geometry: str,
-        momentum: str,
-        num_rows: int,
-        exchange_bytes: int,
-        projection_size: int,
-        seed: str,
-        target: Optional[dict[str, torch.Tensor]] = None,
-    ):
-        self.owners, self.collectives, self.watch = owners, collectives, watch
-        self.own = {fragment.name: fragment for fragment in own if fragment.name in owners.shapes}
-        self.geometry, self.momentum, self.exchange_bytes = geometry, momentum, exchange_bytes
+    def __init__(self, problem: GramProblem, collectives: Collectives, watch: Stopwatch):
+        self.problem, self.collectives, self.watch = problem, collectives, watch
+        self.owners = problem.owners
+        self.own = {name: part for name, part in problem.own.items() if name in problem.owners.shapes}
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
         self.projections = {
-            name: Projection(shape, projection_size, seed, name) for name, shape in owners.shapes.items()
+            name: Projection(shape, problem.projection_size, problem.seed, name)
+            for name, shape in self.owners.shapes.items()
         }
         self._columns, width = {}, 0
         for name, projection in self.projections.items():
             self._columns[name] = slice(width, width + projection.width)
             width += projection.width
-        # Of this rank's candidates, in the order in which they are added, and of its part of the target.
-        self.rows = torch.zeros(num_rows + 1, width, device=collectives.device)
-        for name, target_k in (target or {}).items():
-            self.rows[-1, self._columns[name]] = target_k
+        self.features_Rk = torch.zeros(problem.num_rows + 1, width, device=collectives.device)
+        for name, target_k in (problem.target or {}).items():
+            self.features_Rk[-1, self._columns[name]] = target_k
         self._num_done: dict[str, int] = defaultdict(int)  # candidates whose features of a layer are there
-        self._is_target = not target
+        self._is_target = problem.target is None
 
     @property
     def target(self) -> dict[str, torch.Tensor]:
         """This rank's part of the target's row, (k,) for each weight."""
-        return {name: self.rows[-1, columns].clone() for name, columns in self._columns.items()}
+        return {name: self.features_Rk[-1, columns].clone() for name, columns in self._columns.items()}
 
     @abstractmethod
     def features(
@@ -94,13 +74,13 @@ class FeatureGram(ABC):
             merged = self.features(
                 name, activation_BTI.flatten(0, 1)[None], output_grad_BTO.flatten(0, 1)[None]
             )
-            self.rows[-1, self._columns[name]] += merged.flatten()
+            self.features_Rk[-1, self._columns[name]] += merged.flatten()
 
     def finish_target(self) -> None:
         self._is_target = False
-        if self.momentum == "compensate":
+        if self.problem.compensates_momentum:
             for name, fragment in self.own.items():
-                part_k = self.rows[-1, self._columns[name]]
+                part_k = self.features_Rk[-1, self._columns[name]]
                 if fragment.numel:
                     part_k.sub_(self.moment_features(name, fragment).flatten(), alpha=fragment.beta1)
                 part_k.div_(1 - fragment.beta1)
@@ -112,24 +92,25 @@ class FeatureGram(ABC):
         output_grad_BTO: torch.Tensor,
         lengths: Optional[list[int]] = None,
     ) -> None:
-        """Take a micro-batch of candidates; ``lengths`` as for ``per_sample_gradient``."""
+        """Take a micro-batch of candidates. Features are small: none waits for another."""
         with self.watch("gram"):
             name, first = layer + ".weight", self._num_done[layer + ".weight"]
             self._num_done[name] = first + num_samples(activation_BTI, lengths)
             features_Bk = self.features(name, activation_BTI, output_grad_BTO, lengths).flatten(1)
-            self.rows[first : self._num_done[name], self._columns[name]] = features_Bk
-
-    hold = add  # features are small: no micro-batch waits for the last one
+            self.features_Rk[first : self._num_done[name], self._columns[name]] = features_Bk
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
-        world_size, width = self.collectives.world_size, self.rows.shape[1]
-        num_candidates = world_size * (len(self.rows) - 1)
-        gram = self.rows.new_zeros((num_candidates + 1, num_candidates + 1), dtype=torch.float64)
-        step = max(world_size, self.exchange_bytes // (self.rows.element_size() * len(self.rows)))
+        world_size, width = self.collectives.world_size, self.features_Rk.shape[1]
+        num_candidates = world_size * (len(self.features_Rk) - 1)
+        gram = self.features_Rk.new_zeros((num_candidates + 1, num_candidates + 1), dtype=torch.float64)
+        step = max(
+            world_size,
+            self.problem.exchange_bytes // (self.features_Rk.element_size() * len(self.features_Rk)),
+        )
         for first in range(0, width, step):
             with self.watch("exchange"):
-                pieces = torch.tensor_split(self.rows[:, first : first + step], world_size, dim=1)
+                pieces = torch.tensor_split(self.features_Rk[:, first : first + step], world_size, dim=1)
                 received_WRk = self.collectives.rows_to_owners(list(pieces))()
             with self.watch("gram"):
                 x = torch.cat([received_WRk[:, :-1].flatten(0, 1), received_WRk[:, -1].sum(0, keepdim=True)])

@@ -13,11 +13,11 @@ from typing import Optional
 
 import torch
 
-from pipeline.scoring.exact import CACHE_BYTES
+from pipeline.scoring.contraction import CACHE_BYTES
 from pipeline.scoring.factors import num_samples, per_sample_gradient
 from pipeline.scoring.features import FeatureGram, whole_rows
+from pipeline.scoring.metric import Metric
 from pipeline.scoring.moments import Fragment
-from pipeline.scoring.preconditioner import scale, scales_target
 
 
 class ProjectedGram(FeatureGram):
@@ -33,11 +33,11 @@ class ProjectedGram(FeatureGram):
     ) -> torch.Tensor:
         device, projection = activation_BTI.device, self.projections[name]
         size, (out_features, in_features) = num_samples(activation_BTI, lengths), self.owners.shapes[name]
-        is_scaled = scales_target(self.geometry) or not self._is_target
+        is_scaled = self.problem.geometry.scales_target or not self._is_target
         scale_OI = self._whole_scale(name) if is_scaled else None
         left_Ok, right_Ik = projection.left(device), projection.right(device)
         found = torch.zeros(size, *projection.sizes, device=device)
-        bound = CACHE_BYTES if device.type == "cpu" else self.exchange_bytes
+        bound = CACHE_BYTES if device.type == "cpu" else self.problem.exchange_bytes
         step = max(1, bound // (size * in_features * 4))
         for first in range(0, out_features, step):
             rows = slice(first, min(first + step, out_features))
@@ -52,7 +52,8 @@ class ProjectedGram(FeatureGram):
         in_features = self.owners.shapes[name][1]
         assert fragment.exp_avg is not None, name
         exp_avg = fragment.exp_avg.to(device, torch.float32)
-        if self.geometry != "identity" and scales_target(self.geometry):
+        geometry = self.problem.geometry
+        if geometry.needs_moments and geometry.scales_target:
             exp_avg = exp_avg * self._own_scale(fragment)
         first, phi_rI = whole_rows(exp_avg, fragment.start, in_features)
         found = torch.zeros(1, *projection.sizes, device=device)
@@ -67,7 +68,7 @@ class ProjectedGram(FeatureGram):
 
     def _whole_scale(self, name: str):
         """D of a weight, (O, I); None in identity geometry. A collective."""
-        if self.geometry == "identity":
+        if not self.problem.geometry.needs_moments:
             return None
         fragment = self.own.get(name)
         device = self.collectives.device
@@ -87,9 +88,7 @@ class ProjectedGram(FeatureGram):
     def _own_scale(self, fragment: Fragment) -> torch.Tensor:
         assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq.to(self.collectives.device, non_blocking=True)
-        return scale(
-            self.geometry, exp_avg_sq, fragment.step, fragment.beta2, fragment.eps, fragment.bias_correction
-        )
+        return Metric.of(fragment).scale(exp_avg_sq, self.problem.geometry)
 
 
 def _add_projected(found_Bkk: torch.Tensor, phi_BoI: torch.Tensor, rows: slice, left_Ok, right_Ik) -> None:

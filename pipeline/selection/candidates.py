@@ -7,7 +7,7 @@ from typing import Optional
 
 import numpy as np
 
-from pipeline.selection.contract import Selection, Signals
+from pipeline.selection.contract import GramSignals, Selection, Signals
 from pipeline.selection.residual_filter import ROUNDING, alignment_scores
 
 
@@ -15,7 +15,7 @@ from pipeline.selection.residual_filter import ROUNDING, alignment_scores
 class UsableCandidates:
     """The candidates a Gram method chooses from; it counts in U, and ``selection`` translates back to C."""
 
-    signals: Signals
+    signals: GramSignals
     position_U: np.ndarray
     """Where each stands among the step's C candidates."""
     dropped: tuple[int, ...]
@@ -58,7 +58,7 @@ def largest(score_C: np.ndarray, keep: int, what: str) -> Selection:
     )
 
 
-def by_alignment(signals: Signals) -> np.ndarray:
+def by_alignment(signals: GramSignals) -> np.ndarray:
     """Candidates from the best to the worst aligned, by b_i / sqrt(K_ii), shape (C,); ties go to the lowest
     index."""
     return np.argsort(-alignment_scores(signals), kind="stable")
@@ -73,7 +73,8 @@ def usable_candidates(signals: Signals, num_candidates: int) -> UsableCandidates
     Raises:
         ValueError: the target's gradient is not finite, or no candidate's is.
     """
-    gram_CC, alignment_C, target = signals.gram_CC, signals.alignment_C, signals.target_norm_squared
+    problem = signals.gram
+    gram_CC, alignment_C, target = problem.gram_CC, problem.alignment_C, problem.target_norm_squared
     C = num_candidates
     assert gram_CC.shape == (C, C) and alignment_C.shape == (C,), (
         f"{gram_CC.shape}, {alignment_C.shape} for {C} candidates"
@@ -102,7 +103,7 @@ def usable_candidates(signals: Signals, num_candidates: int) -> UsableCandidates
             "model on them"
         )
     dropped = tuple(np.setdiff1d(np.arange(C), position_U).tolist())
-    return UsableCandidates(Signals(usable_UU, alignment_C[position_U], target), position_U, dropped)
+    return UsableCandidates(GramSignals(usable_UU, alignment_C[position_U], target), position_U, dropped)
 
 
 def _rows(gram_CC: np.ndarray, position_U: np.ndarray) -> np.ndarray:
@@ -110,7 +111,7 @@ def _rows(gram_CC: np.ndarray, position_U: np.ndarray) -> np.ndarray:
 
 
 def match(
-    signals: Signals, kept_K: np.ndarray, weights_K: np.ndarray
+    signals: GramSignals, kept_K: np.ndarray, weights_K: np.ndarray
 ) -> tuple[Optional[float], Optional[float]]:
     """How near the combined update u = sum_i w_i phi_i is to the target's.
 

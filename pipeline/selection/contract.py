@@ -9,36 +9,51 @@ the step.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Literal, Optional
 
 import numpy as np
 
 Needs = Literal["nothing", "loss", "reference_loss", "norm", "gram"]
-Geometry = Literal["update", "curvature", "identity", "update_to_gradient"]
-# fits every type: a method sees what it needs as numbers, and has no business with the rest
-NOT_MEASURED: Any = None
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What was measured of one step's candidates, float64 on CPU; None where the method does not need it.
+    """What was measured of one look's candidates, float64 on CPU; None where the method does not need it.
 
     The Gram problem has the rows phi_i (candidates) and phi_T (target), docs/method.md. Numbers may be
     non-finite: the methods drop such candidates, and refuse such a target.
     """
 
-    gram_CC: np.ndarray = NOT_MEASURED
+    gram_CC: Optional[np.ndarray] = None
     """K_ij = <phi_i, phi_j>, (C, C)."""
-    alignment_C: np.ndarray = NOT_MEASURED
+    alignment_C: Optional[np.ndarray] = None
     """b_i = <phi_i, phi_T>, (C,)."""
-    target_norm_squared: float = NOT_MEASURED
+    target_norm_squared: Optional[float] = None
     """c = <phi_T, phi_T>."""
-    loss_C: np.ndarray = NOT_MEASURED
+    loss_C: Optional[np.ndarray] = None
     """l_i under the model as it is now, nats per token, (C,)."""
-    reference_loss_C: np.ndarray = NOT_MEASURED
+    reference_loss_C: Optional[np.ndarray] = None
     """l_i under the frozen reference model, (C,)."""
-    squared_norm_C: np.ndarray = NOT_MEASURED
+    squared_norm_C: Optional[np.ndarray] = None
     """|g_i|^2 of the plain gradient over the scored weights, (C,)."""
+
+    @property
+    def gram(self) -> "GramSignals":
+        """The Gram problem of a look that has formed it."""
+        assert self.gram_CC is not None and self.alignment_C is not None, (
+            "the method declares no need of a Gram"
+        )
+        assert self.target_norm_squared is not None
+        return GramSignals(self.gram_CC, self.alignment_C, self.target_norm_squared)
+
+
+@dataclass(frozen=True)
+class GramSignals:
+    """The Gram problem alone: what the solvers take."""
+
+    gram_CC: np.ndarray
+    alignment_C: np.ndarray
+    target_norm_squared: float
 
 
 @dataclass(frozen=True)
@@ -104,12 +119,33 @@ class Method:
     select: Callable[..., Selection] = field(repr=False)
     """``select(signals, keep, num_candidates, rng, settings)``, pure and on rank 0 alone; ``keep`` is at
     least 1."""
-    geometry: Optional[Geometry] = None
-    """The space of phi that belongs to the method; None leaves it to ``selection.geometry``."""
+    geometry: Optional[str] = None
+    """Name of the space of phi that belongs to the method (pipeline/geometry.py); None leaves it to
+    ``selection.geometry``."""
     reads_learning_rate: bool = False
     """Whether ``select`` uses ``Settings.learning_rate``, which is then one for all scored weights."""
 
     @property
-    def scores_gradients(self) -> bool:
-        """Whether candidates take a backward."""
+    def looks_at_candidates(self) -> bool:
+        """Whether candidates take a forward at least."""
+        return self.needs != "nothing"
+
+    @property
+    def takes_backward(self) -> bool:
+        """Whether candidates take a backward, so that the scored layers hand over factors."""
         return self.needs in ("norm", "gram")
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether each sample's own gradient is enough, without products with others."""
+        return self.needs == "norm"
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether target samples are measured too, and the products of all: the Gram problem."""
+        return self.needs == "gram"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether candidates take a forward of the reference model."""
+        return self.needs == "reference_loss"

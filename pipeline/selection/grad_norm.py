@@ -16,6 +16,7 @@ def select(
     unbiased weights; norms over all scored layers instead of an upper bound from the last one. Raises
     ValueError where no norm is finite.
     """
+    assert signals.squared_norm_C is not None
     return largest(signals.squared_norm_C, keep, "gradient norm")
 
 

@@ -14,6 +14,7 @@ def select(
     Source: K. Kawaguchi, H. Lu, "Ordered SGD" (AISTATS 2020, arXiv 1907.04371), algorithm 1: the mean
     gradient of the q largest losses of a mini-batch. No departure. Raises ValueError where no loss is finite.
     """
+    assert signals.loss_C is not None
     return largest(signals.loss_C, keep, "loss")
 
 

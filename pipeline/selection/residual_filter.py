@@ -3,28 +3,28 @@
 
 import numpy as np
 
-from pipeline.selection.contract import Signals
+from pipeline.selection.contract import GramSignals
 
 ROUNDING = 1e-9
 """A score below this share of |phi_T| is the rounding of float64 row sums (what is left of a twin, say), not
 a signal."""
 
 
-def alignment_scores(signals: Signals) -> np.ndarray:
+def alignment_scores(signals: GramSignals) -> np.ndarray:
     """b_i / sqrt(K_ii) = |phi_T| cos(phi_i, phi_T), shape (C,): the filter's first score. A zero gradient
     scores 0."""
     norm_C = np.sqrt(np.maximum(np.diagonal(signals.gram_CC), 0))
     return np.divide(signals.alignment_C, norm_C, out=np.zeros_like(norm_C), where=norm_C > 0)
 
 
-def smallest_score(signals: Signals) -> float:
+def smallest_score(signals: GramSignals) -> float:
     """The score that a candidate must exceed to count as positive; infinite where the target's gradient is
     zero."""
     target_norm = np.sqrt(max(signals.target_norm_squared, 0))
     return ROUNDING * target_norm if target_norm > 0 else np.inf
 
 
-def residual_filter(signals: Signals, keep: int) -> tuple[np.ndarray, float]:
+def residual_filter(signals: GramSignals, keep: int) -> tuple[np.ndarray, float]:
     """Greedy residual matching with a line-searched common scale.
 
     With S kept so far, B = sum_S b_i and Q = sum_SS K_ij, the common scale max(0, B / Q) minimises

@@ -17,6 +17,7 @@ def select(
     computed when a candidate comes up, not for the whole pool beforehand. Raises ValueError where no
     difference is finite.
     """
+    assert signals.loss_C is not None and signals.reference_loss_C is not None
     with np.errstate(invalid="ignore"):  # an infinite loss under both models
         reducible_C = signals.loss_C - signals.reference_loss_C
     return largest(reducible_C, keep, "difference of losses")

@@ -10,7 +10,8 @@ from pipeline.selection.contract import Selection, Settings, Signals
 
 def usable_candidates(signals: Signals) -> np.ndarray:
     """Positions (U,) of candidates with a finite loss and a finite row."""
-    return np.flatnonzero(np.isfinite(np.diagonal(signals.gram_CC)) & np.isfinite(signals.loss_C))
+    assert signals.loss_C is not None
+    return np.flatnonzero(np.isfinite(np.diagonal(signals.gram.gram_CC)) & np.isfinite(signals.loss_C))
 
 
 def draw(

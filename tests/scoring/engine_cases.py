@@ -296,8 +296,8 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
     for variant in case.variants:
         hook = attach(variant)
         with exchange_bound(variant.exchange_bytes):
-            selection = hook.select(share(candidates(SCORED_STEP), rank, world_size), step=SCORED_STEP)
-            signals, scores = hook.scores.signals, hook.scores
+            look = hook.select(share(candidates(SCORED_STEP), rank, world_size), step=SCORED_STEP)
+        selection, signals = look.selection, look.signals
         result["grams"][variant] = {
             "gram": np.block(
                 [
@@ -308,10 +308,10 @@ def _run_engine(case: Case, settings: Config, rank: int, world_size: int) -> dic
             "indices": selection.indices,
             "weights": selection.weights,
             "fallback": selection.fallback,
-            "hash": scores.selection_hash,
-            "loss_C": scores.loss_C,
-            "target_loss": scores.target_loss,
-            "bytes_sent": scores.bytes_sent,
+            "hash": look.selection_hash,
+            "loss_C": look.loss_C,
+            "target_loss": look.target_loss,
+            "bytes_sent": look.bytes_sent,
         }
     losses.append(train(share(candidates(SCORED_STEP), rank, world_size), LAST_PLAYED).loss)
     result["losses"] = losses

@@ -43,9 +43,9 @@ def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
             hook = SelectionHook.attach(
                 engine, target_set(), replace(settings.selection, **changes), 0, seed=3
             )
-            selection = hook.select(share(candidates(0), rank, world_size), step)
-            scored = hook.scores.signals is not None
-            return hook.scores.is_warmup, scored, selection.indices.tolist(), selection.weights.tolist()
+            look = hook.select(share(candidates(0), rank, world_size), step)
+            kept = look.selection
+            return look.is_warmup, look.signals is not None, kept.indices.tolist(), kept.weights.tolist()
 
         seen = {
             "before": select(0),
@@ -88,27 +88,27 @@ def every_method(model_folder: str, folder: str) -> dict:
         found[str(case)] = {}
         for name, method in METHODS.items():
             # No backward without need: there the only way to one is shut.
-            passes.scoring_pass = scoring_pass if method.scores_gradients else None
+            passes.scoring_pass = scoring_pass if method.takes_backward else None
             changes = {
                 "method": name,
                 "scoring_micro_batch_size": 2,
                 "warmup_steps": 0 if method.geometry is None else 2,
             }
-            targets = target_set() if method.needs == "gram" else None
-            reference_model = reference if method.needs == "reference_loss" else None
+            targets = target_set() if method.needs_target else None
+            reference_model = reference if method.needs_reference else None
             hook = hooks.SelectionHook.attach(
                 engine, targets, replace(settings.selection, **changes), 0, 3, reference_model
             )
-            selection = hook.select(own, 2)
-            signals = {} if hook.scores.signals is None else vars(hook.scores.signals)
+            look = hook.select(own, 2)
+            signals = {} if look.signals is None else vars(look.signals)
             found[str(case)][name] = {
                 "signals": {key: value for key, value in signals.items() if value is not None},
-                "indices": selection.indices.tolist(),
-                "weights": selection.weights.tolist(),
-                "stages": set(hook.scores.seconds),
-                "loss_C": hook.scores.loss_C,
-                "target_loss": hook.scores.target_loss,
-                "bytes_sent": hook.scores.bytes_sent,
+                "indices": look.selection.indices.tolist(),
+                "weights": look.selection.weights.tolist(),
+                "stages": set(look.seconds),
+                "loss_C": look.loss_C,
+                "target_loss": look.target_loss,
+                "bytes_sent": look.bytes_sent,
             }
         passes.scoring_pass = scoring_pass
         found[str(case)]["untouched"] = fingerprint(engine) == before
@@ -116,13 +116,13 @@ def every_method(model_folder: str, folder: str) -> dict:
             settings.selection, method="max_loss", score_every=2, keep_per_step=2, logits_mib=0.003
         )
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
-        found[str(case)]["in chunks"] = (hook.select(own, 2).indices.tolist(), hook.scores.loss_C)
+        look = hook.select(own, 2)
+        found[str(case)]["in chunks"] = (look.selection.indices.tolist(), look.loss_C)
         has_plain_logits, passes.has_plain_logits = passes.has_plain_logits, lambda *_: False
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
         found[str(case)]["too long"] = error_of(lambda hook=hook, own=own: hook.select(own, 2))
         hook = hooks.SelectionHook.attach(engine, None, replace(changed, logits_mib=1024), 0)
-        hook.select(own, 2)
-        found[str(case)]["all at once"] = hook.scores.loss_C
+        found[str(case)]["all at once"] = hook.select(own, 2).loss_C
         passes.has_plain_logits = has_plain_logits
 
         def refusal(engine=engine, selection=settings.selection, reference=None, **changes):
@@ -162,6 +162,7 @@ def fingerprint(engine) -> tuple:
 def broken(model_folder: str, folder: str) -> dict:
     """Errors, by name, as this rank sees them; and a pass with one spoiled candidate."""
     import pipeline.hook as hooks
+    import pipeline.step.chooser as chooser
     import pipeline.step.passes as passes
     from pipeline.selection import registry
     from pipeline.selection.contract import Method
@@ -180,9 +181,7 @@ def broken(model_folder: str, folder: str) -> dict:
     outcomes["none"] = error_of(lambda: attach().select([], 2))
     outcomes["no target"] = error_of(lambda: hooks.SelectionHook.attach(engine, None, settings.selection, 0))
 
-    hook = attach()
-    hook.select(own, 2)
-    outcomes["clean gram"] = hook.scores.signals.gram_CC
+    outcomes["clean gram"] = attach().select(own, 2).signals.gram_CC
 
     original = passes.Passes.losses
     last_tokens = candidates(2)[SPOILED].input_ids[-3:]
@@ -195,32 +194,30 @@ def broken(model_folder: str, folder: str) -> dict:
         )
 
     passes.Passes.losses = spoil
-    hook = attach()
-    selection = hook.select(own, 2)
+    look = attach().select(own, 2)
     outcomes["spoiled"] = (
-        selection.dropped,
-        selection.indices.tolist(),
-        hook.scores.signals.gram_CC,
-        hook.scores.loss_C,
+        look.selection.dropped,
+        look.selection.indices.tolist(),
+        look.signals.gram_CC,
+        look.loss_C,
     )
-    outcomes["step after"] = weighted_step(engine, own, selection, 0).loss
+    outcomes["step after"] = weighted_step(engine, own, look.selection, 0).loss
     passes.Passes.losses = lambda *inputs: original(*inputs) * torch.nan
     outcomes["target"] = error_of(lambda: attach().select(own, 2))
     passes.Passes.losses = original
 
     backward = passes.Passes.backward
 
-    def without_target(own, samples, num_rows, num_tokens, weight, on_factors):
+    def without_target(own, samples, num_rows, num_tokens, weight, *more):
         is_target = weight != 1.0
-        return backward(own, samples, num_rows, num_tokens, np.nan if is_target else weight, on_factors)
+        return backward(own, samples, num_rows, num_tokens, np.nan if is_target else weight, *more)
 
     passes.Passes.backward = without_target
     hook, lost = attach(), []
-    for _ in range(hooks.MOST_TARGETS_LOST):
-        selection = hook.select(own, 2)
-        lost.append(
-            (hook.scores.target_lost, selection.fallback, len(selection.indices), hook.scores.warnings)
-        )
+    for _ in range(chooser.MOST_TARGETS_LOST):
+        look = hook.select(own, 2)
+        kept = look.selection
+        lost.append((look.target_lost, kept.fallback, len(kept.indices), list(look.warnings)))
     outcomes["targets lost"] = lost
     outcomes["target lost again"] = error_of(lambda: hook.select(own, 2))
     passes.Passes.backward = backward
@@ -234,16 +231,13 @@ def broken(model_folder: str, folder: str) -> dict:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         return causal_logits(module, input_ids_BT, lengths)
 
-    hook = attach()
-    hook.select(own, 2)
-    whole_CC = hook.scores.signals.gram_CC
+    whole_CC = attach().select(own, 2).signals.gram_CC
     passes.causal_logits = scarce
     hook, halved = attach(), []
     for _ in range(2):
-        hook.select(own, 2)
-        halved.append(
-            (hook.scores.out_of_memory, hook.rows_per_pass, hook.scores.warnings, hook.scores.signals.gram_CC)
-        )
+        look = hook.select(own, 2)
+        rows_per_pass = hook.state_dict()["rows_per_pass"]
+        halved.append((look.out_of_memory, rows_per_pass, list(look.warnings), look.signals.gram_CC))
     outcomes["out of memory"], fitting = (whole_CC, *halved), 0
     outcomes["no memory at all"] = error_of(lambda: hook.select(own, 2))
     passes.causal_logits = causal_logits
@@ -267,11 +261,9 @@ def broken(model_folder: str, folder: str) -> dict:
     registry.METHODS["breaks"] = Method("breaks", needs="nothing", select=only_here)
     outcomes["solver"] = error_of(lambda: attach(method="breaks").select(own, 2))
 
-    hook = attach(method="random")
-    broadcast = hook.collectives.broadcast_object
-    other = Selection(np.array([rank]), np.array([1.0]))
-    hook.collectives.broadcast_object = lambda value: broadcast(value) and other
-    outcomes["disagree"] = error_of(lambda: hook.select(own, 2))
+    together, chooser.together = chooser.together, lambda *_: Selection(np.array([rank]), np.array([1.0]))
+    outcomes["disagree"] = error_of(lambda: attach(method="random").select(own, 2))
+    chooser.together = together
     close(engine)
     return outcomes
 
@@ -313,8 +305,8 @@ def refused(model_folder: str, folder: str) -> dict:
         outcomes[name] = error_of(attach)
         if name == "sgd":
             hook = attach(geometry="identity")
-            hook.select(share(candidates(2), rank, world_size), 0)
-            outcomes["sgd in identity geometry"] = hook.scores.signals.gram_CC.shape == (
+            look = hook.select(share(candidates(2), rank, world_size), 0)
+            outcomes["sgd in identity geometry"] = look.signals.gram_CC.shape == (
                 NUM_CANDIDATES,
                 NUM_CANDIDATES,
             )

@@ -67,10 +67,8 @@ def run(model_folder: str, folder: str) -> dict:
             for is_packed in (True, False):
                 changed = replace(settings.selection, method=method, scoring_micro_batch_size=2)
                 hook = SelectionHook.attach(engine, None, changed, 0, is_packed=is_packed)
-                hook.select(own, 2)
-                signals.append(
-                    {key: value for key, value in vars(hook.scores.signals).items() if value is not None}
-                )
+                look = hook.select(own, 2)
+                signals.append({key: value for key, value in vars(look.signals).items() if value is not None})
             found["signals"].append(signals)
         close(engine)
     long_enough = [Sample(s.input_ids * 2, s.input_ids * 2) for s in own]

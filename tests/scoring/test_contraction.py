@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.geometry import IDENTITY
 from pipeline.scoring.contraction import choose, summary
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.reference import relative_gram_error
+from tests.scoring.problem import problem
 
 CPU, ROWS, TOKENS = torch.device("cpu"), 4, 6
 SHAPES = {"a.weight": (24, 20), "b.weight": (5, 33)}
@@ -47,29 +49,17 @@ def factors(seed: int, sizes: list[tuple[int, int]]) -> list[dict]:
 def gram(contraction: str, sizes: list[tuple[int, int]], bound: int = 1 << 26) -> torch.Tensor:
     own = [Fragment(name, 0, o * i, None, None, 0, 0.0, 0.0, 0.0, False) for name, (o, i) in SHAPES.items()]
     owners = SimpleNamespace(shapes=SHAPES, slices={name: [(0, o * i)] for name, (o, i) in SHAPES.items()})
-    backend = ExactGram(
-        owners,
-        own,
-        Alone,
-        Stopwatch(CPU),
-        "identity",
-        "cancel",
-        ROWS,
-        bound,
-        num_tokens=TOKENS,
-        element_size=8,
-        contraction=contraction,
+    plain = problem(
+        owners, own, ROWS, TOKENS, 8, geometry=IDENTITY, exchange_bytes=bound, contraction=contraction
     )
+    backend = ExactGram(plain, Alone, Stopwatch(CPU))
     for batch in factors(1, [(2, 5), (1, 3)]):
         for layer, pair in batch.items():
             backend.add_target(layer, *pair)
     backend.finish_target()
-    *earlier, last = factors(2, sizes)
-    for batch in earlier:
+    for batch in factors(2, sizes):
         for layer, pair in batch.items():
-            backend.hold(layer, *pair)
-    for layer, pair in last.items():
-        backend.add(layer, *pair)
+            backend.add(layer, *pair)
     return backend.finish()
 
 

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.geometry import IDENTITY
 from pipeline.scoring.exact import ExactGram, held_bytes
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
+from tests.scoring.problem import problem
 
 CPU, ROWS, RANKS, BOUND = torch.device("cpu"), 3, 2, 1000
 SHAPES = {"a.weight": (12, 10), "b.weight": (4, 6)}
@@ -43,18 +45,8 @@ def test_no_owner_receives_more_than_the_bound_and_nothing_is_lost(split):
     ]
     exchange = Exchange()
     owners = SimpleNamespace(shapes=SHAPES, slices=SPLITS[split])
-    gram = ExactGram(
-        owners,
-        own,
-        exchange,
-        Stopwatch(CPU),
-        "identity",
-        "cancel",
-        ROWS,
-        BOUND,
-        num_tokens=500,
-        element_size=4,
-    )
+    plain = problem(owners, own, ROWS, 500, geometry=IDENTITY, exchange_bytes=BOUND)
+    gram = ExactGram(plain, exchange, Stopwatch(CPU))
     generator = torch.Generator().manual_seed(0)
     factors = {}
     for layer in ("a", "b"):

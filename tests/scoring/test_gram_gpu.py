@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.data.collate import collate
+from pipeline.geometry import GEOMETRIES
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factors import per_sample_gradient, scored_layers, scoring_pass
@@ -25,6 +26,7 @@ from tests.reference import (
     relative_gram_error,
     tiny_llama,
 )
+from tests.scoring.problem import problem
 
 DEVICES = [
     pytest.param("cpu", torch.float32, id="cpu"),
@@ -87,9 +89,9 @@ def test_factors_and_gram_equal_the_float64_reference(group, device, dtype, geom
         for name, p in weights.items()
     ]
     owners = OwnerMap({name: tuple(p.shape) for name, p in weights.items()}, fragments, collectives)
-    gram = ExactGram(
-        owners, fragments, collectives, Stopwatch(device), geometry, "cancel", len(samples), 10_000, 64, 2
-    )
+    space = GEOMETRIES[geometry]
+    measured = problem(owners, fragments, len(samples), 64, 2, geometry=space, exchange_bytes=10_000)
+    gram = ExactGram(measured, collectives, Stopwatch(device))
     found = {}
 
     def add(name, activation_BTI, output_grad_BTO):

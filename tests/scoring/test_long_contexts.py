@@ -16,6 +16,7 @@ from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.reference import VOCABULARY, random_samples, tiny_llama
+from tests.scoring.problem import problem
 
 CPU = torch.device("cpu")
 
@@ -190,18 +191,7 @@ def test_the_peak_of_live_tensors_is_that_of_plain_training_and_one_layers_work(
         loss().sum().backward()
 
     def scoring():
-        gram = ExactGram(
-            owners,
-            own,
-            Alone,
-            Stopwatch(CPU),
-            "update",
-            "cancel",
-            samples,
-            bound,
-            num_tokens=24,
-            element_size=4,
-        )
+        gram = ExactGram(problem(owners, own, samples, 24, exchange_bytes=bound), Alone, Stopwatch(CPU))
         gram.finish_target()
         with scoring_pass(model, scored_layers(model), gram.add):
             loss().sum().backward()

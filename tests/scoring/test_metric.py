@@ -7,23 +7,33 @@ import math
 import pytest
 import torch
 
-from pipeline.scoring.preconditioner import scale, scales_target
+from pipeline.geometry import CURVATURE, GEOMETRIES, IDENTITY, UPDATE, UPDATE_TO_GRADIENT
+from pipeline.scoring.metric import Metric
+from pipeline.scoring.moments import Fragment
 
 BETA1, BETA2, EPS = 0.9, 0.95, 1e-2
 EXP_AVG_SQ = [4e-4, 1e-6, 9.0]
+
+
+def scale(
+    geometry, exp_avg_sq: torch.Tensor, step: int, beta2: float, eps: float, bias_correction: bool = True
+):
+    """D^power of one fragment's state."""
+    own = Fragment("w", 0, len(exp_avg_sq), None, exp_avg_sq, step, BETA1, beta2, eps, bias_correction)
+    return Metric.of(own).scale(exp_avg_sq, geometry)
 
 
 @pytest.mark.parametrize("step", [1, 2, 50])
 def test_scale_equals_the_closed_form(step):
     """eps is as large as the roots here: inside the root, or without the bias correction, no element would
     agree."""
-    found = scale("update", torch.tensor(EXP_AVG_SQ), step, BETA2, EPS, True)
+    found = scale(UPDATE, torch.tensor(EXP_AVG_SQ), step, BETA2, EPS)
     expected = torch.tensor([1 / (math.sqrt(v / (1 - BETA2**step)) + EPS) for v in EXP_AVG_SQ])
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
 
 
 def test_scale_without_bias_correction_follows_the_optimizer_that_has_none():
-    found = scale("update", torch.tensor(EXP_AVG_SQ), 3, BETA2, EPS, False)
+    found = scale(UPDATE, torch.tensor(EXP_AVG_SQ), 3, BETA2, EPS, False)
     assert torch.allclose(
         found, torch.tensor([1 / (math.sqrt(v) + EPS) for v in EXP_AVG_SQ]), rtol=1e-6, atol=0
     )
@@ -31,32 +41,27 @@ def test_scale_without_bias_correction_follows_the_optimizer_that_has_none():
 
 def test_curvature_is_the_root_of_update_and_identity_is_one():
     v = torch.tensor(EXP_AVG_SQ)
-    update, curvature = (scale(geometry, v, 5, BETA2, EPS, True) for geometry in ("update", "curvature"))
+    update, curvature = (scale(geometry, v, 5, BETA2, EPS) for geometry in (UPDATE, CURVATURE))
     assert torch.allclose(curvature**2, update, rtol=1e-6, atol=0)
-    assert torch.equal(scale("identity", v, 5, BETA2, EPS, True), torch.ones(3))
+    assert torch.equal(scale(IDENTITY, v, 5, BETA2, EPS), torch.ones(3))
 
 
 def test_only_update_to_gradient_leaves_the_target_as_it_is():
     v = torch.tensor(EXP_AVG_SQ)
-    found = {
-        geometry: scales_target(geometry)
-        for geometry in ("update", "curvature", "identity", "update_to_gradient")
-    }
+    found = {name: geometry.scales_target for name, geometry in GEOMETRIES.items()}
     assert found == {"update": True, "curvature": True, "identity": True, "update_to_gradient": False}
-    assert torch.equal(
-        *(scale(geometry, v, 5, BETA2, EPS, True) for geometry in ("update", "update_to_gradient"))
-    )
+    assert torch.equal(*(scale(geometry, v, 5, BETA2, EPS) for geometry in (UPDATE, UPDATE_TO_GRADIENT)))
 
 
-@pytest.mark.parametrize("geometry", ["update", "curvature", "update_to_gradient"])
+@pytest.mark.parametrize("geometry", [UPDATE, CURVATURE, UPDATE_TO_GRADIENT], ids=str)
 def test_an_element_without_history_has_scale_zero(geometry):
-    assert scale(geometry, torch.tensor([0.0, 1e-6]), 1, BETA2, 1e-8, True).tolist()[0] == 0
+    assert scale(geometry, torch.tensor([0.0, 1e-6]), 1, BETA2, 1e-8).tolist()[0] == 0
 
 
-@pytest.mark.parametrize("geometry", ["update", "curvature", "identity"])
+@pytest.mark.parametrize("geometry", [UPDATE, CURVATURE, IDENTITY], ids=str)
 def test_the_live_state_is_not_written_to(geometry):
     v = torch.tensor(EXP_AVG_SQ)
-    scale(geometry, v, 3, BETA2, EPS, True).add_(1)
+    scale(geometry, v, 3, BETA2, EPS).add_(1)
     assert v.tolist() == torch.tensor(EXP_AVG_SQ).tolist()
 
 
@@ -87,7 +92,7 @@ def errors_of_the_linearised_step(beta2: float, linearised) -> float:
 
 def by_design(exp_avg_N, exp_avg_sq_N, grad_N, step, beta2, eps):
     # float32: floor of the error at 1e-7
-    metric_N = scale("update", exp_avg_sq_N, step, beta2, eps, True).double()
+    metric_N = scale(UPDATE, exp_avg_sq_N, step, beta2, eps).double()
     return metric_N * (BETA1 * exp_avg_N + (1 - BETA1) * grad_N) / (1 - BETA1 ** (step + 1))
 
 
