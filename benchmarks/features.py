@@ -36,8 +36,8 @@ from pipeline.config import Config
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.datastore.sketch import CountSketch
-from pipeline.hook import SelectionHook, WholeTarget
-from pipeline.step.weighted_step import weighted_step
+from pipeline.hook import SelectionHook
+from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,27 +113,24 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
     )
     draws_at_random = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id)
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
-        weighted_step(
-            engine, stream.shard(step, 0, 1), draws_at_random.select(stream.shard(step, 0, 1)), pad_token_id
-        )
+        train_step(hook=draws_at_random, stream=stream, step=step)
 
     target_set = TargetSet(targets, arguments.targets, seed=0, rotate=False)
     settings = replace(
         settings, geometry="update", projection_size=arguments.size, scoring_micro_batch_size=8
     )
     candidates = stream.shard(arguments.steps, 0, 1)
-    exact = SelectionHook.attach(engine, target_set, settings, pad_token_id).score(candidates, WholeTarget())
+    exact = SelectionHook.attach(engine, target_set, settings, pad_token_id).score(candidates).signals.gram
     gram = np.block(
         [[exact.gram_CC, exact.alignment_C[:, None]], [exact.alignment_C, exact.target_norm_squared]]
     )
     found: dict[str, list[dict]] = {}
     for backend in ("projected", "factored"):
         for seed in tqdm(range(arguments.draws), desc=f"{case}: {backend}", unit="draw"):
-            whole = WholeTarget()
-            SelectionHook.attach(
+            hook = SelectionHook.attach(
                 engine, target_set, replace(settings, backend=backend), pad_token_id, seed
-            ).score(candidates, whole)
-            rows = whole.features_Rk
+            )
+            rows = hook.score(candidates).features_Rk
             assert rows is not None
             width = rows.shape[1]
             for size in [width, *(size for size in arguments.features if size < width)]:

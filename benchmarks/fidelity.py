@@ -40,7 +40,7 @@ from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.selection import registry
 from pipeline.selection.contract import Settings, Signals
-from pipeline.step.weighted_step import weighted_step
+from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 from pipeline.training.model import load_tokenizer
 
@@ -148,11 +148,9 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
         },
         **{f"exact, last {n} blocks": replace(settings, last_blocks=n) for n in arguments.depths},
     }
+    draws_at_random = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id)
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
-        chosen = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id).select(
-            stream.shard(step, 0, 1)
-        )
-        weighted_step(engine, stream.shard(step, 0, 1), chosen, pad_token_id)
+        train_step(hook=draws_at_random, stream=stream, step=step)
 
     found: dict[str, list[dict[str, float]]] = {way: [] for way in [*list(ways)[1:], "random"]}
     for step in tqdm(
@@ -161,8 +159,8 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
         signals, weights = dict[str, Signals | None](), dict[str, np.ndarray]()
         for way, changed in ways.items():
             hook = SelectionHook.attach(engine, target_set, changed, pad_token_id)
-            selection = hook.select(stream.shard(step, 0, 1), step)
-            signals[way], weights[way] = hook.scores.signals, dense(selection, arguments.candidates)
+            look = hook.select(stream.shard(step, 0, 1), step)
+            signals[way], weights[way] = look.signals, dense(look.selection, arguments.candidates)
         exact = signals["exact"]
         assert exact is not None
         draw = registry.get("random").select(

@@ -188,7 +188,7 @@ def one_round(
             ),
             "scoring": timed(lambda hook=hook: hook.select(candidates), device),
         }
-        assert not hook.scores.is_warmup
+        assert not hook.select(candidates).is_warmup
     count = lambda samples: sum(len(sample.input_ids) for sample in samples)
     padded = lambda samples, size: sum(
         max(len(s.input_ids) for s in part) * len(part)

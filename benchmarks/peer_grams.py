@@ -28,14 +28,16 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from pipeline.config import SelectionConfig
+from pipeline.geometry import UPDATE
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.exact import CACHE_BYTES, ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import scored_layers, scoring_pass
+from pipeline.scoring.gram import GramProblem
 from pipeline.scoring.loss import LanguageModel
+from pipeline.scoring.metric import Metric
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
-from pipeline.scoring.preconditioner import scale
 from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
 
@@ -139,7 +141,7 @@ def add_rows(gram_CC: torch.Tensor, rows_Cn: torch.Tensor, exp_avg_sq: torch.Ten
     """gram += X X' for X = rows * D, in float32 pieces."""
     exp_avg_sq_n = exp_avg_sq.flatten()
     for piece in _pieces(rows_Cn):
-        scale_n = scale("update", exp_avg_sq_n[piece], step=1, beta2=0.0, eps=EPS, bias_correction=False)
+        scale_n = Metric(correction=1.0, eps=EPS).scale(exp_avg_sq_n[piece], UPDATE)
         x = rows_Cn[:, piece] * scale_n
         gram_CC += x @ x.T
 
@@ -279,22 +281,22 @@ def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
         Fragment(f"{name}.weight", 0, v.numel(), None, v.flatten(), 1, 0.9, 0.999, EPS, bias_correction=False)
         for name, v in problem.exp_avg_sq.items()
     ]
-    owners = OwnerMap(shapes, own, collectives)
     num_rows, num_tokens = problem.input_ids_CT.shape
-    element_size = next(problem.model.parameters()).element_size()
+    gram_problem = GramProblem(
+        owners=OwnerMap(shapes, own, collectives),
+        own={fragment.name: fragment for fragment in own},
+        geometry=UPDATE,
+        compensates_momentum=False,
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        element_size=next(problem.model.parameters()).element_size(),
+        exchange_bytes=EXCHANGE_BYTES,
+        projection_size=SelectionConfig().projection_size,
+        seed="0",
+    )
 
     def run():
-        gram = backend(
-            owners,
-            own,
-            collectives,
-            Stopwatch(problem.device),
-            "update",
-            "cancel",
-            num_rows,
-            EXCHANGE_BYTES,
-            **({} if backend is not ExactGram else {"num_tokens": num_tokens, "element_size": element_size}),
-        )
+        gram = backend(gram_problem, collectives, Stopwatch(problem.device))
         gram.finish_target()
         with scoring_pass(problem.model, problem.layers, gram.add):
             problem.loss().backward()
@@ -303,14 +305,13 @@ def ours(problem: Problem, backend: Callable = ExactGram) -> Iterator[Run]:
     yield run
 
 
-_features: dict[str, Any] = {"projection_size": SelectionConfig().projection_size, "seed": "0"}
 PEERS: dict[str, Callable] = {
     "ours": ours,
     "loop": loop,
     "vmap": functional,
     "opacus": opacus,
     "bergson": bergson,
-    "ours_projected": partial(ours, backend=partial(ProjectedGram, **_features)),
-    "ours_factored": partial(ours, backend=partial(FactoredGram, **_features)),
+    "ours_projected": partial(ours, backend=ProjectedGram),
+    "ours_factored": partial(ours, backend=FactoredGram),
 }
 OPTIONAL = ("opacus", "bergson")

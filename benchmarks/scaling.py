@@ -194,8 +194,7 @@ def _rank(rank: int, world_size: int, port: int, model: str, folder: Path) -> No
                 replace(config.selection, backend=backend),
                 0,
             )
-            hook.select(own, step=1)
-            counts[backend] = hook.scores.bytes_sent
+            counts[backend] = hook.select(own, step=1).bytes_sent
         found.append(counts)
         engine.destroy()
     (folder / f"{world_size}-{rank}.json").write_text(json.dumps(found))

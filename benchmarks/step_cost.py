@@ -33,6 +33,7 @@ from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.scoring.loss import causal_logits, per_sample_loss
+from pipeline.step.look import Look
 from pipeline.training.engine import start_process_group
 from pipeline.training.prepare import load, prepare
 
@@ -150,8 +151,10 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     def plain() -> None:
         engine.backward(per_sample_loss(causal_logits(engine, input_ids_CT), labels_CT).mean())
 
+    looks: list[Look] = []
+
     def scoring() -> None:
-        hook.select(own)
+        looks.append(hook.select(own))
 
     # until all have a second moment: lora_A has no gradient in the first update
     for _ in range(2 if case == "lora" else 1):
@@ -160,15 +163,15 @@ def measure(case: str, arguments, rank: int, world_size: int, device: torch.devi
     # and a warm-up for the clock
     peak = {"plain": peak_bytes(plain, device), "scoring": peak_bytes(scoring, device)}
     if device.type == "cuda":  # the hook starts the peak anew at every stage
-        peak["scoring"] = max(peak["scoring"], *hook.scores.peak_bytes.values())
+        peak["scoring"] = max(peak["scoring"], *looks[-1].peak_bytes.values())
     seconds: dict[str, list[float]] = {"plain": [], "scoring": [], "target": []}
     stages = []
     for _ in range(arguments.rounds):
         seconds["plain"].append(timed(plain, device))
         engine.step()
         both = timed(scoring, device)
-        assert not hook.scores.is_warmup
-        stages.append(hook.scores.seconds)
+        assert not looks[-1].is_warmup
+        stages.append(looks[-1].seconds)
         seconds["target"].append(stages[-1]["target"])
         seconds["scoring"].append(both - stages[-1]["target"])
     ratios = [s / p for s, p in zip(seconds["scoring"], seconds["plain"])]

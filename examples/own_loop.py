@@ -13,8 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import SelectionConfig
 from pipeline.data.sample import Sample
+from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
+from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 
 rank, world_size, device = start_process_group(timeout_seconds=120)
@@ -47,19 +49,16 @@ targets = TargetSet([sample(is_wanted=True) for _ in range(8)], target_per_step=
 settings = SelectionConfig(candidates_per_step=16, keep_per_step=4)
 hook = SelectionHook.attach(engine, targets, settings, pad_token_id=20)
 
+pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(20 * settings.candidates_per_step)]
+stream = CandidateStream(pool, settings.candidates_per_step, seed=0)  # the same order on every rank
+
 for step in range(20):
-    # the same on every rank
-    pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(settings.candidates_per_step)]
-    candidates = pool[rank::world_size]  # this rank's share
-    selection = hook.select(candidates)
-    for batch in hook.micro_batches(candidates, selection):
-        logits = engine(input_ids=batch.input_ids_BT, use_cache=False).logits
-        engine.backward(hook.weighted_loss(logits, batch))
-        engine.step()
+    trained = train_step(hook=hook, stream=stream, step=step)
     if rank == 0:
-        in_rank_order = [candidate for r in range(world_size) for candidate in pool[r::world_size]]
-        wanted = sum(in_rank_order[i].source == "wanted" for i in selection.indices)
+        candidates = [pool[i] for i in stream.positions(step)]
+        kept = [candidates[i] for i in trained.selection.indices]
         print(
-            f"step {step}: kept {len(selection.indices)} of {len(pool)}, {wanted} of them wanted; cosine "
-            f"{selection.cosine}"
+            f"step {step}: kept {len(kept)} of {len(candidates)}, "
+            f"{sum(kept_sample.source == 'wanted' for kept_sample in kept)} of them wanted; cosine "
+            f"{trained.selection.cosine}"
         )

@@ -59,7 +59,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
         None,
         f"selection.method = {run.method.name} forms no Gram matrix: selection.backend changes nothing",
     )
-    if run.method.needs == "gram":
+    if run.method.needs_target:
         recommended, reason = forecast.recommend(
             {backend: f for (backend, d), f in found.items() if d == depth},
             step,

@@ -82,15 +82,10 @@ def score(config: Config, options: Namespace) -> None:
     if len(missing) < len(store):
         say(f"{len(store) - len(missing)} of {len(store)} parts are there already")
 
-    def warn() -> None:
-        for warning in hook.scores.warnings:
-            say(warning)
-
-    scorer = FileScorer(hook, options.features, options.batch, pad_token_id, config.run.seed)
+    scorer = FileScorer(hook, options.features, options.batch, pad_token_id, config.run.seed, say)
     begin, num_lost = time.perf_counter(), 0
     if missing:
         target = scorer.target()
-        warn()
         together(lambda: parts.write_target(folder, target, len(targets)))
         say(
             f"target: loss {target.loss:.4f}, |phi| {target.squared_norm**0.5:.4g}, "
@@ -105,7 +100,6 @@ def score(config: Config, options: Namespace) -> None:
             raise SystemExit(REQUEUE)
 
     def after_batch(num_scored: int, is_last: bool) -> None:
-        warn()
         progress.update(num_scored)
         if not is_last:  # of a part, which is worth writing first
             leave_if_asked()

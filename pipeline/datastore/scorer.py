@@ -14,7 +14,9 @@ import torch
 
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.datastore.sketch import CountSketch
-from pipeline.hook import SelectionHook, WholeTarget
+from pipeline.hook import SelectionHook
+from pipeline.selection.contract import Signals
+from pipeline.step.look import Measured, TargetRow
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,22 @@ class FileScorer:
         batch: samples of all ranks in one pass.
         pad_token_id: of blank rows, where a batch is smaller than the ranks' shares.
         seed: of the sketch.
+        say: is told the warnings of every pass.
     """
 
-    def __init__(self, hook: SelectionHook, num_features: int, batch: int, pad_token_id: int, seed: int):
-        self.hook, self.num_features, self.batch, self.seed = hook, num_features, batch, seed
+    def __init__(
+        self,
+        hook: SelectionHook,
+        num_features: int,
+        batch: int,
+        pad_token_id: int,
+        seed: int,
+        say: Callable[[str], None],
+    ):
+        self.hook, self.say = hook, say
+        self.num_features, self.batch, self.seed = num_features, batch, seed
         self.blank = Sample([pad_token_id] * 2, [IGNORED] * 2)
-        self.whole_target = WholeTarget()
+        self._target_row: Optional[TargetRow] = None
         self._sketch: Optional[CountSketch] = None
 
     def target(self) -> Target:
@@ -61,21 +73,21 @@ class FileScorer:
         or not finite."""
         collectives = self.hook.collectives
         rows = -(-self.batch // collectives.world_size)
-        signals = self.hook.score([self.blank] * rows, self.whole_target)
-        if not np.isfinite(signals.target_norm_squared) or signals.target_norm_squared == 0:
+        measured, signals = self._measure([self.blank] * rows)
+        norm_squared, loss = signals.gram.target_norm_squared, measured.target_loss
+        if not np.isfinite(norm_squared) or norm_squared == 0:
             raise ValueError(
                 f"the mean gradient of the {self.hook.targets.num_per_step} samples of data.target is "
-                f"{'zero' if signals.target_norm_squared == 0 else 'not finite'}: nothing can be measured "
+                f"{'zero' if norm_squared == 0 else 'not finite'}: nothing can be measured "
                 "against it; look at data.target, or set training.precision to fp32"
             )
         features_D = None
         if self.num_features:
-            part_k = self._features_Rk()[-1]
+            part_k = _features_Rk(measured)[-1]
             self._sketch = CountSketch(len(part_k), self.num_features, f"{self.seed} features", part_k.device)
             features_D = collectives.sum(self._sketch(part_k[None])[0]).cpu().numpy()
-        loss = self.hook.scores.target_loss
         assert loss is not None  # a method that needs a Gram has measured it
-        return Target(loss, signals.target_norm_squared, features_D)
+        return Target(loss, norm_squared, features_D)
 
     def part(self, samples: list[Sample], after_batch: Callable[[int, bool], None]) -> Scored:
         """Of ``samples``; ``after_batch`` is told how many have been scored since and whether they were the
@@ -101,20 +113,30 @@ class FileScorer:
         collectives = self.hook.collectives
         rows = -(-len(samples) // collectives.world_size)
         own = samples[collectives.rank :: collectives.world_size]
-        signals = self.hook.score([*own, *[self.blank] * (rows - len(own))], self.whole_target)
+        measured, signals = self._measure([*own, *[self.blank] * (rows - len(own))])
         turn_n, rank_n = np.divmod(np.arange(len(samples)), collectives.world_size)
         at_n = rank_n * rows + turn_n  # signals come rank by rank
         features_nD = None
         if self._sketch:
-            features_WRD = collectives.gather(self._sketch(self._features_Rk()[:-1]))
+            features_WRD = collectives.gather(self._sketch(_features_Rk(measured)[:-1]))
             features_nD = features_WRD.flatten(0, 1)[torch.as_tensor(at_n)].cpu().numpy()
-        norm_C = np.diagonal(signals.gram_CC)
-        return Scored(signals.loss_C[at_n], norm_C[at_n], signals.alignment_C[at_n], features_nD)
+        gram, loss_C = signals.gram, signals.loss_C
+        assert loss_C is not None  # every pass measures losses
+        return Scored(loss_C[at_n], np.diagonal(gram.gram_CC)[at_n], gram.alignment_C[at_n], features_nD)
 
-    def _features_Rk(self) -> torch.Tensor:
-        """Of the latest pass, this rank's part of the target last."""
-        features_Rk = self.whole_target.features_Rk
-        assert features_Rk is not None, (
-            "the exact backend leaves none, and the settings refuse it with features"
-        )
-        return features_Rk
+    def _measure(self, own: list[Sample]) -> tuple[Measured, Signals]:
+        """One pass and its signals; the first brings the target's row, which all later ones take as it is."""
+        measured = self.hook.score(own, self._target_row)
+        self._target_row = measured.target
+        for warning in measured.warnings:
+            self.say(warning)
+        assert measured.signals is not None  # the method needs a Gram
+        return measured, measured.signals
+
+
+def _features_Rk(measured: Measured) -> torch.Tensor:
+    """Features of a pass, this rank's part of the target last."""
+    assert measured.features_Rk is not None, (
+        "the exact backend leaves none, and the settings refuse it with features"
+    )
+    return measured.features_Rk

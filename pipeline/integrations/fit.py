@@ -102,7 +102,7 @@ def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_tar
     for what, (is_set, remedy) in refused.items():
         if is_set:
             raise ValueError(f"selection does not go with {what}: {remedy}")
-    if registry.get(selection.method).needs == "gram" and not has_targets:
+    if registry.get(selection.method).needs_target and not has_targets:
         raise ValueError(
             f"selection.method = {selection.method} needs examples to aim at: give target_dataset"
         )

@@ -34,6 +34,7 @@ from pipeline.integrations.fit import candidates_per_batch, refuse_unfit_argumen
 from pipeline.scoring.engines import TorchEngine
 from pipeline.scoring.loss import per_sample_loss
 from pipeline.selection.contract import Selection
+from pipeline.step.look import Look
 from pipeline.step.micro_batches import MicroBatch, weighted_loss
 from pipeline.training import self_check
 
@@ -110,8 +111,9 @@ class SelectionMixin(Base):
         micro_steps, micro_batch_size = len(batches), self._train_batch_size
         # less than keep_per_step where an epoch ends early
         keep = micro_steps * micro_batch_size * self.args.world_size
-        self.chosen = hook.select(candidates, step, keep)
-        self._note(hook, self.chosen)
+        look = hook.select(candidates, step, keep)
+        self.chosen = look.selection
+        self._note(look)
         with_mask = "attention_mask" in batches[0]
         kept = hook.micro_batches(candidates, self.chosen, micro_steps, micro_batch_size)
         return [_as_inputs(batch, with_mask) for batch in kept], None
@@ -218,22 +220,22 @@ class SelectionMixin(Base):
         """Pads stand on the right, where no token looks at them: any id will do."""
         return getattr(self.processing_class, "pad_token_id", None) or 0
 
-    def _note(self, hook: SelectionHook, selection: Selection) -> None:
-        scores = hook.scores
+    def _note(self, look: Look) -> None:
+        selection = look.selection
         numbers = {
             "kept": len(selection.indices),
             "cosine": selection.cosine,
             "residual": selection.residual,
-            "target_loss": scores.target_loss,
+            "target_loss": look.target_loss,
             "fallback": float(selection.fallback),
             "dropped": len(selection.dropped),
-            "seconds": sum(scores.seconds.values()),
+            "seconds": sum(look.seconds.values()),
         }
         for name, value in numbers.items():
             if value is not None:
                 self._selection_log.setdefault(name, []).append(float(value))
         if self.is_world_process_zero():
-            for warning in scores.warnings:
+            for warning in look.warnings:
                 logger.warning(warning)
 
 

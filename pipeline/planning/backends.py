@@ -14,11 +14,10 @@ from pipeline.planning.model_shapes import Linear, ModelShapes
 from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, product
 from pipeline.scoring.contraction import choose
-from pipeline.scoring.preconditioner import scales_target
 
 FLOAT32 = 4
 SCALE_BYTES = 56
-"""preconditioner.scale, per element: division, root, eps and reciprocal 8 each, comparison 5, masked fill 9;
+"""metric.Metric.scale, per element: division, root, eps and reciprocal 8 each, comparison 5, masked fill 9;
 the count of zeros 6; read by the product 4."""
 RANDOM_BYTES = 12
 """projection.Projection, per element: drawn, divided."""
@@ -51,7 +50,7 @@ def target(shapes: ModelShapes, run: Run) -> Work:
             ]
         elif run.selection.backend == "projected":
             for layer in scored:
-                scale = _whole_scale(layer, run) if scales_target(run.geometry) else []
+                scale = _whole_scale(layer, run) if run.geometry.scales_target else []
                 work += [*_project_gradients(layer, run, 1, tokens), *scale]
         else:
             for layer in scored:
@@ -78,7 +77,7 @@ def around(run: Run) -> dict[str, Work]:
     """What every step sends and solves whatever the backend: SelectionHook.select and _score."""
     ranks, rows = run.world_size, run.rows
     kept = run.selection.keep_per_step * run.selection.score_every
-    own_bytes = {"reference_loss": 4, "norm": 8}.get(run.method.needs, 0)
+    own_bytes = 4 if run.method.needs_reference else 8 if run.method.needs_norms else 0
     gathered = rows * (8 + 4 + own_bytes) * (ranks - 1)  # order, int64; losses, float32; norms, float64
     summed = _all_reduced(4 * 8, ranks) + (_all_reduced(8, ranks) if run.needs_moments else 0)
     return {
@@ -102,7 +101,7 @@ def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
     Raises ValueError where selection.contraction = token_token is asked of a metric that does not factor.
     """
     selection = run.selection
-    is_separable = selection.geometry == "identity" and selection.momentum == "cancel"
+    is_separable = not (run.geometry.needs_moments or selection.compensates_momentum)
     whole_layers = run.zero_stage in (1, 2)
     by_rows, by_tokens = list[Linear](), list[Linear]()
     for layer in shapes.scored(selection.last_blocks):
@@ -178,7 +177,7 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     # joined; cut by owner and laid out to be sent
     copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)
     owned, in_turn = numel / ranks, turns(run, numel, rows)
-    scaling = SCALE_BYTES if run.geometry != "identity" else 0
+    scaling = SCALE_BYTES if run.geometry.needs_moments else 0
     return {
         "contraction": [
             *(product(layer.out_features, run.tokens, layer.in_features, e, rows) for layer in by_rows),
@@ -230,7 +229,7 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
     k_out, k_in = _sizes(layer, run)
     elements = float(num_samples * layer.numel)
     cast = run.factor_size + FLOAT32 if run.factor_size < FLOAT32 else 0
-    scaling = 2 * FLOAT32 if run.geometry != "identity" else 0
+    scaling = 2 * FLOAT32 if run.geometry.needs_moments else 0
     work: Work = [
         product(layer.out_features, tokens, layer.in_features, run.factor_size, num_samples),
         Compute(memory_bytes=elements * (cast + scaling) + _random_bytes(layer, run)),
@@ -246,7 +245,7 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
 
 def _whole_scale(layer: Linear, run: Run) -> Work:
     """D of a layer from its owners, in bfloat16, for every micro-batch."""
-    if run.geometry == "identity":
+    if not run.geometry.needs_moments:
         return []
     ranks, owned = run.world_size, layer.numel / run.world_size
     host = FLOAT32 * owned if run.offloads_optimizer else 0.0
@@ -265,7 +264,7 @@ def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     features = _features(scored, run)
     sums = sum(layer.out_features + layer.in_features for layer in scored)
     owned = sum(layer.numel for layer in scored) / run.world_size
-    has_metric = run.geometry != "identity"
+    has_metric = run.geometry.needs_moments
     metric = Compute(  # cast or padded copy 8, two sums 8; then float64 factors
         memory_bytes=16 * owned + 80.0 * sums, host_bytes=FLOAT32 * owned if run.offloads_optimizer else 0.0
     )

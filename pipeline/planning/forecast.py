@@ -62,17 +62,16 @@ def selection(
     stage."""
     work = selection_work(shapes, run, reference)
     sent = sum(sent_bytes(items) for stage, items in work.items() if stage not in ("parameters", "target"))
-    if run.method.needs == "gram":
+    if run.method.needs_target:
         sent += sent_bytes(backends.target(shapes, run))
     return _forecast(work, run, hardware, memory.selection(shapes, run, reference), sent)
 
 
 def selection_work(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = None) -> dict[str, Work]:
     """``reference`` is the reference model's, for a method that needs one; it is whole on every rank."""
-    needs = run.method.needs
-    if needs == "nothing":
+    if not run.method.looks_at_candidates:
         return {}
-    if needs in ("loss", "reference_loss"):
+    if not run.method.takes_backward:
         parts = [passes.losses(shapes, run, num_samples) for num_samples in run.passes]
         if reference:
             parts += [
@@ -80,7 +79,7 @@ def selection_work(shapes: ModelShapes, run: Run, reference: Optional[ModelShape
                 for num_samples in run.passes
             ]
         return _sum([*parts, backends.around(run)])
-    if needs == "norm":
+    if run.method.needs_norms:
         parts = [passes.scoring(shapes, run, num_samples) for num_samples in run.passes]
         return _sum([*parts, backends.norms(shapes, run), backends.around(run)])
     target = _sum(passes.scoring(shapes, run, num_samples) for num_samples in run.target_passes)
@@ -108,7 +107,7 @@ def variants(
 ) -> dict[tuple[str, int], Forecast]:
     """Forecasts by (backend, last_blocks); by (method, last_blocks) the one forecast of a method that needs
     no Gram matrix."""
-    if run.method.needs != "gram":
+    if not run.method.needs_target:
         return {(run.method.name, run.selection.last_blocks): selection(shapes, run, hardware, reference)}
     return {
         (backend, depth): selection(
@@ -171,7 +170,7 @@ def recommend(
 
 def advice(shapes: ModelShapes, run: Run) -> str:
     """A setting under which ``exact`` would not wait for one owner after the other; '' where it does not."""
-    if run.method.needs != "gram":
+    if not run.method.needs_target:
         return ""
     numel = sum(layer.numel for layer in backends.ways(shapes, run)[0])
     in_turn = backends.turns(run, numel, run.rows)

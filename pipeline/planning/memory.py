@@ -131,13 +131,12 @@ def backend(shapes: ModelShapes, run: Run) -> float:
 
 
 def selection(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = None) -> float:
-    """Of what the method needs."""
-    needs = run.method.needs
-    if needs == "gram":
+    """Bytes that a look takes at its most, whatever the method needs."""
+    if run.method.needs_target:
         return scoring(shapes, run)
-    if needs == "nothing":
+    if not run.method.looks_at_candidates:
         return states(shapes, run)
-    if needs == "norm":  # a chunk of gradients, in the compute dtype and in float32
+    if run.method.needs_norms:  # a chunk of gradients, in the compute dtype and in float32
         held = activations(shapes, run, max(run.passes), run.selection.last_blocks)
         return states(shapes, run) + held + 2.0 * (run.selection.exchange_mib << 20)
     models = [shapes, *([reference] if reference else [])]

@@ -15,6 +15,7 @@ from math import ceil
 
 from pipeline import config
 from pipeline.config import SelectionConfig, TrainingConfig
+from pipeline.geometry import Geometry
 from pipeline.planning.model_shapes import ModelShapes
 from pipeline.planning.work import Compute, Transfer, Work, product
 from pipeline.scoring.loss import logit_chunk_bytes
@@ -77,7 +78,7 @@ class Run:
         return registry.get(self.selection.method)
 
     @property
-    def geometry(self) -> str:
+    def geometry(self) -> Geometry:
         return config.geometry(self.selection)
 
     @property

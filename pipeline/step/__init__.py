@@ -1,1 +1,1 @@
-"""What becomes of the kept samples: dealt over ranks and micro-batches, and their weighted loss."""
+"""What lies between candidates and update, in order: a look and its retries, forwards, the deal, the weighted step."""

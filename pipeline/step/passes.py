@@ -7,15 +7,17 @@ so together.
 """
 
 import math
+from collections.abc import Callable
 from typing import Optional
 
 import torch
 
+from pipeline.config import SelectionConfig
 from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.ranks.collectives import Collectives
-from pipeline.scoring.engines import forward_context
-from pipeline.scoring.factors import scoring_pass
+from pipeline.scoring.engines import Engine, forward_context
+from pipeline.scoring.factors import leaf_module, scored_layers, scoring_pass
 from pipeline.scoring.loss import (
     LanguageModel,
     causal_logits,
@@ -26,14 +28,15 @@ from pipeline.scoring.loss import (
     per_sample_loss_in_chunks,
 )
 from pipeline.scoring.moments import release_gathered
+from pipeline.selection.contract import Method
+from pipeline.step.retries import OutOfMemory
 
-
-class OutOfMemory(RuntimeError):
-    """In the forward of a scoring pass, on some rank; raised on all of them."""
+OnFactors = Callable[[str, torch.Tensor, torch.Tensor, Optional[list[int]]], None]
+"""Takes (layer name, activation_BTI, output_grad_BTO, lengths)."""
 
 
 class Passes:
-    """Through one engine's module, or a reference model beside it.
+    """Forwards and backwards through one engine's module, or a reference model beside it.
 
     Args:
         layers: scored ones by name; none where only losses are wanted.
@@ -43,7 +46,7 @@ class Passes:
 
     def __init__(
         self,
-        engine,
+        engine: Engine,
         collectives: Collectives,
         layers: dict[str, torch.nn.Linear],
         leaf: Optional[torch.nn.Module],
@@ -53,9 +56,32 @@ class Passes:
     ):
         self.engine, self.collectives, self.layers, self.leaf = engine, collectives, layers, leaf
         self.pad_token_id, self.is_packed, self.logits_mib = pad_token_id, is_packed, logits_mib
-        # in float16 what losses are multiplied by; divided out before anybody sees a factor
-        self.loss_scale = 1.0
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}
+
+    @classmethod
+    def of(
+        cls,
+        engine: Engine,
+        collectives: Collectives,
+        method: Method,
+        settings: SelectionConfig,
+        pad_token_id: int,
+        is_packed: bool,
+    ) -> "Passes":
+        """The passes that a method needs: through all scored layers, or forwards alone.
+
+        Raises ValueError where there is no layer to score.
+        """
+        layers, leaf = dict[str, torch.nn.Linear](), None
+        if method.takes_backward:
+            layers = scored_layers(engine.module, settings.last_blocks)
+            leaf = leaf_module(engine.module, settings.last_blocks)
+            if not layers:
+                raise ValueError(
+                    "the model has no trainable linear layer to score: raise model.lora_rank or check "
+                    "model.lora_targets"
+                )
+        return cls(engine, collectives, layers, leaf, pad_token_id, is_packed, settings.logits_mib)
 
     def examine(self, module: torch.nn.Module) -> None:
         """Find out, once, whether its logits can be had in chunks. Every rank calls it, before a pass through
@@ -65,19 +91,38 @@ class Passes:
             release_gathered(self.engine)
 
     def backward(
-        self, samples: list[Sample], num_rows: int, num_tokens: int, weight: float, on_factors
+        self,
+        samples: list[Sample],
+        num_rows: int,
+        num_tokens: int,
+        weight: float,
+        on_factors: OnFactors,
+        loss_scale: float = 1.0,
     ) -> torch.Tensor:
-        """One forward and activation-gradient backward; losses (B,) of the samples, without the blank rows.
+        """Losses (B,) of the samples, without the blank rows, from one forward and activation-gradient backward.
 
-        ``on_factors`` is called with (layer name, activation_BTI, output_grad_BTO, lengths).
+        Args:
+            samples: of this rank.
+            num_rows: of the batch; what samples do not fill is blank.
+            num_tokens: of the longest sample of all ranks.
+            weight: of each loss in the backward.
+            on_factors: called with (layer name, activation_BTI, output_grad_BTO, lengths).
+            loss_scale: in float16 what losses are multiplied by; divided out before anybody sees a factor.
+
+        Raises:
+            OutOfMemory: in the forward, on all ranks together.
+            RuntimeError: out of memory where the others cannot be told.
         """
         module = self.engine.module  # not the engine: its own hooks would start a training backward
         input_ids_BT, labels_BT, lengths = self.to_batch(samples, num_rows)
-        take = lambda *factors: on_factors(*factors, lengths)
-        with torch.enable_grad(), scoring_pass(module, self.layers, take, self.leaf, self.loss_scale):
-            loss_B = self.losses(module, input_ids_BT, labels_BT, lengths, num_rows * num_tokens)
+
+        def take(name: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
+            on_factors(name, activation_BTI, output_grad_BTO, lengths)
+
+        with torch.enable_grad(), scoring_pass(module, self.layers, take, self.leaf, loss_scale):
+            loss_B = self.losses(module, input_ids_BT, labels_BT, lengths, num_rows * num_tokens, loss_scale)
             try:
-                (loss_B.sum() * (weight * self.loss_scale)).backward()
+                (loss_B.sum() * (weight * loss_scale)).backward()
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -99,7 +144,13 @@ class Passes:
         return to_batch(samples, self.pad_token_id, num_rows, self.engine.device, self.is_packed)
 
     def losses(
-        self, module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor, lengths, most_tokens: int
+        self,
+        module: LanguageModel,
+        input_ids_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        lengths: Optional[list[int]],
+        most_tokens: int,
+        loss_scale: float = 1.0,
     ) -> torch.Tensor:
         """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
         num_chunks = self._logit_chunks(module, most_tokens)
@@ -116,7 +167,7 @@ class Passes:
                     )
                 else:
                     losses_B = per_sample_loss_in_chunks(
-                        module, input_ids_BT, labels_BT, num_chunks, self.loss_scale, lengths
+                        module, input_ids_BT, labels_BT, num_chunks, loss_scale, lengths
                     )
         except RuntimeError as error:
             if not _is_out_of_memory(error):

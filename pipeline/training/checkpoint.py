@@ -11,7 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -26,11 +26,11 @@ from pipeline import durable
 from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample, digest
 from pipeline.data.token_file import TokenFile
-from pipeline.hook import Scores, SelectionHook
+from pipeline.hook import SelectionHook
 from pipeline.ranks.together import together
 from pipeline.reporting import records
-from pipeline.selection.contract import Selection, Signals
 from pipeline.settings import differences, flatten
+from pipeline.step.look import Look
 from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
@@ -305,14 +305,9 @@ class Checkpoints:
         say: Callable[[str], None],
     ):
         """Raises ValueError where a rank does not see ``folder``."""
-        self.folder, self.hook, self.engine, self.identity, self.say = (
-            folder / files.FOLDER,
-            hook,
-            hook.engine,
-            now,
-            say,
-        )
-        self.settings = config.training
+        self.folder, self.settings = folder / files.FOLDER, config.training
+        self.hook, self.engine = hook, hook.engine
+        self.identity, self.say = now, say
         blind = [
             rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees
         ]
@@ -329,11 +324,11 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         return self.settings.save_every > 0 and step % self.settings.save_every == 0
 
-    def save(self, step: int, chosen: Selection, journal: Optional[Journal]) -> bool:
+    def save(self, step: int, look: Look, journal: Optional[Journal]) -> bool:
         """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be
         written.
 
-        ``chosen`` is what the latest scoring pass kept, ``journal`` is rank 0's.
+        ``look`` is the latest, ``journal`` is rank 0's.
         """
         begin, path = time.perf_counter(), files.path_of(self.folder, step)
         sizes = journal.recorder.sizes() if journal else {}
@@ -342,7 +337,7 @@ class Checkpoints:
             together(lambda: files.make_empty(partial))
             is_trained_on = step % self.hook.settings.score_every == 0
             problem, written = self._write(
-                partial, None if is_trained_on else chosen, vars(journal.watch) if journal else None
+                partial, None if is_trained_on else look, journal.watch.state_dict() if journal else None
             )
             manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
             if problem is None:
@@ -363,38 +358,28 @@ class Checkpoints:
         self.say(f"step {step}: {path.name}, {size / 2**20:,.1f} MiB in {time.perf_counter() - begin:.1f} s")
         return True
 
-    def load(self, found: Found) -> tuple[Optional[Selection], Optional[dict]]:
-        """Put the run back to where ``found`` was written; the selection that waits, and on rank 0 what its
-        journal has watched.
+    def load(self, found: Found) -> tuple[Optional[Look], Optional[dict]]:
+        """The look whose selection waits, if any, and on rank 0 what its journal has watched; puts the run back
+        to where ``found`` was written.
 
         Where it was written by another number of ranks, the engine must have been made with
         ``for_other_ranks``.
         """
         state = load_engine(self.engine, found, self.folder, self.say)
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
-        vars(self.hook).update(state["hook"])
-        if state["waiting"] is None:
-            return None, state["watched"]
-        signals = state["scores"].pop("signals")
-        self.hook.scores = Scores(**state["scores"], signals=Signals(**signals) if signals else None)
-        return Selection(**state["waiting"]), state["watched"]
+        self.hook.load_state_dict(state["hook"])
+        return None if state["waiting"] is None else Look.of_state(state), state["watched"]
 
     def _write(
-        self, partial: Path, waiting: Optional[Selection], watched: Optional[dict]
+        self, partial: Path, waiting: Optional[Look], watched: Optional[dict]
     ) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
         """What went wrong on any rank, and size and hash of all files."""
         state = {
             "generators": self.hook.collectives.gather_objects(_generators()),
             "groups": universal.groups(self.engine),
             "watched": watched,
-            "hook": {
-                "rows_per_pass": self.hook.rows_per_pass,
-                "num_targets_lost": self.hook.num_targets_lost,
-            },
-            "waiting": None if waiting is None else asdict(waiting),
-            "scores": None
-            if waiting is None
-            else {**asdict(self.hook.scores), "seconds": {}, "peak_bytes": {}, "warnings": []},
+            "hook": self.hook.state_dict(),
+            **(waiting.state_dict() if waiting else {"waiting": None, "scores": None}),
         }
         self.writer.start()
         try:

@@ -40,12 +40,24 @@ class Watch:
     checkpoints.
     """
 
+    STATE = ("losses", "scored", "last_decisions", "quiet_until")
+
     def __init__(self, num_samples: int):
         """``num_samples`` are the pool's."""
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.scored: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self.last_decisions = np.zeros(num_samples, np.int8)
         self.quiet_until: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What warnings to come depend on."""
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the watch back to where ``state_dict`` was taken."""
+        assert set(state) == set(self.STATE), f"the state of a watch has {sorted(state)}"
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
     def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray) -> list[str]:
         """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at

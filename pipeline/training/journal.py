@@ -10,10 +10,9 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.sample import Sample
-from pipeline.hook import Scores
 from pipeline.reporting.records import Recorder
-from pipeline.selection.contract import Selection
-from pipeline.step.weighted_step import StepResult
+from pipeline.step.look import Look
+from pipeline.step.trained_step import TrainedStep
 from pipeline.training.guards import Watch
 
 
@@ -24,32 +23,20 @@ class Journal:
         """``watched`` is what a checkpoint holds of the watch."""
         self.engine, self.config, self.pool = engine, config, pool
         self.recorder, self.watch = Recorder(folder), Watch(len(pool))
-        vars(self.watch).update(watched or {})
+        if watched is not None:
+            self.watch.load_state_dict(watched)
 
-    def step(
-        self,
-        step: int,
-        epoch: float,
-        positions_C: np.ndarray,
-        chosen: Selection,
-        selection: Selection,
-        scores: Scores,
-        result: StepResult,
-        learning_rate: float,
-        seconds: dict[str, float],
-        peak_bytes: dict[str, int],
-    ) -> list[str]:
+    def step(self, step: int, epoch: float, positions_C: np.ndarray, trained: TrainedStep) -> list[str]:
         """Write a step down; warnings about it, in sentences.
 
-        ``positions_C`` are the candidates' in the pool, ``chosen`` is what the scoring pass kept of them for
-        ``score_every`` steps, ``selection`` this step's part of it.
-
-        The scoring pass is written down with the first of its steps; the others have its fields empty.
+        ``positions_C`` are the candidates' in the pool. A look is written down with the first of its steps; the
+        others have its fields empty.
         """
         candidates = [self.pool[i] for i in positions_C]
+        look, selection, result = trained.look, trained.selection, trained.result
         is_scored = step % self.config.selection.score_every == 0
-        scored = scores if is_scored else Scores(is_warmup=scores.is_warmup)
-        match = chosen if is_scored else selection
+        scored = look if is_scored else Look(selection, is_warmup=look.is_warmup)
+        match = scored.selection
         finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else np.empty(0)
         record = {
             "step": step,
@@ -68,7 +55,7 @@ class Journal:
             "dropped": [candidates[i].id for i in selection.dropped],
             "target_dropped": int(scored.target_lost),
             "out_of_memory": scored.out_of_memory,
-            "learning_rate": learning_rate,
+            "learning_rate": trained.learning_rate,
             "grad_norm": result.grad_norm,
             "skipped": int(not result.was_applied),
             "loss_scale": result.loss_scale,
@@ -76,13 +63,14 @@ class Journal:
             "bytes_sent": scored.bytes_sent,
             "candidate_tokens": scored.candidate_tokens,
             "trained_tokens": result.num_tokens,
-            "selection_hash": scores.selection_hash,
-            "seconds": {**scored.seconds, **seconds},
+            "selection_hash": trained.selection_hash,
+            "seconds": {**scored.seconds, **trained.seconds},
             "memory_mib": {
-                stage: round(size / 2**20, 1) for stage, size in {**scored.peak_bytes, **peak_bytes}.items()
+                stage: round(size / 2**20, 1)
+                for stage, size in {**scored.peak_bytes, **trained.peak_bytes}.items()
             },
         }
-        record["warnings"] = [*scored.warnings, *self.watch(record, positions_C, chosen.indices)]
+        record["warnings"] = [*scored.warnings, *self.watch(record, positions_C, look.selection.indices)]
         self.recorder.step(record)
         self.recorder.kept(
             [
@@ -92,14 +80,16 @@ class Journal:
                     "source": candidates[i].source,
                     "damage": candidates[i].damage,
                     "weight": float(weight),
-                    "alignment": _alignment(scores, i),
+                    "alignment": _alignment(look, i),
                 }
                 for i, weight in zip(selection.indices.tolist(), selection.weights)
             ]
         )
-        passed = np.setdiff1d(np.arange(len(candidates)), chosen.indices).tolist() if is_scored else []
+        passed = (
+            np.setdiff1d(np.arange(len(candidates)), look.selection.indices).tolist() if is_scored else []
+        )
         if passed:
-            found = [_alignment(scores, i) for i in passed]
+            found = [_alignment(look, i) for i in passed]
             alignment = [value and round(value, 4) for value in found] if set(found) != {None} else None
             self.recorder.passed(
                 {"step": step, "ids": [candidates[i].id for i in passed], "alignment": alignment}
@@ -144,11 +134,12 @@ def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             yield prefix + name, float(value)
 
 
-def _alignment(scores: Scores, i: int) -> Optional[float]:
-    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero
-    or not finite."""
-    if scores.signals is None or scores.signals.gram_CC is None:
+def _alignment(look: Look, i: int) -> Optional[float]:
+    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero or
+    not finite."""
+    if look.signals is None or look.signals.gram_CC is None:
         return None
-    norms = scores.signals.gram_CC[i, i] * scores.signals.target_norm_squared
-    found = float(scores.signals.alignment_C[i] / norms**0.5) if norms > 0 else float("nan")
+    gram = look.signals.gram
+    norms = gram.gram_CC[i, i] * gram.target_norm_squared
+    found = float(gram.alignment_C[i] / norms**0.5) if norms > 0 else float("nan")
     return found if np.isfinite(found) else None

@@ -1,10 +1,4 @@
-"""The method at work: a run from its settings to its results.
-
-One step:  candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight (rank 0) -> broadcast
--> weighted step
-"""
-
-import time
+"""A run from its settings to its results; what a step of it does stands in pipeline/train_step.py."""
 
 from tqdm import tqdm
 
@@ -16,9 +10,7 @@ from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
 from pipeline.ranks.stopping import REQUEUE, StopRequests
 from pipeline.ranks.together import together
-from pipeline.scoring.stopwatch import Stopwatch
-from pipeline.step.deal_over_steps import deal_over_steps
-from pipeline.step.weighted_step import weighted_step
+from pipeline.train_step import train_step
 from pipeline.training import checkpoint, run_folder, self_check
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.evaluation import exact_match, held_out_loss, questions
@@ -73,9 +65,10 @@ def train(config: Config) -> None:
     say("self-check: what selection relies on, measured on this model, data and cluster")
     say.checks(self_check.run(hook, stream.shard(0, rank, world_size)))
 
-    checkpoints, first, chosen, watched = Checkpoints(folder, hook, config, identity, say), 0, None, None
+    checkpoints, first = Checkpoints(folder, hook, config, identity, say), 0
+    look, watched = None, None
     if found:
-        first, (chosen, watched) = found.manifest.step, checkpoints.load(found)
+        first, (look, watched) = found.manifest.step, checkpoints.load(found)
         together(lambda: run_folder.continue_records(folder, found, world_size, say))
         if hook.needs_moments:
             say.checks([self_check.check_state(hook)])
@@ -120,41 +113,16 @@ def train(config: Config) -> None:
         if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
             evaluate(step)
 
-        begin, watch = time.perf_counter(), Stopwatch(device)
-        with watch("candidates"):
-            candidates = stream.shard(step // score_every, rank, world_size)
-        if step % score_every == 0:
-            chosen = hook.select(candidates, step)
-        assert chosen is not None  # where a run goes on between two looks, the checkpoint has brought it
-        selection = deal_over_steps(chosen, score_every)[step % score_every]
-        if step % score_every:
-            hook.scores.selection_hash = hook.agree(selection, step)
-        learning_rate = engine.get_lr()[0]
-        with watch("update"):
-            result = weighted_step(engine, candidates, selection, pad_token_id, is_packed)
-        seconds = {**watch.read(), "total": time.perf_counter() - begin}
-
+        trained = train_step(hook=hook, stream=stream, step=step, look=look)
+        look, result = trained.look, trained.result
         if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
             say.checks([self_check.check_state(hook)])
         if journal:
-            look = step // score_every
-            found_at, epoch = stream.positions(look), stream.epoch(look)
-            for warning in journal.step(
-                step,
-                epoch,
-                found_at,
-                chosen,
-                selection,
-                hook.scores,
-                result,
-                learning_rate,
-                seconds,
-                watch.peak_bytes(),
-            ):
+            number = step // score_every  # of the look
+            for warning in journal.step(step, stream.epoch(number), stream.positions(number), trained):
                 say(warning)
-        progress.set_postfix(
-            loss=f"{result.loss:.3f}", cosine="-" if chosen.cosine is None else f"{chosen.cosine:.2f}"
-        )
+        cosine = look.selection.cosine
+        progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if cosine is None else f"{cosine:.2f}")
 
         verify_every = config.training.verify_every
         if (
@@ -165,7 +133,7 @@ def train(config: Config) -> None:
             check_replicas(engine.module, hook.collectives, step + 1)
         requested = stop.agreed(hook.collectives)
         if requested or checkpoints.is_due(step + 1):
-            saved = checkpoints.save(step + 1, chosen, journal)
+            saved = checkpoints.save(step + 1, look, journal)
         if requested:
             goes_on = "goes on" if saved else "goes on from the checkpoint before, if there is one"
             say(f"{requested}: stopped after {step + 1} steps; --resume auto {goes_on}")

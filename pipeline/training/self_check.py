@@ -18,14 +18,17 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline.data.collate import collate, pack
 from pipeline.data.sample import Sample
-from pipeline.hook import OVERFLOW_STEP, SelectionHook
+from pipeline.hook import SelectionHook
 from pipeline.ranks.narrator import Line
+from pipeline.scoring.backends import BACKENDS
 from pipeline.scoring.contraction import summary
-from pipeline.scoring.exact import held_bytes
+from pipeline.scoring.exact import ExactGram, held_bytes
 from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
 from pipeline.scoring.loss import causal_logits, evaluating, per_sample_loss
 from pipeline.scoring.moments import own_part, release_gathered, whole_numel
 from pipeline.scoring.stopwatch import Stopwatch
+from pipeline.step.look import Moments
+from pipeline.step.retries import OVERFLOW_STEP
 
 REFERENCE_ELEMENTS = 100_000_000  # gradient elements of one reference pass: bounds memory on large models
 TOLERANCE = {torch.float32: 1e-3}  # relative: float32 sums in another order
@@ -57,24 +60,24 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
         lines.append(_agree(hook, _packing(hook, *samples)))
         if not lines[-1].passed:  # the others pack too
             return lines
-    if hook.method.scores_gradients:
+    if hook.method.takes_backward:
         lines.append(_scored_share(hook))
         lines.append(_factors(hook, samples))
-    if hook.method.needs == "gram":
-        if hook.settings.backend == "exact":
+    if hook.method.needs_target:
+        if BACKENDS[hook.settings.backend] is ExactGram:
             lines.append(_contraction(hook, len(candidates), len(by_length[-1].input_ids)))
             lines.append(_memory(hook, len(candidates), len(by_length[-1].input_ids)))
         lines.append(_addresses(hook))
     if selects:
         lines.append(_same_selection(hook, candidates))
-    if hook.method.needs != "nothing":
+    if hook.method.looks_at_candidates:
         lines.append(_untouched(hook, before))
     return [_agree(hook, line) for line in lines]
 
 
 def check_state(hook: SelectionHook) -> Line:
     """After the first update: does every scored parameter have its Adam state?"""
-    own = hook.fragments()
+    own = hook.scorer.fragments().values()
     found = sum(f.numel for f in own if f.exp_avg_sq is not None and f.step > 0)
     steps = {f.step for f in own if f.numel}
     total = sum(out_features * in_features for out_features, in_features in hook.owners.shapes.values())
@@ -192,7 +195,7 @@ def _both(
 ) -> tuple[dict, list[dict]]:
     """Gradients of all samples by the code that selection uses, and of each by autograd; in float16 with a
     loss scale that fits, the same on all ranks."""
-    scale = hook.scoring_loss_scale()
+    scale = hook.scorer.scoring_loss_scale()
     while True:
         scored = _scored(hook, perturbations, samples, scale)
         references = [_reference(hook, perturbations, sample, scale) for sample in samples]
@@ -288,10 +291,12 @@ def _addresses(hook: SelectionHook) -> Line:
 def _contraction(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     """What the counts say; it fails with the error of a way that is forced and cannot be gone."""
     try:
-        plan = hook.backend(num_candidates, num_tokens, 0, Stopwatch(hook.engine.device)).plan
+        moments, watch = Moments(hook.scorer.fragments()), Stopwatch(hook.engine.device)
+        gram = hook.scorer.gram(num_candidates, num_tokens, moments, step=0, watch=watch)
     except ValueError as error:
         return Line("contraction of factors", False, str(error), "set selection.contraction to auto")
-    return Line("contraction of factors", True, f"{summary(plan)} at {num_tokens} tokens")
+    assert isinstance(gram, ExactGram)  # the others have no choice
+    return Line("contraction of factors", True, f"{summary(gram.plan)} at {num_tokens} tokens")
 
 
 def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
@@ -345,11 +350,7 @@ def _untouched(hook: SelectionHook, before: tuple) -> Line:
 def _same_selection(hook: SelectionHook, samples: list[Sample]) -> Line:
     """A selection before the first step draws at random, or by what needs no moments; it is the same
     everywhere, or raises."""
-    selection = hook.select(samples, step=0)
-    kept = len(selection.indices)
-    found = (
-        f"{hook.scores.selection_hash} ({kept} of {len(samples) * hook.collectives.world_size} candidates)"
-    )
-    return Line(
-        "the selection is the same on all ranks", hook.scores.selection_hash != "" and kept > 0, found
-    )
+    look = hook.select(samples, step=0)
+    kept = len(look.selection.indices)
+    found = f"{look.selection_hash} ({kept} of {len(samples) * hook.collectives.world_size} candidates)"
+    return Line("the selection is the same on all ranks", look.selection_hash != "" and kept > 0, found)

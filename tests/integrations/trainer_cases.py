@@ -302,7 +302,7 @@ def own_loop(way: Way, model_folder: str, steps: list[list], per_device: int):
         candidates = (
             batches[0] if len(batches) == 1 else [sample for batch in batches for sample in samples_of(batch)]
         )
-        selection = hook.select(candidates)
+        selection = hook.select(candidates).selection
         chosen.append((selection.indices.tolist(), selection.weights.tolist()))
         if way.stage is None:
             own_torch_step(

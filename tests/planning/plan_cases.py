@@ -77,8 +77,9 @@ def bytes_sent(cases: list, model_folder: str, folder: str) -> list[int]:
             hook = SelectionHook.attach(
                 engine, targets, replace(settings.selection, **changes), pad_token_id=0
             )
-            hook.select(share(random_samples([TOKENS] * NUM_CANDIDATES, seed=21), rank, world_size), step=1)
-            assert not hook.scores.is_warmup
-            found.append(hook.scores.bytes_sent)
+            own = share(random_samples([TOKENS] * NUM_CANDIDATES, seed=21), rank, world_size)
+            look = hook.select(own, step=1)
+            assert not look.is_warmup
+            found.append(look.bytes_sent)
         close(engine)
     return found

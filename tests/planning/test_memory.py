@@ -16,6 +16,7 @@ from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.planning.plan_cases import Alone, sizes
 from tests.reference import add_lora, tiny_llama
+from tests.scoring.problem import problem
 from tests.scoring.test_long_contexts import peak_bytes
 
 B, T = 2, 32
@@ -147,18 +148,7 @@ def test_seven_buffers_are_the_most_that_exchanges_hold():
 
     def exchange():
         watch = Stopwatch(torch.device("cpu"))
-        gram = ExactGram(
-            owners,
-            own,
-            collectives,
-            watch,
-            "update",
-            "cancel",
-            num_rows,
-            1 << 20,
-            num_tokens=1,
-            element_size=4,
-        )
+        gram = ExactGram(problem(owners, own, num_rows, 1, exchange_bytes=1 << 20), collectives, watch)
         gram.finish_target()
         for name in names:
             gram.add(name, torch.ones(num_rows, 1, side), torch.ones(num_rows, 1, side))

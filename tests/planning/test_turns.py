@@ -11,6 +11,7 @@ from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.planning.plan_cases import Alone, sizes
+from tests.scoring.problem import problem
 
 R, W, T, SIDE = 2, 4, 3, 64
 NAMES = [f"layer{i}" for i in range(8)]
@@ -52,9 +53,7 @@ def exchanges(slices: list[dict], exchange_bytes: int) -> int:
     ]
     owners = OwnerMap({f"{name}.weight": (SIDE, SIDE) for name in NAMES}, own, collectives)
     watch = Stopwatch(torch.device("cpu"))
-    gram = ExactGram(
-        owners, own, collectives, watch, "update", "cancel", R, exchange_bytes, num_tokens=T, element_size=4
-    )
+    gram = ExactGram(problem(owners, own, R, T, exchange_bytes=exchange_bytes), collectives, watch)
     gram.finish_target()
     for name in reversed(NAMES):
         gram.add(name, torch.rand(R, T, SIDE), torch.rand(R, T, SIDE))

@@ -11,10 +11,10 @@ from tests.training.train_cases import runs
 def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
     """For each (arguments, step, rank): a run whose rank gets a signal in that step, and whose disk is full
     for rank 1 before; its code."""
-    from pipeline.training import run
+    from pipeline import train_step
     from pipeline.training.checkpoint import DurableWriter
 
-    codes, original, save = [], run.weighted_step, DurableWriter.save
+    codes, original, save = [], train_step.weighted_step, DurableWriter.save
 
     def save_on_a_full_disk(writer, state_dict, path):
         is_full = os.environ["RANK"] == "1" and "checkpoint-2.tmp" in path
@@ -29,12 +29,12 @@ def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
                 os.kill(os.getpid(), signal.SIGUSR1 if rank else signal.SIGTERM)
             return original(engine, *others)
 
-        run.weighted_step = signalled
+        train_step.weighted_step = signalled
         try:
             runs([arguments])
         except SystemExit as ended:
             codes.append(ended.code)
-        run.weighted_step = original
+        train_step.weighted_step = original
     DurableWriter.save = save
     return codes
 

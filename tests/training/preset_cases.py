@@ -73,8 +73,7 @@ def grams(stage: int, model_folder: str, folder: str) -> dict:
         if scale == "fp32":
             _round_to_half(engine)
         hook = SelectionHook.attach(engine, target_set(), replace(settings.selection, geometry="identity"), 0)
-        hook.select(share(candidates(0), rank, world_size), step=0)
-        signals = hook.scores.signals
+        signals = hook.select(share(candidates(0), rank, world_size), step=0).signals
         gram = np.zeros((NUM_CANDIDATES + 1, NUM_CANDIDATES + 1))
         gram[:-1, :-1], gram[-1, :-1], gram[:-1, -1] = (
             signals.gram_CC,
@@ -100,8 +99,7 @@ def overflow(stage: int, model_folder: str, folder: str) -> dict:
     outcome = {"applied": [], "unchanged": [], "loss_scale": [], "warmup": []}
     for step in range(25):
         own = share(candidates(step), rank, world_size)
-        hook.select(own, step)
-        outcome["warmup"].append(hook.scores.is_warmup)
+        outcome["warmup"].append(hook.select(own, step).is_warmup)
         if outcome["applied"] and outcome["applied"][-1]:
             break
         before = _state(engine, hook)
@@ -119,7 +117,10 @@ def overflow(stage: int, model_folder: str, folder: str) -> dict:
 def _state(engine, hook) -> list[torch.Tensor]:
     """Trained parameters, and this rank's Adam state as far as there is one."""
     moments = [
-        m for f in hook.fragments() for m in (f.exp_avg, f.exp_avg_sq, torch.tensor(f.step)) if m is not None
+        m
+        for f in hook.scorer.fragments().values()
+        for m in (f.exp_avg, f.exp_avg_sq, torch.tensor(f.step))
+        if m is not None
     ]
     return [*full_parameters(engine).values(), *(m.clone() for m in moments)]
 

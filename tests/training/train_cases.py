@@ -51,37 +51,37 @@ def double_factors_on_one_rank() -> None:
 
 def raise_on_one_rank() -> None:
     """Rank 1 fails in the middle of a scoring pass, where the other waits for it."""
-    from pipeline import hook
+    from pipeline.step.scorer import Scorer
 
-    original = hook.SelectionHook._score
+    original = Scorer.measure
 
-    def score(self, *arguments):
+    def measure(self, *arguments):
         if self.collectives.rank == 1 and self.engine.global_steps == 3:
             raise KeyError("only here")
         return original(self, *arguments)
 
-    hook.SelectionHook._score = score
+    Scorer.measure = measure
 
 
 def stall_on_one_rank() -> None:
     """Rank 1 stands still for ever in a scoring pass, and does not end when it is asked to."""
-    from pipeline import hook
+    from pipeline.step.scorer import Scorer
 
-    original = hook.SelectionHook._score
+    original = Scorer.measure
 
-    def score(self, *arguments):
+    def measure(self, *arguments):
         while self.collectives.rank == 1 and self.engine.global_steps == 3:
             time.sleep(1)
         return original(self, *arguments)
 
-    hook.SelectionHook._score = score
+    Scorer.measure = measure
 
 
 def flip_a_bit_on_one_rank() -> None:
     """After the third update rank 1 holds one parameter that differs from rank 0's by its last bit."""
-    from pipeline.training import run
+    from pipeline import train_step
 
-    original = run.weighted_step
+    original = train_step.weighted_step
 
     def step(engine, *arguments):
         result = original(engine, *arguments)
@@ -90,7 +90,7 @@ def flip_a_bit_on_one_rank() -> None:
             parameter.data.view(torch.int32).flatten()[0] ^= 1
         return result
 
-    run.weighted_step = step
+    train_step.weighted_step = step
 
 
 def fill_the_disk() -> None:
@@ -114,16 +114,16 @@ def fill_the_disk() -> None:
 
 def fill_the_log() -> None:
     """From the third step on rank 0's standard output goes to a full disk."""
-    from pipeline.training import run
+    from pipeline import train_step
 
-    original = run.weighted_step
+    original = train_step.weighted_step
 
     def step(engine, *arguments):
         if os.environ["RANK"] == "0" and engine.global_steps == 2:
             os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
         return original(engine, *arguments)
 
-    run.weighted_step = step
+    train_step.weighted_step = step
 
 
 def change_the_world() -> None:
@@ -132,11 +132,12 @@ def change_the_world() -> None:
     import tqdm.std
     from deepspeed import DeepSpeedEngine
 
+    from pipeline import train_step
     from pipeline.training import run
 
     now, original, read, save = (
         time.time,
-        run.weighted_step,
+        train_step.weighted_step,
         run.read,
         DeepSpeedEngine._save_zero_checkpoint,
     )
@@ -160,7 +161,7 @@ def change_the_world() -> None:
         (copied / "exp_avg.swp").write_bytes(b"moments")
 
     time.time = tqdm.std.time = lambda: now() - seconds_back[0]
-    run.weighted_step, run.read, DeepSpeedEngine._save_zero_checkpoint = (
+    train_step.weighted_step, run.read, DeepSpeedEngine._save_zero_checkpoint = (
         step,
         read_and_remember,
         save_and_copy,

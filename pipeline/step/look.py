@@ -1,0 +1,119 @@
+# C candidates, R candidates of this rank, k features
+"""What a look at the candidates is made of: the records that its stages hand on, and the one that it ends as."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Optional
+
+import numpy as np
+import torch
+
+from pipeline.data.sample import Sample
+from pipeline.scoring.moments import Fragment
+from pipeline.scoring.stopwatch import Stopwatch
+from pipeline.selection.contract import Selection, Signals
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's candidates, and what all ranks know of everybody's."""
+
+    samples: list[Sample]
+    """R of them."""
+    num_candidates: int
+    """C, over all ranks."""
+    num_tokens: int
+    """Of the longest candidate of all ranks."""
+    watch: Stopwatch
+    """Measures the stages of this look."""
+    bytes_before: int
+    """Bytes that this rank had sent when the look began."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The Adam state that candidates are measured with."""
+
+    own: dict[str, Fragment]
+    """This rank's fragments of the scored weights by name; addresses alone where no moments are read."""
+    is_warmup: bool = False
+    """The plain gradient is matched: there are no moments yet, or of too few updates."""
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """The target's row as one pass has measured it, for others under the same Adam state and projections."""
+
+    parts: dict[str, torch.Tensor]
+    """This rank's part of it for each weight, as the Gram backend has it."""
+    loss: float
+    """This rank's part of the target's loss."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the factors of all candidates came to, the same on every rank but for ``target`` and ``features_Rk``."""
+
+    signals: Optional[Signals] = None
+    """What the method is given; None where it needs nothing."""
+    target_loss: Optional[float] = None
+    """Mean loss of the target samples; None where the method has no target."""
+    zero_moment_share: Optional[float] = None
+    """Share of scored elements that never had a gradient, and so no scale yet."""
+    candidate_tokens: int = 0
+    """Tokens of all candidates, over all ranks, without padding."""
+    target: Optional[TargetRow] = None
+    """The target's row, where it was to be kept."""
+    features_Rk: Optional[torch.Tensor] = None
+    """Features (R + 1, k) of this rank's candidates and of its part of the target; None with the exact backend,
+    which forms none."""
+    out_of_memory: int = 0
+    """How often the pass began again with half the samples in a forward."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about the pass."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at the candidates: what was chosen, everything that was seen, and what it cost."""
+
+    selection: Selection
+    """Positions and weights of the kept, the same on every rank."""
+    selection_hash: str = ""
+    """Of the selection, 16 hexadecimal digits, the same on every rank."""
+    is_warmup: bool = False
+    """The plain gradient was matched: there are no moments yet, or of too few updates."""
+    signals: Optional[Signals] = None
+    """What the method was given; None where it needs nothing, or where the target was lost."""
+    loss_C: Optional[np.ndarray] = None
+    """Loss of every candidate, float64 (C,), nats per token; None where none was measured."""
+    target_loss: Optional[float] = None
+    """Mean loss of the target samples; None where the method has no target, or it was lost."""
+    target_lost: bool = False
+    """The target's gradient was not finite, and the selection is a uniform draw."""
+    zero_moment_share: Optional[float] = None
+    """Share of scored elements that never had a gradient, and so no scale yet."""
+    candidate_tokens: int = 0
+    """Tokens of all candidates, over all ranks, without padding."""
+    out_of_memory: int = 0
+    """How often scoring began again with half the samples in a forward."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about this look."""
+    bytes_sent: int = 0
+    """Bytes that this rank sent to others."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage on this rank."""
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What steps to come need of it, as checkpoints have it: the selection that waits and what was seen."""
+        seen = {name: value for name, value in asdict(self).items() if name != "selection"}
+        spent = {"warnings": [], "seconds": {}, "peak_bytes": {}}  # written down already
+        return {"waiting": asdict(self.selection), "scores": {**seen, **spent}}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Look":
+        """The look that ``state_dict`` has described."""
+        seen = {**state["scores"], "warnings": ()}
+        signals = seen.pop("signals")
+        return cls(Selection(**state["waiting"]), signals=Signals(**signals) if signals else None, **seen)

@@ -1,0 +1,87 @@
+"""Measuring again, on all ranks together, where an attempt ran out of memory or overflowed in float16."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from deepspeed.accelerator import get_accelerator
+
+from pipeline.step.look import Measured
+
+OVERFLOW_STEP = 16.0
+"""A pass whose gradients overflow in float16 is taken again with the loss scale divided by this."""
+
+Outcome = TypeVar("Outcome")
+
+
+class OutOfMemory(RuntimeError):
+    """In the forward of a scoring pass, on some rank; raised on all of them."""
+
+
+class RowsPerPass:
+    """How many samples of a rank stand in one forward; halved, for good, where memory runs out."""
+
+    def __init__(self, limit: int):
+        """``limit`` is at first ``selection.scoring_micro_batch_size``; 0 is all of the rank's."""
+        self.limit = limit
+
+    def that_fit(
+        self, attempt: Callable[[int], Outcome], num_rows: int, num_tokens: int, step: int
+    ) -> tuple[Outcome, list[str]]:
+        """What ``attempt(rows_per_pass)`` returns once it fits into memory, and a warning for each time that it
+        did not.
+
+        Args:
+            attempt: raises OutOfMemory on all ranks together.
+            num_rows: samples of this rank, as many as of every other.
+            num_tokens: of the longest of all ranks, for messages.
+            step: for messages.
+
+        Raises:
+            RuntimeError: a single sample does not fit.
+        """
+        warnings = list[str]()
+        while True:
+            rows_per_pass = min(self.limit or num_rows, num_rows)
+            try:
+                return attempt(rows_per_pass), warnings
+            except OutOfMemory as error:
+                if rows_per_pass == 1:
+                    raise RuntimeError(
+                        f"step {step}: a scoring pass of one sample a rank does not fit into memory at "
+                        f"{num_tokens} tokens: lower data.max_tokens, selection.logits_mib or "
+                        "selection.last_blocks, or take ZeRO-3"
+                    ) from error
+            self.limit = -(-rows_per_pass // 2)
+            warnings.append(
+                f"WARNING at step {step}: scoring {rows_per_pass} samples a rank at once ran out of memory; "
+                f"from now on it takes {self.limit}. selection.scoring_micro_batch_size = {self.limit} saves "
+                "the attempt"
+            )
+            get_accelerator().empty_cache()
+
+
+def without_overflow(attempt: Callable[[float], Measured], loss_scale: float) -> Measured:
+    """What ``attempt(loss_scale)`` returns, with less of a loss scale as long as a sample with a finite loss has
+    a gradient that overflows. All ranks see the same signals, so all go again."""
+    measured = attempt(loss_scale)
+    while loss_scale > 1 and _has_overflowed(measured):
+        loss_scale = max(1.0, loss_scale / OVERFLOW_STEP)
+        measured = attempt(loss_scale)
+    return measured
+
+
+def _has_overflowed(measured: Measured) -> bool:
+    """Whether a gradient is not finite whose loss is."""
+    signals, target_loss = measured.signals, measured.target_loss
+    assert signals is not None and signals.loss_C is not None  # every pass measures losses
+    norm_C = signals.squared_norm_C if signals.gram_CC is None else np.diagonal(signals.gram_CC)
+    if norm_C is None:
+        return False
+    lost_target = (
+        target_loss is not None
+        and math.isfinite(target_loss)
+        and not math.isfinite(signals.gram.target_norm_squared)
+    )
+    return lost_target or bool((np.isfinite(signals.loss_C) & ~np.isfinite(norm_C)).any())
