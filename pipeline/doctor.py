@@ -35,11 +35,11 @@ from torch.utils.cpp_extension import CUDA_HOME, get_default_build_root
 
 from pipeline.config import Config, build_parser, check_data, parse_with
 from pipeline.data.reading import Reading
-from pipeline.plan import plan_run, reference_shapes
 from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN, GIB
 from pipeline.planning.model_shapes import ModelShapes, read_shapes
 from pipeline.planning.passes import Run
+from pipeline.planning.planned_run import plan_run, reference_shapes
 from pipeline.ranks.narrator import Line
 from pipeline.training.engine import check_hardware, deepspeed_config, resolve_dtype, start_process_group
 from pipeline.training.kernels import STALE_SECONDS
@@ -216,9 +216,8 @@ def run_checks(config: Config, options: Namespace, world_size: int, device: torc
             if getattr(config.data, name):
                 yield _data(config, name, tokenizer)
     if shapes is not None:
-        memory_options = Namespace(world_size=world_size, tokens=0)
         hardware = replace(BUILT_IN["h100"], device_type=device.type)
-        run = plan_run(config, memory_options, hardware)
+        run = plan_run(config, hardware, world_size)
         yield _memory(config, shapes, run, hardware, device, world_size)
         yield _disk(config, shapes, run)
 
