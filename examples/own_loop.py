@@ -1,5 +1,6 @@
-"""Selection in a DeepSpeed loop of one's own: a tiny model learns which of two kinds of text it is asked for,
-on CPU, in seconds.
+"""Selection in a DeepSpeed loop of one's own, on CPU, in seconds.
+
+A tiny model sees two kinds of text, and selection keeps those that resemble the target's.
 
 PYTHONPATH=. python examples/own_loop.py
 PYTHONPATH=. deepspeed --num_gpus 2 examples/own_loop.py
@@ -22,7 +23,7 @@ draw = random.Random(0)
 
 
 def sample(is_wanted: bool) -> Sample:
-    """A number counted up (wanted) or down, modulo 20."""
+    """Numbers that count up (wanted) or down, modulo 20."""
     first, step = draw.randrange(20), 1 if is_wanted else -1
     ids = [(first + step * i) % 20 for i in range(draw.randrange(6, 12))]
     return Sample(ids, ids, source="wanted" if is_wanted else "other")
@@ -48,7 +49,7 @@ settings = SelectionConfig(candidates_per_step=16, keep_per_step=4)
 hook = SelectionHook.attach(engine, targets, settings, pad_token_id=20)
 
 for step in range(20):
-    # the same on every rank
+    # draw is seeded alike everywhere, so the pool is the same on every rank
     pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(settings.candidates_per_step)]
     candidates = pool[rank::world_size]  # this rank's share
     selection = hook.select(candidates)
@@ -60,6 +61,6 @@ for step in range(20):
         in_rank_order = [candidate for r in range(world_size) for candidate in pool[r::world_size]]
         wanted = sum(in_rank_order[i].source == "wanted" for i in selection.indices)
         print(
-            f"step {step}: kept {len(selection.indices)} of {len(pool)}, {wanted} of them wanted; cosine "
-            f"{selection.cosine}"
+            f"step {step}: kept {len(selection.indices)} of {len(pool)}, {wanted} of them wanted; "
+            f"cosine {selection.cosine}"
         )
