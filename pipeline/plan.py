@@ -38,6 +38,7 @@ STAGES = (
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
+    """The exit code: 0, or 2 where a run with these settings would be refused."""
     config, options = parse_with(plan_parser(), arguments, needs_data=False)
     try:
         hardware = find(options.hardware)
@@ -100,15 +101,16 @@ def say_what(config: Config, shapes: ModelShapes, run: Run, hardware: Hardware) 
     s = config.selection
     print(
         f"{shapes.name}: {shapes.parameters:,} parameters in {shapes.num_blocks} blocks, "
-        f"{shapes.trained_parameters:,} trained, {scored:,} scored\n{run.world_size} x {hardware.name}, "
-        f"ZeRO-{run.zero_stage}{' with offloaded optimizer' * run.offloads_optimizer}, {8 * run.element_size} "
-        f"bit; C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, {run.tokens} "
-        f"tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
+        f"{shapes.trained_parameters:,} trained, {scored:,} scored\n"
+        f"{run.world_size} x {hardware.name}, ZeRO-{run.zero_stage}"
+        f"{' with offloaded optimizer' * run.offloads_optimizer}, {8 * run.element_size} bit; "
+        f"C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, "
+        f"{run.tokens} tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
     )
     if shapes.uncounted_share > 0.01:
         print(
-            f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, which belong to no "
-            "linear layer."
+            f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, "
+            "which belong to no linear layer."
         )
 
 
@@ -152,8 +154,8 @@ def error_so_far() -> str:
     found = json.loads(ERRORS.read_text())
     return (
         f"These are predictions from counted operations. Compared with runs on {found['machine']['device']}, "
-        f"predicted over measured time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, and "
-        f"of selection's time over the plain pass's {found['smallest_ratio_to_plain']:.2f} to "
+        f"predicted over measured time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, "
+        f"and of selection's time over the plain pass's {found['smallest_ratio_to_plain']:.2f} to "
         f"{found['largest_ratio_to_plain']:.2f} ({ERRORS})."
     )
 
