@@ -52,7 +52,7 @@ set_parsing_settings(import_path_allowlist=[f"{__name__}.{TargetFiles.__name__}"
 
 @dataclass
 class Grid:
-    """Methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
+    """A grid of methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
 
     variants: Union[list[str], dict[str, Optional[dict[str, Any]]]]
     """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of
@@ -60,7 +60,7 @@ class Grid:
     seeds: list[int]
     """Values of run.seed; every variant runs with each."""
     targets: dict[str, TargetFiles]
-    """Name -> files."""
+    """Name of a target -> its files."""
     folder: str
     """Results; one folder a cell below it, TARGET/VARIANT/seed_N. Cells found there finished are not run
     again."""

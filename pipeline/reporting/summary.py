@@ -17,7 +17,7 @@ from rich.text import Text
 from pipeline.reporting.records import Run, labels
 
 SELECTION_STAGES = ("candidates", "target", "factors", "exchange", "gram", "solve")
-"""Stages that a plain training step does without; ``update`` is the rest."""
+"""Stages that a plain training step does not have; ``update`` is the rest."""
 CLEAN, UNKNOWN = "none", ""
 """Values of ``damage`` for a sample that is known to be intact, and for one whose state is unknown."""
 
@@ -41,9 +41,9 @@ class Summary:
     damaged_pool: Optional[float]
     """Damaged share of the pool's samples, among those whose damage is known."""
     damaged_kept: Optional[float]
-    """The same among the kept samples."""
+    """Damaged share of the kept samples."""
     damaged_weight: Optional[float]
-    """The same, each kept sample counted by its weight."""
+    """Damaged share of the kept samples, each counted by its weight."""
     target_pool: Optional[float]
     """Share of the pool that comes from the target's own kind of source."""
     target_kept: Optional[float]
