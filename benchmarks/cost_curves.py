@@ -111,16 +111,17 @@ def main() -> None:
 
 
 def draw(points: list[dict], arguments) -> Figure:
-    """Time and memory over a plain pass: against C on the left, against T on the right."""
+    """Time and memory in units of a plain pass: by candidates on the left, by tokens on the right."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     curves = (
         ("candidates", arguments.candidates, "tokens", arguments.short),
         ("tokens", arguments.tokens, "candidates", arguments.few),
     )
+    labels = (f"candidates, {arguments.short} tokens each", f"tokens of each of {arguments.few} candidates")
     for row, (measure, title) in zip(
         figure.subplots(2, 2, sharey="row"), (("time_ratio", "time"), ("memory_ratio", "peak memory"))
     ):
-        for axis, (varied, values, fixed, constant) in zip(row, curves):
+        for axis, (varied, values, fixed, constant), label in zip(row, curves, labels):
             for case in arguments.cases:
                 for backend in arguments.backends:
                     own = {
@@ -136,8 +137,8 @@ def draw(points: list[dict], arguments) -> Figure:
             axis.set(
                 xscale="log",
                 xticks=values,
-                xlabel=f"{varied} ({constant} {fixed})",
-                ylabel=f"{title} / plain pass",
+                xlabel=label,
+                ylabel=f"{title}, in plain passes",
                 ylim=(0, None),
             )
             axis.set_xticks(values, [str(value) for value in values])

@@ -13,13 +13,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jsonargparse import Namespace
-
-from pipeline import plan
 from pipeline.config import Config, ModelConfig, SelectionConfig, TrainingConfig
 from pipeline.planning import forecast
 from pipeline.planning.hardware import GIB, find
 from pipeline.planning.model_shapes import read_shapes
+from pipeline.planning.planned_run import plan_run
 
 OUTPUT = Path(__file__).parent / "results" / "plan_table.json"
 HARDWARE, TOKENS = "h100", 2048
@@ -76,7 +74,7 @@ def predict(case: Case) -> dict:
         training=TrainingConfig(micro_batch_size=1),
     )
     hardware, shapes = find(HARDWARE), read_shapes(config.model)
-    run = plan.plan_run(config, Namespace(world_size=case.num_gpus, tokens=TOKENS), hardware)
+    run = plan_run(config, hardware, case.num_gpus, TOKENS)
     plain, step = forecast.plain(shapes, run, hardware), forecast.weighted_step(shapes, run, hardware)
     found = {backend: f for (backend, _), f in forecast.variants(shapes, run, hardware, [0]).items()}
     recommended, reason = forecast.recommend(found, step, config.selection.score_every, hardware)

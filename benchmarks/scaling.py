@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from jsonargparse import Namespace
 from matplotlib.figure import Figure
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,11 +33,11 @@ from pipeline.config import Config, ModelConfig, SelectionConfig, TrainingConfig
 from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
-from pipeline.plan import plan_run
 from pipeline.planning import forecast
 from pipeline.planning.forecast import BACKENDS
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
+from pipeline.planning.planned_run import plan_run
 from pipeline.selection.contract import Selection
 from pipeline.step.weighted_step import weighted_step
 from pipeline.training.prepare import load, prepare
@@ -125,9 +124,7 @@ def predicted_small(world_size: int, model: str) -> list[dict]:
     rows, shapes = [], read_shapes(ModelConfig(name=model, lora_rank=0))
     hardware = replace(BUILT_IN["h100"], device_type="cpu")
     for stage in STAGES:
-        run = plan_run(
-            settings(world_size, stage, model), Namespace(world_size=world_size, tokens=TOKENS), hardware
-        )
+        run = plan_run(settings(world_size, stage, model), hardware, world_size, TOKENS)
         row = {"world_size": world_size, "zero_stage": stage}
         for backend in BACKENDS:
             changed = replace(run, selection=replace(run.selection, backend=backend))
@@ -228,7 +225,7 @@ def modelled(name: str) -> list[dict]:
             training=TrainingConfig(micro_batch_size=1),
         )
         hardware = BUILT_IN["h100"]
-        run = plan_run(config, Namespace(world_size=world_size, tokens=2048), hardware)
+        run = plan_run(config, hardware, world_size, tokens=2048)
         step = forecast.weighted_step(shapes, run, hardware)
         for (backend, _), found in forecast.variants(shapes, run, hardware, [0]).items():
             rows.append(

@@ -1,5 +1,6 @@
-"""Selection in a DeepSpeed loop of one's own: a tiny model learns which of two kinds of text it is asked for,
-on CPU, in seconds.
+"""Selection in a DeepSpeed loop of one's own, on CPU, in seconds.
+
+A tiny model sees two kinds of text, and selection keeps those that resemble the target's.
 
 PYTHONPATH=. python examples/own_loop.py
 PYTHONPATH=. deepspeed --num_gpus 2 examples/own_loop.py
@@ -24,7 +25,7 @@ draw = random.Random(0)
 
 
 def sample(is_wanted: bool) -> Sample:
-    """A number counted up (wanted) or down, modulo 20."""
+    """Numbers that count up (wanted) or down, modulo 20."""
     first, step = draw.randrange(20), 1 if is_wanted else -1
     ids = [(first + step * i) % 20 for i in range(draw.randrange(6, 12))]
     return Sample(ids, ids, source="wanted" if is_wanted else "other")
@@ -59,6 +60,6 @@ for step in range(20):
         kept = [candidates[i] for i in trained.selection.indices]
         print(
             f"step {step}: kept {len(kept)} of {len(candidates)}, "
-            f"{sum(kept_sample.source == 'wanted' for kept_sample in kept)} of them wanted; cosine "
+            f"{sum(one.source == 'wanted' for one in kept)} of them wanted; cosine "
             f"{trained.selection.cosine}"
         )

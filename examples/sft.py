@@ -19,7 +19,7 @@ from pipeline.integrations.trainer import SelectionMixin
 
 
 class SelectionSFTTrainer(SelectionMixin, SFTTrainer):
-    """SFTTrainer that keeps and weighs what it trains on."""
+    """An SFTTrainer that selects among its samples, and weighs them."""
 
 
 draw = random.Random(0)
@@ -30,7 +30,7 @@ tokenizer = PreTrainedTokenizerFast(tokenizer_object=split, pad_token="<pad>", e
 
 
 def row(is_wanted: bool) -> dict:
-    """A number counted up (wanted) or down, modulo 20."""
+    """Numbers that count up (wanted) or down, modulo 20."""
     first, step = draw.randrange(20), 1 if is_wanted else -1
     numbers = [str((first + step * i) % 20) for i in range(draw.randrange(4, 9))]
     return {
@@ -39,10 +39,8 @@ def row(is_wanted: bool) -> dict:
     }
 
 
-pool, examples = (
-    Dataset.from_list([row(i % 2 == 0) for i in range(320)]),
-    Dataset.from_list([row(True) for _ in range(8)]),
-)
+pool = Dataset.from_list([row(i % 2 == 0) for i in range(320)])
+examples = Dataset.from_list([row(True) for _ in range(8)])
 torch.manual_seed(0)
 model = LlamaForCausalLM(
     LlamaConfig(
@@ -80,6 +78,6 @@ if trainer.is_world_process_zero():
     chosen = trainer.chosen
     assert chosen is not None and chosen.cosine is not None
     print(
-        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine "
-        f"{chosen.cosine:.3f}"
+        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, "
+        f"cosine {chosen.cosine:.3f}"
     )

@@ -1,5 +1,4 @@
-"""Selection in Hugging Face's Trainer: the five marked lines make a SelectionTrainer of it. A tiny model, on
-CPU, in seconds.
+"""Selection in Hugging Face's Trainer, on CPU, in seconds: a tiny model, and five marked lines that differ.
 
 PYTHONPATH=. python examples/trainer.py
 PYTHONPATH=. accelerate launch --cpu --num_processes 2 examples/trainer.py
@@ -19,13 +18,14 @@ draw = random.Random(0)
 
 
 def row(is_wanted: bool) -> dict:
-    """A number counted up (wanted) or down, modulo 20."""
+    """Numbers that count up (wanted) or down, modulo 20."""
     first, step = draw.randrange(20), 1 if is_wanted else -1
     ids = [(first + step * i) % 20 for i in range(8)]
     return {"input_ids": ids, "labels": ids}
 
 
-pool, examples = [row(i % 2 == 0) for i in range(320)], [row(True) for _ in range(8)]
+pool = [row(i % 2 == 0) for i in range(320)]
+examples = [row(True) for _ in range(8)]
 torch.manual_seed(0)
 model = LlamaForCausalLM(
     LlamaConfig(
@@ -63,6 +63,6 @@ if trainer.is_world_process_zero():
     chosen = trainer.chosen
     assert chosen is not None and chosen.cosine is not None
     print(
-        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, cosine "
-        f"{chosen.cosine:.3f}"
+        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, "
+        f"cosine {chosen.cosine:.3f}"
     )

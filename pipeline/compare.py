@@ -1,10 +1,9 @@
 """Compare selection methods: every variant with every seed on every target, and what they say together.
 
-python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value ...] [--section.key value
-...]
+python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value] [--section.key value]
 
-    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs -> tables,
-    result file, page
+    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs
+          -> tables, result file, page
 """
 
 import json
@@ -17,8 +16,8 @@ from pipeline.comparison.grid import parse
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    """0; 1 if a cell has failed; 2 for settings or records that do not fit together, which a sentence
-    explains."""
+    """The exit code: 0; 1 if a cell has failed; 2 where settings or records do not fit together, which a
+    sentence explains."""
     grid, cells, notes = parse(__doc__.split("\n\n")[0], sys.argv[1:] if arguments is None else arguments)
     # Not at the top: torch, pandas and matplotlib take seconds to load, and --help and a wrong grid are
     # answered without them.
@@ -49,8 +48,8 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 
 def run() -> None:
-    """``main`` as a program."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cells' processes are ended too
+    """Run ``main`` as a program, which ends the processes of its cells when it is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, on which run_cells ends them
     sys.exit(main())
 
 

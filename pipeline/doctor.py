@@ -1,7 +1,9 @@
 """Check machines, cluster and settings before a run: what was found and, where a check fails, a remedy.
 
-python -m pipeline.doctor [--config recipe.yaml] [--section.key value ...] [--json]     # this machine, and the run's settings
-deepspeed --module pipeline.doctor --config recipe.yaml                                 # every rank: also links and clocks
+# this machine, and the run's settings
+python -m pipeline.doctor [--config recipe.yaml] [--section.key value ...] [--json]
+# every rank: also links and clocks
+deepspeed --module pipeline.doctor --config recipe.yaml
 
 ``--quick`` is what the launch scripts run first: seconds, and no communication. Exit code 2 if a check fails.
 """
@@ -35,29 +37,30 @@ from torch.utils.cpp_extension import CUDA_HOME, get_default_build_root
 
 from pipeline.config import Config, build_parser, check_data, parse_with
 from pipeline.data.reading import Reading
-from pipeline.plan import plan_run, reference_shapes
 from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN, GIB
 from pipeline.planning.model_shapes import ModelShapes, read_shapes
 from pipeline.planning.passes import Run
+from pipeline.planning.planned_run import plan_run, reference_shapes
 from pipeline.ranks.narrator import Line
 from pipeline.training.engine import check_hardware, deepspeed_config, resolve_dtype, start_process_group
 from pipeline.training.kernels import STALE_SECONDS
 from pipeline.training.model import load_tokenizer
 
 DEEPSPEED = "0.19.8"
-"""Whose partitions pipeline/scoring/moments.py knows (requirements.txt)."""
+"""The version whose partitions pipeline/scoring/moments.py reads (requirements.txt)."""
 FLASH = {
     "flash-attn-4": "flash_attn.cute",
     "flash-attn-3": "flash_attn_interface",
     "flash-attn": "flash_attn",
 }
 CHECKPOINTS = 3  # two are kept, and one is written beside them
-LARGEST_SKEW = 2.0  # seconds: more, and times of files and logs of two nodes cannot be compared
+LARGEST_SKEW = 2.0  # seconds; beyond that, times in files and logs of two nodes cannot be compared
 BUFFER_BYTES, REPEATS = 16 << 20, 5
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
+    """The exit code: 0, or 2 if a check has failed."""
     parser = build_parser(__doc__.split("\n\n")[0])
     parser.add_argument(
         "--quick", action="store_true", help="this machine alone, in seconds; data are only looked for"
@@ -79,7 +82,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
 
 
 def examine(config: Config, options: Namespace) -> list[Line]:
-    """All checks; without ``quick`` every rank calls it and gets the lines of all."""
+    """Lines of all checks. Without ``quick`` every rank calls it, and gets what all ranks have found."""
     rank, world_size = 0, options.world_size or max(1, torch.cuda.device_count())
     device = torch.device(get_accelerator().current_device_name())
     if not options.quick:
@@ -95,6 +98,7 @@ def examine(config: Config, options: Namespace) -> list[Line]:
 
 
 def machine(device: torch.device) -> Iterator[Line]:
+    """Checks of what is installed on this machine."""
     yield Line(
         "versions",
         deepspeed.__version__.split("+")[0] == DEEPSPEED,
@@ -145,7 +149,7 @@ def _toolkit() -> Optional[str]:
 
 
 def _flash(device: torch.device) -> Line:
-    """A package built against another torch fails when it is imported, not when it is installed."""
+    """The check of flash-attn's packages."""
     found, broken = [], []
     for package, module in FLASH.items():
         try:
@@ -153,9 +157,10 @@ def _flash(device: torch.device) -> Line:
         except PackageNotFoundError:
             continue
         try:
+            # A package built against another torch fails when it is imported, not when it is installed.
             importlib.import_module(module)
             found.append(f"{package} {number}")
-        except Exception as error:  # whatever a foreign extension raises is what is to be told
+        except Exception as error:  # foreign extensions raise anything, and all of it is to be told
             broken.append(f"{package} {number}: {type(error).__name__}: {error}")
     if broken:
         return Line(
@@ -187,7 +192,7 @@ def _kernels() -> str:
 
 
 def run_checks(config: Config, options: Namespace, world_size: int, device: torch.device) -> Iterator[Line]:
-    """Nothing is asked of a run whose data are not named."""
+    """Checks of the run that the settings describe; none where they name no data."""
     if not config.data.pool:
         return
     try:
@@ -216,9 +221,8 @@ def run_checks(config: Config, options: Namespace, world_size: int, device: torc
             if getattr(config.data, name):
                 yield _data(config, name, tokenizer)
     if shapes is not None:
-        memory_options = Namespace(world_size=world_size, tokens=0)
         hardware = replace(BUILT_IN["h100"], device_type=device.type)
-        run = plan_run(config, memory_options, hardware)
+        run = plan_run(config, hardware, world_size)
         yield _memory(config, shapes, run, hardware, device, world_size)
         yield _disk(config, shapes, run)
 
@@ -274,7 +278,9 @@ def _data(config: Config, name: str, tokenizer) -> Line:
             deque(part, maxlen=0)  # read and forgotten
         return reading.counts()
 
-    say = lambda counts: ", ".join(f"{key} {value}" for key, value in counts.items())
+    def say(counts: dict) -> str:
+        return ", ".join(f"{key} {value}" for key, value in counts.items())
+
     return _attempt(f"data.{name}", read, say, "the sentence names the file and line")[1]
 
 
@@ -292,18 +298,19 @@ def _memory(
     return Line(
         "memory of a rank",
         max(step, selection) < free,
-        f"{free / GIB:.1f} GiB free; predicted {selection / GIB:.1f} for selection, {step / GIB:.1f} for the "
-        "step",
+        f"{free / GIB:.1f} GiB free; predicted {selection / GIB:.1f} for selection, "
+        f"{step / GIB:.1f} for the step",
         "python -m pipeline.plan shows what takes it: lower selection.scoring_micro_batch_size or "
         "training.micro_batch_size, or offload",
     )
 
 
 def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
-    """A checkpoint holds the weights, and of trained ones the master copy and the moments."""
+    """The check of room for checkpoints."""
     folder = Path(config.run.folder).absolute()
     while not folder.exists():
         folder = folder.parent
+    # A checkpoint holds the weights, and for trained ones the float32 master copy and two moments.
     needed = CHECKPOINTS * (run.element_size * shapes.parameters + 12 * shapes.trained_parameters)
     free = shutil.disk_usage(folder).free
     return Line(
@@ -320,7 +327,7 @@ def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
 
 
 def agreed(lines: list[Line]) -> list[Line]:
-    """Each check as all ranks see it; what fails somewhere, or differs in versions, is told with rank and
+    """One line a check for all ranks together; where it fails on one, or versions differ, with rank and
     host."""
     everywhere: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (socket.gethostname(), lines))
@@ -335,10 +342,8 @@ def agreed(lines: list[Line]) -> list[Line]:
         failed = [(rank, host, line) for rank, host, line in theirs if not line.passed]
         if failed:
             rank, host, line = failed[0]
-            own = replace(
-                line,
-                found=f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host}): {line.found}",
-            )
+            where = f"on {len(failed)} of {len(everywhere)} ranks, first rank {rank} ({host})"
+            own = replace(line, found=f"{where}: {line.found}")
         elif own.check == "versions" and len({line.found for *_, line in theirs}) > 1:
             rank, host, line = next(item for item in theirs if item[2].found != theirs[0][2].found)
             found = f"rank 0 has {theirs[0][2].found}, rank {rank} ({host}) {line.found}"
@@ -348,7 +353,8 @@ def agreed(lines: list[Line]) -> list[Line]:
 
 
 def links(rank: int, device: torch.device) -> Iterator[Line]:
-    """Bandwidth of a large all-reduce, latency of a small one, and how far the clocks are apart."""
+    """Checks of the links between ranks (bandwidth of a large all-reduce, latency of a small one), and of how
+    far their clocks are apart."""
     world_size = dist.get_world_size()
     hosts = [None] * world_size
     dist.all_gather_object(hosts, socket.gethostname())
@@ -356,7 +362,10 @@ def links(rank: int, device: torch.device) -> Iterator[Line]:
     small, _ = _all_reduce_seconds(1, device)
     large, right = _all_reduce_seconds(BUFFER_BYTES // 4, device)
     rate = 2 * (world_size - 1) / world_size * BUFFER_BYTES / large
-    found = f"{where}: {rate / 1e9:.2f} GB/s sent by a rank in an all-reduce of {BUFFER_BYTES >> 20} MiB, {small * 1e6:.0f} us for 4 bytes"
+    found = (
+        f"{where}: {rate / 1e9:.2f} GB/s sent by a rank in an all-reduce of {BUFFER_BYTES >> 20} MiB, "
+        f"{small * 1e6:.0f} us for 4 bytes"
+    )
     yield Line(
         "communication",
         right,
@@ -380,7 +389,7 @@ def links(rank: int, device: torch.device) -> Iterator[Line]:
 def _all_reduce_seconds(numel: int, device: torch.device) -> tuple[float, bool]:
     tensor, right = torch.ones(numel, device=device), True
     for repeat in range(REPEATS + 1):
-        if repeat == 1:  # the first opens connections
+        if repeat == 1:  # repeat 0 is not timed: it opens the connections
             begin = time.perf_counter()
         tensor.fill_(1.0)
         dist.all_reduce(tensor)
@@ -389,6 +398,7 @@ def _all_reduce_seconds(numel: int, device: torch.device) -> tuple[float, bool]:
 
 
 def report(lines: list[Line], as_json: bool) -> None:
+    """Print the checks, and the remedies of those that have failed."""
     if as_json:
         print(
             json.dumps(
@@ -404,7 +414,7 @@ def report(lines: list[Line], as_json: bool) -> None:
 
 
 def run() -> None:
-    """``main`` as a program."""
+    """Run ``main`` as a program."""
     code = main()
     sys.stdout.flush()
     os._exit(code)  # as training/ending.py: through the interpreter gloo aborts now and then

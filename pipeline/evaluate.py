@@ -1,5 +1,4 @@
-"""Score a trained run, or any model, on benchmark tasks, through EleutherAI's lm-evaluation-harness (pip
-install lm_eval).
+"""Score a trained run, or any model, on benchmark tasks, with EleutherAI's lm-evaluation-harness.
 
 python -m pipeline.evaluate --model RUN_OR_MODEL --tasks mmlu:5 tydiqa:1 [--limit N] [--batch_size N]
 """
@@ -57,8 +56,8 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="NAME[:SHOTS]",
-        help="lm-eval's tasks, groups or tags, with the number of examples in the prompt if it is not the task's own, "
-        "separated by spaces or commas: mmlu:5 tydiqa:1 (tydiqa: mean F1 of tydiqa_goldp_*, from "
+        help="lm-eval's tasks, groups or tags, with the number of examples in the prompt if it is not the "
+        "task's own, separated by spaces or commas: mmlu:5 tydiqa:1 (tydiqa: mean F1 of tydiqa_goldp_*, from "
         "launch/lm_eval_tasks)",
     )
     parser.add_argument("--limit", type=int, help="samples of each task, to try things out; default: all")
@@ -98,26 +97,27 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Model:
-    """What transformers and peft load."""
+    """A model as transformers and peft load it."""
 
     name: str
     """Folder or hub name of the base model, or of the whole model."""
     revision: Optional[str] = None
     adapter: Optional[str] = None
     tokenizer: Optional[str] = None
-    """Folder, where it is not the model's."""
+    """Folder of the tokenizer, where it is not the model's."""
     is_run: bool = False
 
 
 def find_model(name: str) -> Model:
-    """A run's final adapter or model, or the model that is named. Raises ValueError where a run has none."""
+    """The final adapter or model of a run, or the model of that name. Raises ValueError where a run has
+    none."""
     folder = Path(name)
     is_run = (folder / "config.yaml").is_file()
     final = folder / "final" if is_run else folder
     if is_run and not (final / "config.json").is_file() and not (final / "adapter_config.json").is_file():
         raise ValueError(
-            f"--model: the run {name} has no model in {final}: let it come to its end, with run.save_model = "
-            "true"
+            f"--model: the run {name} has no model in {final}: let it come to its end, "
+            "with run.save_model = true"
         )
     if not (final / "adapter_config.json").is_file():
         return Model(str(final) if is_run else name, is_run=is_run)
@@ -149,17 +149,17 @@ def find_tasks(folders: list[Path]):
 
 
 def load_tasks(names: list[str], manager) -> dict[str, tuple[list, Optional[int]]]:
-    """By name as given: lm-eval's task objects, data loaded, and the number of examples in the prompt (None:
-    the task's own).
+    """Task objects of lm-eval with their data, and the number of examples in the prompt (None: the task's
+    own), by name as given.
 
-    Raises ValueError: a name is unknown, a task's data cannot be had.
+    Raises ValueError where a name is unknown, or a task's data cannot be loaded.
     """
     split = {name: name.partition(":")[::2] for name in names}
     for name, (task, shots) in split.items():
         if shots and not shots.isdecimal():
             raise ValueError(
-                f"--tasks: {name} has '{shots}' behind the colon, where the number of examples in the prompt "
-                "belongs"
+                f"--tasks: {name} has '{shots}' behind the colon, "
+                "where the number of examples in the prompt belongs"
             )
         if task not in manager.all_tasks:
             close = difflib.get_close_matches(task, manager.all_tasks, n=5)
@@ -173,7 +173,7 @@ def load_tasks(names: list[str], manager) -> dict[str, tuple[list, Optional[int]
     for name, (task, shots) in split.items():
         try:
             found = manager.load([task])
-        # what datasets raises without a network, or for a data set that wants code
+        # datasets raises these without a network, and for a data set that wants to run code
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"--tasks: the data of {task} cannot be loaded ({str(error).splitlines()[0]}). Without a "
@@ -186,8 +186,8 @@ def load_tasks(names: list[str], manager) -> dict[str, tuple[list, Optional[int]
 
 
 def load_model(model: Model, options: argparse.Namespace):
-    """lm-eval's HFLM. Raises ValueError where the model cannot be had."""
-    import torch
+    """lm-eval's HFLM. Raises ValueError where the model cannot be loaded."""
+    import torch  # here, as the next two: lm-eval is optional, and --help need not wait for the others
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoConfig
 
@@ -213,8 +213,8 @@ def load_model(model: Model, options: argparse.Namespace):
 
 
 def score(harness, manager, tasks: list, num_fewshot: Optional[int], options: argparse.Namespace) -> dict:
-    """Print lm-eval's table of ``tasks`` and return its results, without samples."""
-    import lm_eval
+    """lm-eval's results of ``tasks`` without the samples, after printing its table of them."""
+    import lm_eval  # optional
     from lm_eval.utils import make_table
 
     found = lm_eval.simple_evaluate(
@@ -235,7 +235,8 @@ def score(harness, manager, tasks: list, num_fewshot: Optional[int], options: ar
 
 
 def headline(model: str, scores: dict[str, dict]) -> dict:
-    """Numbers alone: of a group its own, of anything else those of its tasks."""
+    """The last line's object: nothing but numbers, of a group its own, of anything else those of its
+    tasks."""
     means = {}
     for name, found in scores.items():
         task = name.partition(":")[0]
@@ -253,7 +254,7 @@ def settings(options: argparse.Namespace) -> dict:
 
 
 def run() -> None:
-    """``main`` as a program."""
+    """Run ``main`` as a program."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())
 

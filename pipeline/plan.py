@@ -1,26 +1,22 @@
-"""Predict what selection will cost, before any weights are loaded: time, memory and traffic of a step, for
-each Gram backend.
+"""Predict time, memory and traffic of a step for each Gram backend, before any weights are loaded.
 
-python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 8 --tokens 2048 --hardware h100
-[--section.key value ...]
+python -m pipeline.plan --config launch/recipes/lora.yaml --world_size 8 --hardware h100 [--key value ...]
 """
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
-from pipeline.config import Config, build_parser, parse_with, samples_per_step
+from pipeline.config import Config, build_parser, parse_with
 from pipeline.planning import forecast
 from pipeline.planning.forecast import Forecast
 from pipeline.planning.hardware import GIB, Hardware, find
 from pipeline.planning.model_shapes import ModelShapes, read_shapes
 from pipeline.planning.passes import Run
-from pipeline.training.engine import deepspeed_config, resolve_dtype
+from pipeline.planning.planned_run import plan_run, reference_shapes
 
 ERRORS = Path("benchmarks/results/plan_error.json")
 STAGES = (
@@ -42,11 +38,12 @@ STAGES = (
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
+    """The exit code: 0, or 2 where a run with these settings would be refused."""
     config, options = parse_with(plan_parser(), arguments, needs_data=False)
     try:
         hardware = find(options.hardware)
         shapes = read_shapes(config.model)
-        run = plan_run(config, options, hardware)
+        run = plan_run(config, hardware, options.world_size, options.tokens)
         hardware = hardware.computing_in(run.element_size)
         depths = depths_of(config, shapes)
         plain, step = forecast.plain(shapes, run, hardware), forecast.weighted_step(shapes, run, hardware)
@@ -55,10 +52,8 @@ def main(arguments: Optional[list[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     depth = config.selection.last_blocks
-    recommended, reason = (
-        None,
-        f"selection.method = {run.method.name} forms no Gram matrix: selection.backend changes nothing",
-    )
+    recommended = None
+    reason = f"selection.method = {run.method.name} forms no Gram matrix: selection.backend changes nothing"
     if run.method.needs_target:
         recommended, reason = forecast.recommend(
             {backend: f for (backend, d), f in found.items() if d == depth},
@@ -93,43 +88,8 @@ def plan_parser() -> ArgumentParser:
     return parser
 
 
-def plan_run(config: Config, options: Namespace, hardware: Hardware) -> Run:
-    """Raises ValueError where the run itself would be refused: settings that do not divide, or contradict the
-    DeepSpeed file."""
-    world_size = options.world_size or hardware.ranks_per_node
-    for name, value in (("world_size", world_size), ("tokens", options.tokens or 1)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: the smallest value is 1")
-    dtype = resolve_dtype(config.training.precision, torch.device(hardware.device_type))
-    merged = deepspeed_config(config, world_size, dtype)
-    zero = merged.get("zero_optimization", {})
-    return Run(
-        selection=config.selection,
-        training=config.training,
-        world_size=world_size,
-        zero_stage=zero.get("stage", 0),
-        tokens=options.tokens or config.data.max_tokens,
-        element_size=dtype.itemsize,
-        trained_samples=samples_per_step(config),
-        offloads_optimizer=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-        checkpoints=config.model.gradient_checkpointing,
-        is_flash=config.model.attention != "eager",
-        device_type=hardware.device_type,
-        is_float16=dtype == torch.float16,
-    )
-
-
-def reference_shapes(config: Config) -> Optional[ModelShapes]:
-    """Of ``selection.reference_model``; an adapter's are taken for those of ``model.name``."""
-    name = config.selection.reference_model
-    if name is None:
-        return None
-    is_adapter = (Path(name) / "adapter_config.json").is_file()
-    return read_shapes(replace(config.model, name=config.model.name if is_adapter else name, lora_rank=0))
-
-
 def depths_of(config: Config, shapes: ModelShapes) -> list[int]:
-    """Depths in the table: all blocks, the last quarter, and what the settings say."""
+    """Numbers of last blocks in the table: all (0), the last quarter, and what the settings say."""
     return sorted(
         {0, max(1, shapes.num_blocks // 4), config.selection.last_blocks},
         key=lambda depth: (depth != 0, -depth),
@@ -141,15 +101,16 @@ def say_what(config: Config, shapes: ModelShapes, run: Run, hardware: Hardware) 
     s = config.selection
     print(
         f"{shapes.name}: {shapes.parameters:,} parameters in {shapes.num_blocks} blocks, "
-        f"{shapes.trained_parameters:,} trained, {scored:,} scored\n{run.world_size} x {hardware.name}, "
-        f"ZeRO-{run.zero_stage}{' with offloaded optimizer' * run.offloads_optimizer}, {8 * run.element_size} "
-        f"bit; C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, {run.tokens} "
-        f"tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
+        f"{shapes.trained_parameters:,} trained, {scored:,} scored\n"
+        f"{run.world_size} x {hardware.name}, ZeRO-{run.zero_stage}"
+        f"{' with offloaded optimizer' * run.offloads_optimizer}, {8 * run.element_size} bit; "
+        f"C = {s.candidates_per_step}, keep {s.keep_per_step}, target {s.target_per_step}, "
+        f"{run.tokens} tokens each; a rank scores {run.rows} candidates, {run.passes[0]} at a time"
     )
     if shapes.uncounted_share > 0.01:
         print(
-            f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, which belong to no "
-            "linear layer."
+            f"Not counted: the work of {shapes.uncounted_share:.0%} of the parameters, "
+            "which belong to no linear layer."
         )
 
 
@@ -184,20 +145,24 @@ def say_times(
 
 
 def error_so_far() -> str:
-    """What comparisons of predictions with runs have shown."""
+    """A sentence on how far predictions were from measured runs, from what benchmarks.plan_error left."""
     if not ERRORS.is_file():
-        return "These are predictions from counted operations, not yet compared with a run here (python -m benchmarks.plan_error)."
+        return (
+            "These are predictions from counted operations, not yet compared with a run here (python -m "
+            "benchmarks.plan_error)."
+        )
     found = json.loads(ERRORS.read_text())
     return (
         f"These are predictions from counted operations. Compared with runs on {found['machine']['device']}, "
-        f"predicted over measured time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, and "
-        f"of selection's time over the plain pass's {found['smallest_ratio_to_plain']:.2f} to "
+        f"predicted over measured time was {found['smallest_ratio']:.2f} to {found['largest_ratio']:.2f}, "
+        f"and of selection's time over the plain pass's {found['smallest_ratio_to_plain']:.2f} to "
         f"{found['largest_ratio_to_plain']:.2f} ({ERRORS})."
     )
 
 
 def as_dict(shapes, run, hardware, plain, step, found, depth, recommended, reason) -> dict:
-    """``backends`` has the depth of the settings, ``variants`` every row of the table."""
+    """The whole plan for --json: ``backends`` at the depth of the settings, ``variants`` every row of the
+    table."""
 
     def one(f: Forecast) -> dict:
         return {

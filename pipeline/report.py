@@ -1,7 +1,6 @@
 """Report on one or several runs: a table here, and report.html, figures/*.png and summary.json in a folder.
 
-Call it as ``python -m pipeline.report RUN [RUN ...] [--output FOLDER] [--screenshot FILE.png [--width 390]]
-[--json]``.
+python -m pipeline.report RUN [RUN ...] [--output FOLDER] [--screenshot FILE.png [--width 390]] [--json]
 """
 
 import argparse
@@ -64,7 +63,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
         type=int,
         default=390,
         metavar="PIXELS",
-        help="of the screenshot; default: a telephone's 390",
+        help="width of the screenshot; default: a telephone's 390",
     )
     parser.add_argument(
         "--json", action="store_true", help="end the output with one line of JSON, for programs"
@@ -79,7 +78,7 @@ def parse(arguments: Optional[list[str]]) -> argparse.Namespace:
 
 
 def write(runs: list[Run], summaries: list[Summary], output: Path) -> Path:
-    """Write all files of the report and return the path of the page."""
+    """Path of the page, after writing all files of the report."""
     folder, drawn = output / "figures", panels(runs)
     folder.mkdir(parents=True, exist_ok=True)
     for plot in PLOTS:  # those of an earlier report that these runs do not have must not stay
@@ -94,8 +93,8 @@ def write(runs: list[Run], summaries: list[Summary], output: Path) -> Path:
 
 
 def headline(summaries: list[Summary], report: Path, since: Optional[float]) -> dict:
-    """The result in one object: held-out loss of every run, and damage kept by filter_then_weight (else by
-    the first run)."""
+    """The result as one object: the held-out loss of every run, and the share of damaged samples that
+    filter_then_weight kept (without it the first run)."""
     mine = main_run(summaries)
     return {
         "run": mine.folder,

@@ -14,40 +14,32 @@ from pipeline.reporting.pictures import Panel
 from pipeline.reporting.records import Run
 
 MOST_BARS = 8
-"""Variants that the figures of what was kept and what it cost have room for; the tables have them all."""
+"""Most variants for which figures of bars have room; the tables have them all."""
 
 
 def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> list[Panel]:
-    """Mean held-out loss of one target's cells over steps and over training time, with a band of one standard
-    error over seeds.
+    """Two panels of the mean held-out loss of one target's cells, with a band of one standard error over
+    seeds: over steps, and over training time.
 
     Where the loss before training would press all curves together, the axis ends above the second evaluation
-    and the start is said.
+    and a note in the panel has the first.
     """
     curves = {variant: cells.loc[cells["variant"] == variant, "curve"].tolist() for variant in styles}
     curves = {variant: own for variant, own in curves.items() if own}
     means = {variant: np.mean([curve["loss"] for curve in own], axis=0) for variant, own in curves.items()}
-    start, second, low = (
-        f(list(means.values()))
-        for f in (
-            lambda all: max(m[0] for m in all),
-            lambda all: max(m[1] for m in all),
-            lambda all: min(m.min() for m in all),
-        )
-    )
+    start, second = max(mean[0] for mean in means.values()), max(mean[1] for mean in means.values())
+    low = min(mean.min() for mean in means.values())
 
     def panel(title: str, x_label: str, x_name: str) -> Panel:
         def draw(axis: Axes) -> None:
             for variant, own in curves.items():
-                loss, x = (
-                    np.array([curve["loss"] for curve in own]),
-                    np.mean([curve[x_name] for curve in own], axis=0),
-                )
+                loss = np.array([curve["loss"] for curve in own])
+                x = np.mean([curve[x_name] for curve in own], axis=0)
                 error = loss.std(0, ddof=1) / len(loss) ** 0.5 if len(loss) > 1 else np.zeros(loss.shape[1])
                 axis.plot(x, means[variant], marker="o", markersize=3, label=variant, **styles[variant])
                 band = {"color": styles[variant]["color"], "alpha": 0.2, "linewidth": 0}
                 axis.fill_between(x, means[variant] - error, means[variant] + error, **band)
-            axis.set_xlabel(x_label)
+            axis.set(xlabel=x_label, ylabel=figures.NATS)
             if start - low > 2 * (second - low) > 0:
                 axis.set_ylim(low - 0.05 * (second - low), second + 0.1 * (second - low))
                 axis.text(
@@ -62,16 +54,14 @@ def learning_curves(cells: pd.DataFrame, styles: dict[str, dict]) -> list[Panel]
         return Panel(title, draw, height=2.6)
 
     return [
-        panel("test_loss, equal number of steps (nats per token)", "optimizer step", "step"),
-        panel(
-            "test_loss, equal time (nats per token)", "seconds of training, evaluations left out", "seconds"
-        ),
+        panel("Held-out loss, equal number of steps", "optimizer step", "step"),
+        panel("Held-out loss, equal time", "seconds of training, evaluations left out", "seconds"),
     ]
 
 
 def styles_of(variants: dict[str, str]) -> dict[str, dict]:
-    """Colour and line by variant: the method's, as in reports of runs; a scale of colours where variants
-    share a method."""
+    """Colour and line by variant: its method's, as in reports of runs, or from a scale of colours where
+    variants share a method."""
     if len(set(variants.values())) == len(variants):
         return {
             variant: {"color": COLOURS.get(method, figures.OTHER)} for variant, method in variants.items()
@@ -84,8 +74,8 @@ def styles_of(variants: dict[str, str]) -> dict[str, dict]:
 
 
 def averaged(variant: str, runs: list[Run]) -> Run:
-    """The runs of a variant as one: the mean of their step records step by step, and all kept samples, each
-    at its step."""
+    """The runs of a variant as one run: step by step the mean of their records, and the samples that all of
+    them kept there."""
     steps = pd.concat([run.steps for run in runs])
     means = steps.groupby("step", as_index=False).mean(numeric_only=True).reindex(columns=steps.columns)
     means["warmup"] = means["step"].isin(steps.loc[steps["warmup"], "step"])
@@ -94,10 +84,12 @@ def averaged(variant: str, runs: list[Run]) -> Run:
 
 
 def one_after_another(variant: str, runs: list[Run]) -> Run:
-    """The runs of a variant as one long run, so that what happened in a step of one stays apart from that of
-    another."""
+    """The runs of a variant as one long run, so that steps of one stay apart from those of another."""
     length = 1 + max(int(run.steps["step"].max()) for run in runs)
-    later = lambda table, number: table.assign(step=table["step"] + number * length)
+
+    def later(table: pd.DataFrame, number: int) -> pd.DataFrame:
+        return table.assign(step=table["step"] + number * length)
+
     steps, kept = (
         pd.concat([later(getattr(run, name), number) for number, run in enumerate(runs)], ignore_index=True)
         for name in ("steps", "kept")

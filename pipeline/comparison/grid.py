@@ -22,8 +22,8 @@ OF_THE_GRID = {
     "run.folder": "folder",
     "run.overwrite": "overwrite",
 }
-"""Settings of a run that the grid makes, and where it takes them from."""
-# Of these the candidates and their order are a pure function (data/stream.py), together with the step.
+"""Settings of a run that the grid makes -> the field of the grid that gives them."""
+# Settings that decide, with the step, which candidates come in which order (data/stream.py).
 STREAM = (
     "data.pool",
     "data.pool_weights",
@@ -38,12 +38,12 @@ STREAM = (
 
 @dataclass
 class TargetFiles:
-    """What a column of the grid aims at."""
+    """Files of one target: its examples, and its held-out samples."""
 
     target: list[str]
     """A few examples, as in data.target."""
     test: list[str]
-    """Held-out samples, as in data.test: the result is measured on them."""
+    """Held-out samples, as in data.test; the result is the loss on them."""
 
 
 # The one class that values of a grid are made into; config.py forbids all others.
@@ -52,7 +52,7 @@ set_parsing_settings(import_path_allowlist=[f"{__name__}.{TargetFiles.__name__}"
 
 @dataclass
 class Grid:
-    """Methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
+    """A grid of methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
 
     variants: Union[list[str], dict[str, Optional[dict[str, Any]]]]
     """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of
@@ -60,7 +60,7 @@ class Grid:
     seeds: list[int]
     """Values of run.seed; every variant runs with each."""
     targets: dict[str, TargetFiles]
-    """Name -> files."""
+    """Name of a target -> its files."""
     folder: str
     """Results; one folder a cell below it, TARGET/VARIANT/seed_N. Cells found there finished are not run
     again."""
@@ -78,6 +78,8 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: settings are mutable
 class Cell:
+    """One run of the grid: a variant with a seed on a target."""
+
     target: str
     variant: str
     seed: int
@@ -85,7 +87,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The run's; its log and settings stand beside it."""
+        """Folder of the run, whose log and settings stand beside it."""
         return Path(self.config.run.folder)
 
     def __str__(self) -> str:
@@ -93,7 +95,8 @@ class Cell:
 
 
 def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], list[str]]:
-    """Grid, cells and what a reader must know about them. ``--section.key value`` sets a setting of the base.
+    """The grid, its cells and sentences on how they differ in data. ``--section.key value`` sets a setting of
+    the base.
 
     Exits with code 2 and one sentence on an unknown key, a wrong type or a contradiction, in the grid or in
     any cell.
@@ -133,8 +136,8 @@ def split(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
-    """All cells, seed by seed, so that early results compare all variants. Raises ValueError naming the cell
-    and its setting."""
+    """All cells, seed by seed, so that early results compare all variants. Raises ValueError, which names the
+    cell and its setting."""
     variants = grid.variants
     if isinstance(variants, list):
         variants = {method: {"selection.method": method} for method in variants}
@@ -169,7 +172,8 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
 
 
 def differences_in_data(cells: list[Cell]) -> list[str]:
-    """Sentences about variants that look at, or train on, another number of samples a step.
+    """Sentences on the numbers of candidates and of trained samples, one for each group of variants that has
+    the same.
 
     Raises ValueError where they do not see the same candidates in the same order.
     """
@@ -194,12 +198,11 @@ def differences_in_data(cells: list[Cell]) -> list[str]:
 
 
 def changed(config: Config, saved: dict) -> list[str]:
-    """'setting: before -> now' for each setting in which a saved configuration differs and that a result
-    depends on."""
+    """'setting: before -> now' for each setting whose value was another in the ``saved`` configuration, and
+    that can change a result."""
     now, before = by_name(dict(flatten(configuration.plain(config)))), by_name(dict(flatten(saved)))
-    names = [
-        name for name in {**now, **before} if now.get(name) != before.get(name)
-    ]  # None: a setting that came later, not set
+    # get: a setting that came later and is not set counts as None, so old cells stay finished.
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
     names = [name for name in names if name not in configuration.CHANGE_NO_RESULT]
     return [f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names]
 
@@ -237,7 +240,7 @@ def _cell(grid: Grid, target: str, files: TargetFiles, variant: str, config: Con
 
 
 def _base(base: Union[str, dict]) -> dict[str, Any]:
-    """Settings by dotted name."""
+    """The base's settings by dotted name."""
     if isinstance(base, str):
         path = Path(RECIPES.find(_expanded(base)))
         if not path.is_file():
@@ -258,7 +261,8 @@ def _yaml(text: str, origin: str) -> Any:
 
 
 def _expanded(value: Any) -> Any:
-    """``value`` with the environment's values for ${NAME}. Raises ValueError for one that is not set."""
+    """``value`` with the environment's values in place of ${NAME}. Raises ValueError for one that is not
+    set."""
     if isinstance(value, dict):
         return {key: _expanded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -269,13 +273,13 @@ def _expanded(value: Any) -> Any:
     def environment(match: re.Match) -> str:
         if is_secret(match[1]):
             raise ValueError(
-                f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: leave it "
-                "out"
+                f"'{value}' names a secret, {match[1]}, whose value would be saved with every cell: "
+                "leave it out"
             )
         if match[1] not in os.environ:
             raise ValueError(
-                f"'{value}' needs the environment variable {match[1]}, which is not set: {match[1]}=... "
-                "python -m ..."
+                f"'{value}' needs the environment variable {match[1]}, which is not set: "
+                f"{match[1]}=... python -m ..."
             )
         return os.environ[match[1]]
 

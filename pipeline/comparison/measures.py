@@ -13,12 +13,12 @@ from pipeline.reporting.summary import area_mean, held_out, summarise
 
 
 def measure(cell: Cell, run: Run, texts: pd.DataFrame) -> dict:
-    """Plain values for a result file.
+    """The numbers of a cell as plain values, which go into a result file.
 
     ``auc`` is the mean held-out loss over the run: trapezoids between the evaluations, the first included,
     over the optimizer steps, divided by their number. All steps of a run train on equally many samples, so
     over samples it is the same. ``curve.seconds`` is the time that training had taken at each evaluation: the
-    step records' totals, which hold neither evaluations nor loading nor the self-check.
+    sum of the step records' totals, which leave out evaluations, loading and the self-check.
     """
     points, summary = held_out(run), summarise([run])[0]
     kept = run.kept[~run.kept["warmup"]]
@@ -75,21 +75,24 @@ def of_texts(ids: pd.Series, texts: pd.DataFrame) -> dict[str, Optional[float]]:
 
 
 def same_candidates(runs: list[Run]) -> None:
-    """Raises ValueError if a run kept a sample at a step where ``full`` did not see it; ``runs`` are of one
-    target and seed.
+    """Compare what ``runs`` of one target and seed kept with what ``full`` saw. Raises ValueError where one
+    kept a sample in a step in which ``full`` did not see it.
 
     ``full`` keeps all candidates, so its records name them. Runs that look at another number of samples a
     step are left out.
     """
-    pace = lambda run: [run.config["selection"][name] for name in ("candidates_per_step", "score_every")]
+
+    def pace(run: Run) -> list:
+        return [run.config["selection"][name] for name in ("candidates_per_step", "score_every")]
+
     for whole in [run for run in runs if run.method == "full"][:1]:
         seen = whole.kept.groupby("step")["id"].agg(set)
         for run in [run for run in runs if pace(run) == pace(whole)]:
             for step, ids in run.kept.groupby("step")["id"].agg(set).items():
                 if strange := ids - seen.get(step, ids):
                     raise ValueError(
-                        f"{run.folder}: step {step} trained on {min(strange)}, which {whole.folder} did not "
-                        "look at"
+                        f"{run.folder}: step {step} trained on {min(strange)}, "
+                        f"which {whole.folder} did not look at"
                     )
 
 

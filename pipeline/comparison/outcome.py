@@ -1,4 +1,4 @@
-"""What a grid has shown: read from its finished cells, as tables, a result file and a page."""
+"""The outcome of a grid: read from its finished cells, told as tables, a result file and a page."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -25,11 +25,13 @@ from pipeline.reporting.visible import hide
 Columns = list[tuple[str, list[str]]]
 """Headings and cells of a table, by column."""
 MOST_TARGETS = 5
-"""Columns that a terminal has room for."""
+"""Most targets for which a terminal has room, one in each column."""
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """A grid's finished cells, and the statistics over them."""
+
     variants: dict[str, str]
     """Method by variant, in the grid's order."""
     cells: pd.DataFrame
@@ -39,11 +41,11 @@ class Outcome:
     """The variant that draws at random."""
     baseline: str
     rows: list[Row]
-    """One a variant, over all targets."""
+    """One row a variant, over all targets."""
     of_target: dict[str, list[Row]]
     notes: list[str]
     texts: pd.DataFrame
-    """Of the pool, as ``data.texts.read_texts`` gives them."""
+    """Texts of the pool, as ``data.texts.read_texts`` returns them."""
 
     @property
     def verdict(self) -> str:
@@ -52,8 +54,8 @@ class Outcome:
 
 
 def gather(cells: list[Cell], done: list[Cell], notes: list[str]) -> Outcome:
-    """Read the ``done`` among all ``cells``. Raises ValueError where records are broken or candidates
-    differ."""
+    """The outcome of the cells that are ``done`` among all ``cells``. Raises ValueError where records are
+    broken or candidates differ."""
     runs = {cell: read_run(cell.folder) for cell in done}
     for target, seed in {(cell.target, cell.seed): None for cell in done}:
         same_candidates([run for cell, run in runs.items() if (cell.target, cell.seed) == (target, seed)])
@@ -79,7 +81,8 @@ def gather(cells: list[Cell], done: list[Cell], notes: list[str]) -> Outcome:
 
 
 def headline(variants: list[str], outcome: Optional[Outcome]) -> dict:
-    """auc and final by variant with auc's standard error; null where no cell has finished."""
+    """``auc`` and ``final`` of each variant, and the standard error of its auc; None where no cell has
+    finished."""
     rows = {row.variant: row for row in outcome.rows} if outcome else {}
     nothing = {"auc": None, "final": None, "se": None}
     return {
@@ -105,7 +108,7 @@ def say(outcome: Outcome) -> None:
 
 
 def write(folder: Path, grid: Grid, outcome: Outcome, failures: list[str]) -> Path:
-    """comparison.json, comparison.html and figures/; the path of the page."""
+    """Path of the page comparison.html, after writing it, comparison.json and figures/."""
     environment = next(iter(outcome.runs.values())).environment
     settings = hide(yaml_text(written(grid)))
     result = {
@@ -172,6 +175,7 @@ def write(folder: Path, grid: Grid, outcome: Outcome, failures: list[str]) -> Pa
 
 
 def equal_samples(rows: list[Row], baseline: str) -> Columns:
+    """Columns of the losses after equally many samples."""
     return _filled(
         {
             "auc": [_with_error(row.auc) for row in rows],
@@ -185,6 +189,7 @@ def equal_samples(rows: list[Row], baseline: str) -> Columns:
 
 
 def time_and_kept(rows: list[Row], cells: pd.DataFrame) -> Columns:
+    """Columns of the time that each variant took, and of the samples that it kept."""
     kept = {
         variant: pd.DataFrame(
             [c["damaged"], c["target_kind"], c["duplicates"], c["length"]] for c in own
@@ -211,12 +216,15 @@ def time_and_kept(rows: list[Row], cells: pd.DataFrame) -> Columns:
 
 
 def by_target(outcome: Outcome, with_error: bool) -> Columns:
-    show = _with_error if with_error else lambda value: _number(value.mean)
-    return [(target, [show(row.auc) for row in rows]) for target, rows in outcome.of_target.items()]
+    """A column of auc for each target."""
+    return [
+        (target, [_with_error(row.auc) if with_error else _number(row.auc.mean) for row in rows])
+        for target, rows in outcome.of_target.items()
+    ]
 
 
 def of_targets(outcome: Outcome) -> dict[tuple[str, str], tuple[str, str, list[Panel]]]:
-    """Title, what to look at, and panels by target and name."""
+    """Figures by target and name: title, a sentence that tells what to look for, and panels."""
     drawn, styles = {}, figures.styles_of(outcome.variants)
     for target, own in outcome.cells.groupby("target", sort=False):
         curves = figures.learning_curves(own, styles)
@@ -234,8 +242,7 @@ def of_targets(outcome: Outcome) -> dict[tuple[str, str], tuple[str, str, list[P
 
 
 def of_all(outcome: Outcome) -> list[Section]:
-    """What the runs of a variant did, all targets and seeds together: figures, then samples with their texts,
-    then what went wrong."""
+    """Sections on all targets and seeds together: figures, samples with their texts, and incidents."""
     runs, sections = _averaged(outcome), []
     for plot in [plot for plot in PLOTS if plot.name not in ("sources", "damage")]:
         if panels := plot.draw(runs) if runs else []:
@@ -259,7 +266,7 @@ def _runs(outcome: Outcome, variant: str, target: Optional[str] = None) -> list[
 
 
 def _averaged(outcome: Outcome, target: Optional[str] = None) -> list[Run]:
-    """One for each variant; none where they are more than bars have room for."""
+    """One averaged run for each variant; none where there are more variants than ``figures.MOST_BARS``."""
     if len(outcome.variants) > figures.MOST_BARS:
         return []
     return [
@@ -315,7 +322,7 @@ def _section(title: str, names: list[str], columns: Columns, notes: tuple | list
 
 
 def _filled(columns: dict[str, list[str]]) -> Columns:
-    """Without the columns that nothing fills."""
+    """The columns that have a value in some cell."""
     return [(heading, cells) for heading, cells in columns.items() if set(cells) != {"-"}]
 
 

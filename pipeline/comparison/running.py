@@ -1,5 +1,5 @@
-"""Cells run as processes of ``pipeline.train``; what is finished stays, what fails is reported, the rest goes
-on."""
+"""Cells as processes of ``pipeline.train``: finished ones are kept, failed ones are reported, and the others
+go on."""
 
 import functools
 import json
@@ -24,13 +24,15 @@ from pipeline.config import Config
 from pipeline.settings import PRESETS
 
 FINISHED = "cell.json"
-"""In the folder of a cell whose training has ended with code 0: what it was run on, and beside how many
-others."""
+"""File in the folder of a cell whose training has ended with code 0: digests of what it read, its time, and
+how many cells ran at once."""
 TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
 class Failure:
+    """A cell whose training has ended with another code than 0."""
+
     cell: Cell
     code: int
     log: Path
@@ -43,8 +45,8 @@ class Failure:
 
 
 def finished(cell: Cell) -> bool:
-    """Has this very cell run to its end? Raises ValueError if a finished one stands there with other settings
-    or data."""
+    """Whether this very cell has run to its end. Raises ValueError if its folder holds a finished one with
+    other settings or data."""
     if not (cell.folder / FINISHED).is_file():
         return False
     differences = changed(cell.config, yaml.safe_load((cell.folder / "config.yaml").read_text()))
@@ -62,7 +64,7 @@ def finished(cell: Cell) -> bool:
 
 
 def run_cells(cells: list[Cell], parallel: int, ranks: int, overwrite: bool) -> list[Failure]:
-    """Run the cells that are not finished, ``parallel`` at a time; the failed ones.
+    """Failures of the cells after running those that are not finished, ``parallel`` at a time.
 
     Raises ValueError for a finished cell that has changed (unless ``overwrite``), a folder that is no cell's,
     or too few GPUs.
@@ -91,7 +93,9 @@ def run_cells(cells: list[Cell], parallel: int, ranks: int, overwrite: bool) -> 
                 progress.update()
             time.sleep(0.1)
     finally:
-        for process in running:  # we are being ended: so are they, and their cells stay unfinished
+        for (
+            process
+        ) in running:  # left over only where this program is being ended; their cells stay unfinished
             process.terminate()
         for process in running:
             process.wait()
@@ -100,7 +104,7 @@ def run_cells(cells: list[Cell], parallel: int, ranks: int, overwrite: bool) -> 
 
 
 def overwrite_changed(cell: Cell, overwrite: bool) -> bool:
-    """Is this a finished cell that has changed and may run again?"""
+    """Whether this is a finished cell that has changed since, and ``overwrite`` lets it run again."""
     if not overwrite:
         return False
     try:
@@ -112,7 +116,7 @@ def overwrite_changed(cell: Cell, overwrite: bool) -> bool:
 
 
 def slots(parallel: int, ranks: int) -> list[list[int]]:
-    """The GPUs of each cell that runs at a time; none on a machine without."""
+    """GPUs of each of the ``parallel`` cells that run at once; none for each on a machine without."""
     num_gpus = torch.cuda.device_count()
     if num_gpus and parallel * ranks > num_gpus:
         raise ValueError(
@@ -122,7 +126,8 @@ def slots(parallel: int, ranks: int) -> list[list[int]]:
 
 
 def start(cell: Cell, ranks: int, gpus: list[int], parallel: int) -> subprocess.Popen:
-    """Its process, in an empty folder. Raises ValueError if something else than a run stands there."""
+    """The process of a cell, in an empty folder. Raises ValueError if the folder holds something else than a
+    run."""
     if cell.folder.is_dir() and any(cell.folder.iterdir()):
         if not (cell.folder / "config.yaml").is_file():
             raise ValueError(f"{cell.folder} is not empty and holds no run; name another folder")

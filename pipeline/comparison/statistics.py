@@ -1,5 +1,5 @@
-"""Cells together: means with their standard errors, paired differences, ranks, and what each variant reaches
-in equal time.
+"""Cells taken together: means with their standard errors, differences in pairs, ranks, and the loss that each
+variant reaches in equal time.
 
 Cells of one (target, seed) saw the same candidates, so variants are compared in pairs, where what the cells
 share cancels.
@@ -18,7 +18,7 @@ PAIR = ["target", "seed"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error; None where there is nothing to take it of."""
+    """A mean with its standard error; each is None where there are too few values for it."""
 
     mean: Optional[float]
     error: Optional[float]
@@ -28,7 +28,9 @@ def estimate(values: pd.Series) -> Estimate:
     """Mean over targets of the means over seeds, and its standard error over seeds after the targets' means
     are removed.
 
-        r_ts = x_ts - mean_s x_ts      e_s = mean_t r_ts      error = std_s(e_s) / sqrt(seeds), with seeds - 1 under the variance
+        r_ts = x_ts - mean_s x_ts
+        e_s = mean_t r_ts
+        error = std_s(e_s) / sqrt(seeds), with seeds - 1 under the variance
 
     Targets are the benchmark, not a sample of one, so they add no error; and what a seed does to several
     targets at once does not average out over them. With all cells there the error is the standard error of
@@ -50,14 +52,14 @@ def estimate(values: pd.Series) -> Estimate:
 
 
 def at_seconds(curve: dict, seconds: float) -> float:
-    """Held-out loss after so much training time, on straight lines between evaluations; the last loss from
-    the end on."""
+    """Held-out loss after ``seconds`` of training, on straight lines between evaluations; after the last one,
+    its loss."""
     return float(np.interp(seconds, curve["seconds"], curve["loss"]))
 
 
 def seconds_to(curve: dict, loss: float) -> Optional[float]:
-    """Training time until the held-out loss is down to ``loss`` for the first time, on the same lines; None
-    if it never is."""
+    """Training time until the held-out loss is down to ``loss`` for the first time, on straight lines between
+    evaluations; None if it never is."""
     times, losses = curve["seconds"], curve["loss"]
     if losses[0] <= loss:
         return 0.0
@@ -80,11 +82,11 @@ class Row:
     final: Estimate
     accuracy: Estimate
     vs_random: Estimate
-    """auc minus random's, pair by pair; below 0 is better than random."""
+    """Mean of auc minus random's, pair by pair; below 0 is better than random."""
     vs_baseline: Estimate
-    """auc minus the best baseline's."""
+    """Mean of auc minus the best baseline's, pair by pair."""
     rank: Estimate
-    """Place by auc among the variants, 1 the best, mean and standard error over targets."""
+    """Place by auc among the variants, 1 the best; mean and standard error over targets."""
     in_random_time: Estimate
     """Held-out loss when as much training time has passed as random took for its whole run."""
     time_to_random: Optional[float]
@@ -103,13 +105,13 @@ def reference_of(cells: pd.DataFrame) -> Optional[str]:
 
 
 def baselines_of(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells of what ours is measured against on equal terms: not ``full``, which trains on all candidates."""
+    """Cells that ours is compared with on equal terms: all but ``full``, which trains on all candidates."""
     return cells[~cells["method"].isin([OURS, "full"])]
 
 
 def best_baseline(cells: pd.DataFrame) -> str:
-    """The baseline variant with the lowest mean auc; the first variant where ours stands there with several
-    settings (an ablation), or nothing else does."""
+    """The baseline variant with the lowest mean auc; the first variant where there is no baseline, or where
+    ours has several settings (an ablation)."""
     baselines = baselines_of(cells)
     if baselines.empty or cells.loc[cells["method"] == OURS, "variant"].nunique() > 1:
         return cells["variant"].iloc[0]
@@ -123,7 +125,7 @@ def best_baseline(cells: pd.DataFrame) -> str:
 def rows_of(
     cells: pd.DataFrame, variants: list[str], reference: Optional[str], baseline: Optional[str]
 ) -> list[Row]:
-    """One row for each variant; ``cells`` has the fields of ``measures.measure``, one cell a line."""
+    """One row for each variant. ``cells`` has one cell a line, with the fields of ``measures.measure``."""
     by_variant = {variant: cells[cells["variant"] == variant].set_index(PAIR) for variant in variants}
     ranks = ranks_of(cells, variants)
     return [_row(variant, by_variant, reference, baseline, ranks) for variant in variants]

@@ -1,5 +1,5 @@
-"""The sentences that are read first: what a grid has shown, against what, at what price, and how far that can
-be trusted."""
+"""The sentences that stand first on a grid's page: the result, its reference, its price, and how far to trust
+it."""
 
 from operator import attrgetter
 from typing import Optional
@@ -9,8 +9,8 @@ from pipeline.reporting.verdict import times
 
 
 def main_variant(rows: list[Row], methods: dict[str, str]) -> Row:
-    """The one that the verdict is about: ours, the best by auc where there are several; the first variant
-    where there is none."""
+    """The variant that the verdict is about: ours, of several the best by auc; where there is none of ours,
+    the first variant."""
     ours = [row for row in rows if methods[row.variant] == OURS and row.auc.mean is not None]
     return (
         min(ours, key=attrgetter("auc.mean"))
@@ -27,7 +27,8 @@ def verdict(
     num_targets: int,
     num_seeds: int,
 ) -> str:
-    """Args are the fields of ``outcome.Outcome``, and how many targets and seeds have finished cells."""
+    """The verdict in sentences. Arguments are the fields of ``outcome.Outcome``, and how many targets and
+    seeds have finished cells."""
     mine, by_name = main_variant(rows, methods), {row.variant: row for row in rows}
     size = f"{num_targets} target{'s' * (num_targets != 1)} x {num_seeds} seed{'s' * (num_seeds != 1)}"
     opening = f"The held-out loss of {mine.variant}, averaged over training, is {mine.auc.mean:.3f} ({size})"
@@ -63,11 +64,12 @@ def _difference(name: str, mean: float, error: Optional[float]) -> str:
 def _price(mine: Row, reference: Row) -> str:
     if not (mine.step_seconds and reference.step_seconds):
         return ""
-    said = f"A step takes {times(mine.step_seconds / reference.step_seconds)} as long as one of {reference.variant}"
+    ratio = times(mine.step_seconds / reference.step_seconds)
+    said = f"A step takes {ratio} as long as one of {reference.variant}"
     if mine.in_random_time.mean is None or reference.final.mean is None:
         return said + "."
     ahead = "still ahead" if mine.in_random_time.mean < reference.final.mean else "behind"
     return (
-        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, {mine.variant} "
-        f"is {ahead} ({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
+        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, "
+        f"{mine.variant} is {ahead} ({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
     )

@@ -1,7 +1,7 @@
 # N samples of a part, D features
-"""A folder of scores: complete parts, or none.
+"""A folder of scores, in which every part is complete.
 
-    FOLDER/manifest.json                    what the scores were made of, by name; samples, parts
+    FOLDER/manifest.json                    all that decides the scores, by name; numbers of samples and parts
            target.parquet                   the target's own row
            parts/part-00000.parquet         a fixed number of samples, in the order of the pool
                  .part-00001.parquet.tmp    being written, or left by a process that was killed meanwhile
@@ -11,6 +11,7 @@ dot.  A part is written under another name, forced to the disk, and renamed: the
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -31,7 +32,7 @@ MANIFEST, TARGET, PARTS = "manifest.json", "target.parquet", "parts"
 
 @dataclass(frozen=True)
 class Parts:
-    """Which part holds what."""
+    """The parts of a folder, and the samples of the pool that each holds."""
 
     folder: Path
     num_samples: int
@@ -44,14 +45,14 @@ class Parts:
         return self.folder / PARTS / f"part-{number:05d}.parquet"
 
     def positions(self, number: int) -> range:
-        """In the pool."""
+        """Positions in the pool of a part's samples."""
         return range(
             number * self.samples_per_part, min((number + 1) * self.samples_per_part, self.num_samples)
         )
 
     def missing(self) -> list[int]:
-        """Parts still to be made. Raises ValueError for one that is there with other rows than it should
-        have."""
+        """Numbers of the parts that are still to be made. Raises ValueError for a part that is there with
+        another number of rows than it should have."""
         return [number for number in range(len(self)) if not self._is_there(number)]
 
     def _is_there(self, number: int) -> bool:
@@ -64,14 +65,15 @@ class Parts:
             raise ValueError(f"{path} cannot be read ({error}): delete it, and it is made again") from error
         if rows != len(self.positions(number)):
             raise ValueError(
-                f"{path} has {rows} rows instead of {len(self.positions(number))}: delete it, and it is made "
-                "again"
+                f"{path} has {rows} rows instead of {len(self.positions(number))}: "
+                "delete it, and it is made again"
             )
         return True
 
 
 def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) -> list[str]:
-    """Write the manifest, or compare with the one that is there; what differs and may.
+    """Write the manifest, or compare with the one that is there. Returns a sentence on each difference that
+    may be.
 
     Raises ValueError where the folder holds something else, or scores that are made of something else.
     """
@@ -83,8 +85,8 @@ def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) ->
         others = sorted(name for name in found if name not in ours and not universal.is_left(name))
         if others:
             raise ValueError(
-                f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): name "
-                "another folder"
+                f"output: {parts.folder} is not empty and holds no {MANIFEST} ({', '.join(others[:3])}): "
+                "name another folder"
             )
         content = {
             "num_samples": parts.num_samples,
@@ -119,14 +121,18 @@ def write_target(folder: Path, target: Target, num_samples: int) -> None:
 
 
 def write(path: Path, positions: range, samples: list[Sample], scored: Scored, target: Target) -> int:
-    """One part; how many of its samples have no score since their loss or gradient is not finite."""
+    """Write one part. Returns how many of its samples have no score, since their loss or gradient is not
+    finite."""
     is_lost_N = ~(
         np.isfinite(scored.loss_N) & np.isfinite(scored.squared_norm_N) & np.isfinite(scored.alignment_N)
     )
-    number = lambda values_N, also_null_N=False: pa.array(
-        values_N, pa.float64(), mask=is_lost_N | also_null_N
-    )
-    text = lambda values: pa.array([value or None for value in values], pa.string())
+
+    def number(values_N: np.ndarray, is_null_N: np.ndarray) -> pa.Array:
+        return pa.array(values_N, pa.float64(), mask=is_null_N)
+
+    def text(values: Iterable[str]) -> pa.Array:
+        return pa.array([value or None for value in values], pa.string())
+
     with np.errstate(divide="ignore", invalid="ignore"):
         cosine_N = scored.alignment_N / np.sqrt(scored.squared_norm_N * target.squared_norm)
     columns = {
@@ -136,10 +142,10 @@ def write(path: Path, positions: range, samples: list[Sample], scored: Scored, t
         "damage": text(sample.damage for sample in samples),
         "num_tokens": pa.array([len(sample.input_ids) for sample in samples], pa.int32()),
         "num_supervised": pa.array([sample.num_supervised for sample in samples], pa.int32()),
-        "loss": pa.array(scored.loss_N, pa.float64(), mask=~np.isfinite(scored.loss_N)),
-        "squared_norm": number(scored.squared_norm_N),
-        "alignment": number(scored.alignment_N),
-        "cosine": number(cosine_N, ~np.isfinite(cosine_N)),
+        "loss": number(scored.loss_N, ~np.isfinite(scored.loss_N)),
+        "squared_norm": number(scored.squared_norm_N, is_lost_N),
+        "alignment": number(scored.alignment_N, is_lost_N),
+        "cosine": number(cosine_N, is_lost_N | ~np.isfinite(cosine_N)),
         **_features(scored.features_ND, is_lost_N),
     }
     _write_table(path, pa.table(columns))

@@ -1,5 +1,5 @@
 # R rows, k features of the Gram backend, D features of the file
-"""A second projection, of the joined features of all layers to D numbers: a count sketch with buckets of
+"""A second projection: of the joined features of all layers to D numbers, by a count sketch with buckets of
 equal size.
 
     y_d = sum of s_j x_j over the j that fall into bucket d,     s_j = +-1 at random,     E <y, y'> = <x, x'>
@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 
 class CountSketch:
-    """From ``width`` numbers to ``size``; equal arguments give equal numbers everywhere."""
+    """A random linear map of ``width`` numbers to ``size``; equal arguments give the same map everywhere."""
 
     def __init__(self, width: int, size: int, seed: str, device: torch.device):
-        """Raises ValueError where there are fewer numbers than are to be left."""
+        """Draw the map. Raises ValueError where ``size`` is more than ``width``."""
         if size > width:
             raise ValueError(
                 f"features = {size} is more than the {width} numbers that the Gram backend leaves of a "
@@ -37,6 +37,6 @@ class CountSketch:
         self._sign_k = (2.0 * torch.randint(2, (width + self._missing,), generator=draw) - 1).to(device)
 
     def __call__(self, rows_Rk: torch.Tensor) -> torch.Tensor:
-        """(R, D), float32."""
+        """The rows mapped: (R, D), float32."""
         mixed_Rk = F.pad(rows_Rk, (0, self._missing))[:, self._order_k] * self._sign_k
         return mixed_Rk.view(len(rows_Rk), -1, self.size).sum(1)

@@ -1,4 +1,4 @@
-"""Which arguments of a Trainer fit selection, and how many candidates a batch of it holds."""
+"""Checks that a Trainer's arguments fit selection, and the number of candidates that its batches hold."""
 
 from transformers import Trainer
 
@@ -7,8 +7,7 @@ from pipeline.selection import registry
 
 
 def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
-    """Candidates that a rank loads for one micro-step, so that an update sees ``candidates_per_step`` of
-    them.
+    """Candidates that a rank loads for one micro-step, so that an update sees ``candidates_per_step``.
 
     Raises ValueError where ``keep_per_step`` is not what one update of the Trainer trains on, or candidates
     do not divide.
@@ -18,8 +17,8 @@ def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
     trained = args.per_device_train_batch_size * micro_steps
     factors = (
         "per_device_train_batch_size x gradient_accumulation_steps x world size = "
-        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} x {args.world_size} = "
-        f"{trained}"
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} x "
+        f"{args.world_size} = {trained}"
     )
     setting = "candidates_per_step" if selection.method == "full" else "keep_per_step"
     kept = getattr(selection, setting)
@@ -42,8 +41,8 @@ def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
 
 
 def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_targets: bool) -> None:
-    """Raises ValueError, naming the argument and the way out, for what would train on something else than it
-    says."""
+    """Raise ValueError, with the argument and the way out, for what would make the Trainer train on something
+    else than its arguments say."""
     args, accelerator = trainer.args, trainer.accelerator
     parallelism = getattr(accelerator, "parallelism_config", None)
     degrees = (

@@ -1,1 +1,1 @@
-"""What a run wrote, and what is made of it: step records, summary, figures, HTML report."""
+"""Records of a run, and what is made of them: summary, figures, HTML report."""

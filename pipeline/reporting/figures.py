@@ -1,5 +1,5 @@
-"""Figures of one or several runs. Each function returns the panels of one, none where the runs hold nothing
-to draw."""
+"""Figures of one or several runs. Each function returns the panels of one figure, none where the runs hold
+nothing to draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.reporting.pictures import Panel, short
 from pipeline.reporting.records import SECONDS, Run, labels
-from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_damaged
+from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_clean, is_damaged
 
 # One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by
 # colour-blind readers), on light and on dark ground.
@@ -32,17 +32,20 @@ COLOURS = {
     "nonnegative_least_squares": "#11A579",
 }
 OTHER, POOL = "#A0522D", "#B4B4B4"
-LINES = ("-", "--", ":", "-.")  # runs that share a method
+LINES = ("-", "--", ":", "-.")  # for runs that share a method, and so a colour
 STAGES = ("gram", "target", "factors", "exchange", "solve", "candidates", "update", "other")
 STAGE_COLOURS = dict(
     zip(STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL))
 )
 MAX_BARS = 12
-FEW, MANY = 10, 300  # points of a curve: up to FEW are marked one by one, and no more than MANY are drawn
+NATS, WEIGHT = "nats per token", "weight (uniform = 1)"
+FEW, MANY = 10, 300  # points of a curve: fewer than FEW are marked one by one, and at most MANY are drawn
 
 
 @dataclass(frozen=True)
 class Plot:
+    """A figure of the report: its words, and the function that draws its panels."""
+
     name: str
     title: str
     look_at: str
@@ -52,55 +55,55 @@ class Plot:
 
 
 def losses(runs: list[Run]) -> list[Panel]:
-    """Held-out loss; loss of the samples trained on; loss of the target batch as the scoring pass saw it."""
+    """Panels of the held-out loss, and of the losses that steps record for their kept samples, their target
+    batch and all their candidates."""
 
     def measured(axis: Axes) -> None:
         for run, label, style in styled(runs):
             points = held_out(run)
             axis.plot(points["step"], points["loss"], marker="o", markersize=4, label=label, **style)
-        _over_steps(axis, runs)
+        _over_steps(axis, runs, NATS)
 
-    panels = (
-        [Panel("test_loss: held-out loss (nats per token)", measured)]
-        if any(len(run.evaluations) for run in runs)
-        else []
-    )
+    panels = [Panel("Held-out loss", measured)] if any(len(run.evaluations) for run in runs) else []
     return panels + _curves(
         runs,
         {
-            "train_loss": "loss of the samples trained on",
-            "target_loss": "loss of the target batch",
-            "candidate_loss": "mean loss of the candidates looked at",
+            "train_loss": ("Loss of the samples trained on", NATS),
+            "target_loss": ("Loss of the target batch", NATS),
+            "candidate_loss": ("Mean loss of the candidates looked at", NATS),
         },
     )
 
 
 def alignment(runs: list[Run]) -> list[Panel]:
-    """How well the combined update of the kept samples matches the target's: cosine and residual."""
+    """Panels of how well the combined update of the kept samples matches the target's."""
     return _curves(
         runs,
         {
-            "cosine": "of the combined update to the target's (1 = same direction)",
-            "residual": "of the match / target norm (0 = perfect)",
+            "cosine": ("Cosine of the combined update to the target's (1 = same direction)", "cosine"),
+            "residual": (
+                "Residual: share of the target's update left over (0 = none)",
+                "share of its norm",
+            ),
         },
     )
 
 
 def sources(runs: list[Run]) -> list[Panel]:
-    """Share of each source among the kept samples, next to its share of the pool."""
+    """A panel of each source's share among the kept samples, next to its share of the pool."""
     return _shares(runs, "source", _source_names(runs))
 
 
 def damage(runs: list[Run]) -> list[Panel]:
-    """Share of each kind of damage among the kept samples, next to its share of the pool."""
+    """A panel of each kind of damage's share among the kept samples, next to its share of the pool."""
     if not any(set(run.pool.get("by_damage", {})) - {UNKNOWN} for run in runs):
         return []
     return _shares(runs, "damage", lambda name: {CLEAN: "clean", UNKNOWN: "unknown"}.get(name, name))
 
 
 def sources_over_time(runs: list[Run]) -> list[Panel]:
-    """Share of each source among the samples that a step keeps, one panel a source: curves of ten could not
-    be told apart in one."""
+    """A panel for each source: its share among the samples that a step keeps. In one panel, curves of ten
+    sources could not be told apart."""
     pool = pd.DataFrame([_pool_shares(run, "source") for run in runs]).mean()
     kept = [run.kept["source"] for run in runs]
     names = (
@@ -119,7 +122,7 @@ def sources_over_time(runs: list[Run]) -> list[Panel]:
                 _curve(axis, share.index.to_series(), share, label, style, band=False)
             expected = pool.reindex(chosen).fillna(0).sum()
             axis.axhline(expected, color=POOL, linewidth=1.5, linestyle="--", label="share of the pool")
-            _over_steps(axis, runs)
+            _over_steps(axis, runs, "share kept")
             axis.set_ylim(0, None)
             axis.yaxis.set_major_locator(MaxNLocator(nbins=4))
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -131,8 +134,8 @@ def sources_over_time(runs: list[Run]) -> list[Panel]:
 
 
 def weights(runs: list[Run]) -> list[Panel]:
-    """Weights in units of the uniform weight: over the run, as a distribution, and for clean against damaged
-    samples."""
+    """Panels of the weights in units of the uniform weight: over the run, as a distribution, and of clean
+    against damaged samples."""
     weighted = [(relative_weights(run), label, style) for run, label, style in styled(runs)]
     # Methods with uniform weights have none to show.
     weighted = [entry for entry in weighted if entry[0]["relative"].std() > 1e-6]
@@ -158,7 +161,7 @@ def weights(runs: list[Run]) -> list[Panel]:
                 by_step.index, by_step[0.5], label=label, marker="o" if few else None, markersize=3, **style
             )
         axis.axhline(1, color=POOL, linewidth=0.8, linestyle=":")
-        _over_steps(axis, runs)
+        _over_steps(axis, runs, WEIGHT)
 
     def distribution(axis: Axes) -> None:
         for kept, label, style in weighted:
@@ -172,22 +175,22 @@ def weights(runs: list[Run]) -> list[Panel]:
             }
             axis.hist(kept["relative"].clip(upper=largest), **look)
         axis.axvline(1, color=POOL, linewidth=0.8, linestyle=":")
-        axis.set_xlabel("weight (uniform = 1)")
+        axis.set(xlabel=WEIGHT, ylabel="density")
 
     panels = [
-        Panel("Weight (uniform = 1): median and 10-90 % range", over_time),
-        Panel("Density of weights, whole run", distribution),
+        Panel("Weights: median and 10-90 % range", over_time),
+        Panel("Distribution of weights, whole run", distribution),
     ]
     known = [entry for entry in weighted if (entry[0]["damage"] != UNKNOWN).any()]
     if known:
         panels.append(
-            Panel("Weight of clean (c) and damaged (d) samples", lambda axis: _weights_by_damage(axis, known))
+            Panel("Weights of clean and damaged samples", lambda axis: _weights_by_damage(axis, known))
         )
     return panels
 
 
 def seconds(runs: list[Run]) -> list[Panel]:
-    """Where the time of a step goes."""
+    """A panel of the stages of a step and the time that each takes."""
     means = {}
     for run, label, _ in styled(runs):
         steps = run.steps[~run.steps["warmup"]]
@@ -221,7 +224,7 @@ def seconds(runs: list[Run]) -> list[Panel]:
 
 
 def memory(runs: list[Run]) -> list[Panel]:
-    """The most memory that each stage has had, over the steps."""
+    """A panel of the most memory that each stage has had in any step."""
     entries = []
     for run, label, style in styled(runs):
         peaks = run.steps[[name for name in run.steps if name.startswith("memory_mib_")]].max().dropna()
@@ -234,11 +237,11 @@ def memory(runs: list[Run]) -> list[Panel]:
     def draw(axis: Axes) -> None:
         bars = [(label, style["color"], peaks.reindex(stages)) for peaks, label, style in entries]
         _bars(axis, bars, stages, lambda value: f" {value:,.0f}")
-        axis.set_xlabel("MiB")
+        axis.set_xlabel("peak memory (MiB)")
 
     on_card = any(run.environment.get("device") == "cuda" or "gpu" in run.environment for run in runs)
     title = "tensors on the card" if on_card else "resident memory of the process"
-    return [Panel(f"Peak by stage, rank 0: {title}", draw, _height(len(stages), len(entries)))]
+    return [Panel(f"Memory by stage, rank 0: {title}", draw, _height(len(stages), len(entries)))]
 
 
 PLOTS = (
@@ -273,8 +276,8 @@ PLOTS = (
     Plot(
         "damage",
         "What damage the kept samples carry",
-        "Bars of damaged samples should be shorter than the pool's grey ones; random selection keeps what "
-        "the pool holds.",
+        "Bars of damaged samples should be shorter than the pool's grey ones; "
+        "random selection keeps what the pool holds.",
         damage,
     ),
     Plot(
@@ -298,6 +301,7 @@ PLOTS = (
 
 
 def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
+    """Each run with its label and its look: the method's colour, and a line of its own among runs of it."""
     seen: dict[str, int] = {}
     entries = []
     for run, label in zip(runs, labels(runs)):
@@ -309,27 +313,28 @@ def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
 
 
 def relative_weights(run: Run) -> pd.DataFrame:
-    """The samples kept after warm-up, with ``relative``: the weight in units of the step's uniform weight."""
+    """The samples kept after warm-up; ``relative`` is their weight in units of the step's uniform weight."""
     kept = run.kept[~run.kept["warmup"]].copy()
     groups = kept.groupby("step")["weight"]
     kept["relative"] = kept["weight"] / groups.transform("mean")
     return kept.dropna(subset="relative")
 
 
-def _curves(runs: list[Run], titles: dict[str, str]) -> list[Panel]:
-    """A panel for each of the fields of step records that any run has."""
+def _curves(runs: list[Run], words: dict[str, tuple[str, str]]) -> list[Panel]:
+    """A panel for each field of step records that any run has; ``words`` are its title and what its axis
+    measures."""
 
-    def panel(field: str, title: str) -> Panel:
+    def panel(field: str, title: str, unit: str) -> Panel:
         def draw(axis: Axes) -> None:
             for run, label, style in styled(runs):
                 _curve(axis, run.steps["step"], run.steps[field], label, style)
-            _over_steps(axis, runs)
+            _over_steps(axis, runs, unit)
 
-        return Panel(f"{field}: {title}", draw)
+        return Panel(title, draw)
 
     return [
-        panel(field, title)
-        for field, title in titles.items()
+        panel(field, title, unit)
+        for field, (title, unit) in words.items()
         if any(run.steps[field].notna().any() for run in runs)
     ]
 
@@ -337,7 +342,7 @@ def _curves(runs: list[Run], titles: dict[str, str]) -> list[Panel]:
 def _curve(
     axis: Axes, steps: pd.Series, values: pd.Series, label: str, style: dict, band: bool = True
 ) -> None:
-    """A rolling mean; with a ``band``, where there are many values, their 10-90 % range behind it."""
+    """Draw a rolling mean; with ``band``, where there are enough values, their 10-90 % range behind it."""
     present = values.notna()
     values = pd.Series(values[present].astype(float).to_numpy(), index=steps[present].to_numpy())
     if values.empty:
@@ -357,7 +362,8 @@ def _window(num_points: int) -> int:
 
 
 def _thin(table):
-    """Rows evenly spaced, the first and last among them, if there are more than a picture can show."""
+    """The rows of a table, at most ``MANY``: where it has more, evenly spaced ones from the first to the
+    last."""
     if len(table) <= MANY:
         return table
     return table.iloc[[round(i * (len(table) - 1) / (MANY - 1)) for i in range(MANY)]]
@@ -375,7 +381,7 @@ def _source_names(runs: list[Run]) -> Callable[[str], str]:
 
 def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> list[Panel]:
     entries = styled(runs)
-    # Runs over one pool show it once; over different pools, the first one's shares would mislead.
+    # Runs over one pool show it once. For runs over different pools the first one's shares would mislead.
     pools = {label: _pool_shares(run, column) for run, label, _ in entries}
     shared = all(pool.equals(next(iter(pools.values()))) for pool in pools.values())
     bars = [(f"pool of {label}", POOL, pool) for label, pool in pools.items()]
@@ -414,7 +420,7 @@ def _shares(runs: list[Run], column: str, name: Callable[[str], str]) -> list[Pa
 def _bars(
     axis: Axes, bars: list[tuple[str, str, pd.Series]], rows: list[str], text: Callable[[float], str]
 ) -> None:
-    """Groups of horizontal bars: (label, colour, value of every row)."""
+    """Draw groups of horizontal ``bars``, each (label, colour, value of every row)."""
     thickness = 0.8 / len(bars)
     for number, (label, colour, values) in enumerate(bars):
         places = [row - 0.4 + (number + 0.5) * thickness for row in range(len(rows))]
@@ -445,25 +451,31 @@ def _height(num_rows: int, num_bars: int) -> float:
 
 
 def _weights_by_damage(axis: Axes, entries: list[tuple[pd.DataFrame, str, dict]]) -> None:
-    boxes, names, colours = [], [], []
-    for kept, _, style in entries:
-        kept = kept[kept["damage"] != UNKNOWN]
-        for name, chosen in (("c", ~is_damaged(kept["damage"])), ("d", is_damaged(kept["damage"]))):
-            boxes.append(kept.loc[chosen, "relative"].to_numpy(float))
-            names.append(f"{name}\n{int(chosen.sum())}")
+    """Draw boxes of all entries for clean samples, and beside them those for damaged ones."""
+    boxes, places, colours, group = [], [], [], len(entries) + 1
+    for first, is_chosen in ((0, is_clean), (group, is_damaged)):
+        for number, (kept, _, style) in enumerate(entries):
+            boxes.append(kept.loc[is_chosen(kept["damage"]), "relative"].to_numpy(float))
+            places.append(first + number)
             colours.append(style["color"])
     ink = {"color": matplotlib.rcParams["text.color"]}
     look: dict[str, Any] = {"medianprops": ink, "whiskerprops": ink, "capprops": ink}
-    drawn = axis.boxplot(boxes, showfliers=False, patch_artist=True, widths=0.55, **look)
+    drawn = axis.boxplot(boxes, positions=places, showfliers=False, patch_artist=True, widths=0.55, **look)
     for patch, colour in zip(drawn["boxes"], colours):
         patch.set(facecolor=colour, alpha=0.45)
-    axis.set_xticks(range(1, len(names) + 1), names)
+    # Under each box the number of its samples, under each group its name; both stand where places coincide.
+    axis.xaxis.remove_overlapping_locs = False
+    middle = (len(entries) - 1) / 2
+    axis.set_xticks([middle, group + middle], ["clean", "damaged"])
+    axis.set_xticks(places, [str(len(box)) for box in boxes], minor=True)
+    axis.tick_params(axis="x", which="major", length=0, pad=16)
     axis.axhline(1, color=POOL, linewidth=0.8, linestyle=":")
-    axis.set_xlabel("and how many there are")
+    axis.set(xlabel="number of kept samples", ylabel=WEIGHT)
 
 
-def _over_steps(axis: Axes, runs: list[Run]) -> None:
-    axis.set_xlabel("optimizer step")
+def _over_steps(axis: Axes, runs: list[Run], unit: str) -> None:
+    """Label and bound the axes: optimizer steps, with the warm-up in grey, and values in ``unit``."""
+    axis.set(xlabel="optimizer step", ylabel=unit)
     steps = pd.concat([rows["step"] for run in runs for rows in (run.steps, run.evaluations)]).astype(float)
     margin = 0.5 + 0.02 * (steps.max() - steps.min())
     axis.set_xlim(steps.min() - margin, steps.max() + margin)

@@ -1,5 +1,7 @@
-"""A page as one HTML file that can be sent to somebody: nothing is loaded from outside, and nothing runs in
-it."""
+"""Writing of a page as one HTML file that can be sent to somebody.
+
+Nothing is loaded from outside, and nothing runs in it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,31 +21,41 @@ TEMPLATE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+      content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{{ title }}</title>
 <style>
-  :root { --ink: #1d2026; --soft: #5b616b; --line: #d9dce1; --ground: #ffffff; --box: #f4f5f7; --mark: #0072b2; }
+  :root {
+    --ink: #1d2026; --soft: #5b616b; --line: #d9dce1; --ground: #ffffff; --box: #f4f5f7; --mark: #0072b2;
+  }
   @media (prefers-color-scheme: dark) {
-    :root { --ink: #e6e8eb; --soft: #a2a8b2; --line: #3a3f47; --ground: #15171a; --box: #20242a; --mark: #56b4e9; }
+    :root {
+      --ink: #e6e8eb; --soft: #a2a8b2; --line: #3a3f47; --ground: #15171a; --box: #20242a; --mark: #56b4e9;
+    }
   }
   * { box-sizing: border-box; }
-  body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1160px; margin: 0 auto;
-         padding: 1em 16px 4em; overflow-wrap: anywhere; -webkit-text-size-adjust: 100%; }
+  body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+         max-width: 1160px; margin: 0 auto; padding: 1em 16px 4em; overflow-wrap: anywhere;
+         -webkit-text-size-adjust: 100%; }
   h1 { font-size: 1.35em; line-height: 1.25; margin: .6em 0; }
   h2 { font-size: 1.15em; margin: 2.2em 0 .5em; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
   p { margin: .5em 0; }
-  .verdict { font-size: 1.12em; border-left: 4px solid var(--mark); padding: .1em 0 .1em .8em; margin: 1em 0; }
+  .verdict { font-size: 1.12em; border-left: 4px solid var(--mark); padding: .1em 0 .1em .8em;
+             margin: 1em 0; }
   .note, figcaption { color: var(--soft); font-size: .9em; }
   .wide { overflow-x: auto; max-width: 100%; margin: .6em 0; }
   table { border-collapse: collapse; font-size: .88em; }
-  th, td { padding: .3em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: normal; }
+  th, td { padding: .3em .7em; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top;
+           overflow-wrap: normal; }
   th { vertical-align: bottom; color: var(--soft); font-weight: 600; white-space: pre; }
   .numbers td + td, .numbers th + th { text-align: right; white-space: pre; }
-  td.short { white-space: pre; } td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 15em; max-width: 38em; }
+  td.short { white-space: pre; }
+  td.text { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 15em; max-width: 38em; }
   td.word { overflow-wrap: anywhere; min-width: 8em; max-width: 14em; }
-  .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 1.2em 1.4em; margin-top: .8em; }
+  .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
+            gap: 1.2em 1.4em; margin-top: .8em; }
   .legend { max-width: 358px; margin: .8em 0 0; }
   figure { margin: 0; max-width: 480px; } figcaption { margin-bottom: .2em; }
   svg { display: block; width: 100%; height: auto; } svg * { stroke-linejoin: round; stroke-linecap: butt; }
@@ -104,18 +116,20 @@ TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Table:
+    """Rows of text under headings."""
+
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    """As many cells a row as there are headings."""
+    """Cells row by row, as many in each as there are headings."""
     kinds: Sequence[str] | None = None
-    """Of each column: 'short', or 'word' and 'text' for what may be long. None: the first are names, the
-    others numbers."""
+    """One a column: 'short', or 'word' and 'text' for what may be long. None: the first column holds names,
+    the others numbers."""
     title: str = ""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with notes, tables and pictures under it, whichever there are."""
+    """A heading with what stands under it: any of notes, tables and pictures."""
 
     title: str
     look_at: str = ""
@@ -133,14 +147,19 @@ def write_page(
     sections: list[Section],
     details: list[tuple[str, list[str]]],
 ) -> None:
-    """Write a page: what has come out in a sentence or two, lines under it, sections, and texts to unfold by
-    their label."""
-    # Sources, texts and settings come from files of users: whatever is put in is made visible, and escaped.
+    """Write a page.
+
+    Args:
+        verdict: what has come out, in a sentence or two.
+        lead: lines under the verdict.
+        details: (label, texts): texts that a reader unfolds by their label.
+    """
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Sources, texts and settings come from users' files: all that is put in is made visible, and escaped.
         finalize=lambda value: value if isinstance(value, Markup) else visible(str(value)),
     )
     page = environment.from_string(TEMPLATE).render(
@@ -150,5 +169,5 @@ def write_page(
 
 
 def yaml_text(value: dict) -> str:
-    """For a page: without the secrets among the settings."""
+    """YAML of ``value`` without the secrets among its settings, fit for a page."""
     return yaml.safe_dump(without_secrets(value), sort_keys=False, allow_unicode=True)

@@ -1,5 +1,5 @@
-"""What did not go as planned: warnings, fallbacks, dropped candidates, skipped updates, interruptions, each
-with its step."""
+"""What did not go as planned, each with its step: warnings, fallbacks, dropped candidates, skipped updates,
+interruptions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +16,15 @@ MAX_ROWS, MAX_TEXT = 40, 400
 
 @dataclass(frozen=True)
 class Incident:
+    """One thing that did not go as planned."""
+
     step: int
     kind: str
     what: str
 
 
 def incidents(run: Run) -> list[Incident]:
-    """In the order of steps."""
+    """All incidents of a run, in the order of steps."""
     found = []
     if run.environment.get("slower_attention"):
         found.append(Incident(0, "slower attention kernel", str(run.environment["slower_attention"])))
@@ -63,14 +65,15 @@ def incidents(run: Run) -> list[Incident]:
 
 
 def counts(found: Sequence[Incident]) -> str:
-    """'2 x fallback, 1 x warning'."""
+    """How often each kind occurs, the most frequent first: '2 x fallback, 1 x warning'."""
     return ", ".join(
         f"{count} x {kind}" for kind, count in Counter(incident.kind for incident in found).most_common()
     )
 
 
 def incident_section(runs: Sequence[tuple[str, Run]]) -> Section:
-    """One table for all (label, run): the first and the last rows where there are very many."""
+    """A section with the incidents of all (label, run) in one table: the first and the last of them where
+    there are more than ``MAX_ROWS``."""
     of_runs = {label: incidents(run) for label, run in runs}
     found = [(label, incident) for label, own in of_runs.items() for incident in own]
     notes = [f"{label}: {counts(own)}." for label, own in of_runs.items() if own] or [
@@ -79,8 +82,8 @@ def incident_section(runs: Sequence[tuple[str, Run]]) -> Section:
     unknown = [label for label, run in runs if run.steps["warnings"].isna().all()]
     if unknown:
         notes.append(
-            f"Warnings are not known of {cut(', '.join(unknown), MAX_TEXT)}: their version printed them and "
-            "did not record them."
+            f"Warnings are not known of {cut(', '.join(unknown), MAX_TEXT)}: "
+            "their version printed them and did not record them."
         )
     half = MAX_ROWS // 2
     shown = found if len(found) <= MAX_ROWS else [*found[:half], *found[-half:]]

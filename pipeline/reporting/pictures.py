@@ -1,5 +1,5 @@
-"""Panels become a picture: side by side in a PNG file, or one by one as SVG that a page of any width shows
-with readable text."""
+"""Pictures of panels: side by side in a PNG file, or one by one as SVG, whose text is readable in a page of
+any width."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -18,12 +18,11 @@ from pipeline.reporting.visible import visible
 
 WIDE, DPI, COLUMNS = 11.0, 110, 3
 NARROW = 3.73
-"""Inches: 358 CSS pixels, what a telephone of 390 leaves between margins. Where a page has more room, the
+"""Inches: 358 CSS pixels, which a telephone of 390 leaves between margins. Where a page has more room, the
 picture grows."""
 INK = "#010203"
-"""Stands for the colour of the page's text, which is another one in the dark."""
-# 9 points in a picture of NARROW inches are 12 pixels on a telephone, the smallest text that is read without
-# effort.
+"""A placeholder for the colour of the page's text, which is another one in the dark."""
+# 9 points in a picture of NARROW inches are 12 pixels on a telephone: the smallest text that is easy to read.
 IN_PAGE: dict[Any, Any] = {
     "font.size": 9.2,
     "axes.labelsize": 9.2,
@@ -50,7 +49,7 @@ IN_FILE: dict[Any, Any] = {
     "axes.titlesize": 10,
 }
 MAX_LABEL = 22
-"""Characters; longer names are shown by their beginning and end."""
+"""Characters of a name; a longer one is shown by its beginning and end."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
+    """A panel drawn for a page; the legend that panels share has no title."""
+
     title: str
     svg: Markup
 
 
 def png(panels: Sequence[Panel], legend: bool = True) -> bytes:
+    """A PNG file of all panels."""
     with matplotlib.rc_context(IN_FILE):
         figure = wide(panels, legend)
         file = BytesIO()
@@ -78,7 +80,7 @@ def png(panels: Sequence[Panel], legend: bool = True) -> bytes:
 
 
 def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
-    """All panels in rows of COLUMNS, with one legend below."""
+    """A figure of all panels in rows of ``COLUMNS``, with one legend below."""
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     height = rows * max(1.45 * max(panel.height for panel in panels), 2.2) + 0.4
@@ -101,8 +103,8 @@ def wide(panels: Sequence[Panel], legend: bool = True) -> Figure:
 
 
 def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Picture]:
-    """Each panel by itself, after the legend that they share. ``name`` sets their ids apart from those of
-    other pictures of a page."""
+    """A picture of each panel, after one of the legend that they share. ``name`` sets their ids apart from
+    those of other pictures of a page."""
     drawn, entries = list[Picture](), dict[str, Artist]()
     with matplotlib.rc_context({**IN_PAGE, "svg.hashsalt": name}):
         for panel in panels:
@@ -121,11 +123,10 @@ def pictures(panels: Sequence[Panel], name: str, legend: bool = True) -> list[Pi
 
 
 def short(text: str) -> str:
-    """A name that fits beside a panel, as text: a dollar sign would start matplotlib's mathematics, and fail
-    on half a formula."""
+    """A name that fits beside a panel, written so that matplotlib takes it as text."""
     text = " ".join(visible(text).split())
     text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL // 2 - 1] + "\u2026" + text[-MAX_LABEL // 2 :]
-    return text.replace("$", r"\$")
+    return text.replace("$", r"\$")  # which would begin a formula, and fail on half of one
 
 
 def _frame(axis: Axes) -> None:
@@ -152,13 +153,13 @@ def _legend(figure: Figure, entries: dict[str, Artist], columns: int, place: str
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """An element for a page. matplotlib escapes texts; ids that nothing refers to, and digits that nobody
-    sees, are left out."""
+    """A figure as an element for a page. matplotlib has escaped its texts; ids that nothing refers to and
+    digits that nobody sees are left out."""
     file = StringIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    # Its style would hold for the whole page, which has it too.
+    # An element's style holds for the whole page, and the page has this one already.
     text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # the page's parser knows them

@@ -3,7 +3,7 @@
 | file | one line is |
 | --- | --- |
 | ``steps.jsonl`` | an optimizer step: losses, match with the target, counts, seconds by stage |
-| ``kept.jsonl`` | a sample that a step trained on: source, damage, weight, alignment |
+| ``kept.jsonl`` | a sample that a step has kept: source, damage, weight, alignment |
 | ``passed.jsonl`` | a scoring pass: the candidates that it left out, and their alignment |
 | ``evaluations.jsonl`` | a measurement of a held-out loss |
 
@@ -25,12 +25,12 @@ import yaml
 from pipeline import durable
 
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
-"""Of files with JSON in them: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes the
-escape that JSON has for it."""
+"""Arguments to open a file of JSON: half of a surrogate pair, which ids may hold and UTF-8 cannot, becomes
+the escape that JSON has for it."""
 SECONDS = ("candidates", "target", "factors", "exchange", "gram", "solve", "update", "total")
 """Stages whose wall time a step record may carry under ``seconds``."""
 
-# What a line must hold, and what it may hold; a table always has all of these columns.
+# Fields that a line must hold, then those that it may hold; a table always has a column for each.
 STEPS = (
     ("step",),
     (
@@ -70,8 +70,8 @@ LOGS = ("steps", "kept", "passed", "evaluations")
 
 
 def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
-    """The file that ends before the line that once ended at its size, said in a sentence; None where all
-    reach that far."""
+    """A sentence on the first file that does not reach its size in ``sizes``, or has no line that ends there;
+    None where all are whole."""
     for name, size in sizes.items():
         path = Path(folder) / f"{name}.jsonl"
         found = path.stat().st_size if path.is_file() else 0
@@ -85,8 +85,8 @@ def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
 
 
 def cut(source: Path, folder: Path, sizes: dict[str, int]) -> dict[str, int]:
-    """Leave in ``folder`` the first ``sizes`` bytes of the files of ``source``, which may be the same; lines
-    that this drops."""
+    """Leave in ``folder`` the first ``sizes`` bytes of the files of ``source``, which may be the same folder.
+    Returns how many lines each file has lost by this."""
     dropped = {}
     for name, size in sizes.items():
         path = Path(folder) / f"{name}.jsonl"
@@ -101,7 +101,7 @@ def cut(source: Path, folder: Path, sizes: dict[str, int]) -> dict[str, int]:
 
 
 class Recorder:
-    """Appends the records of a run to its folder. For rank 0 alone; every call is on disk when it returns.
+    """Writer of a run's records, for rank 0 alone: each call appends to a file, which it flushes.
 
     >>> with Recorder("runs/latest") as recorder:
     ...     recorder.step({"step": 0, "train_loss": 2.1})
@@ -144,15 +144,15 @@ class Recorder:
         self.close()
 
     def _append(self, name: str, records: list[dict]) -> None:
-        # NaN is not JSON, and a null in its place would hide that the run has failed: the trainer stops on it
-        # first.
+        # NaN is not JSON, and a null in its place would hide that the run has failed. The trainer has stopped
+        # by then.
         for record in records:
             for field, value in _leaves(record):
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ValueError(
                         f"{self.folder / name}.jsonl, step {record.get('step')}: {field} is {value}. "
-                        "Only finite numbers are recorded: stop the run before, or record null where nothing "
-                        "was measured"
+                        "Only finite numbers are recorded: stop the run before, "
+                        "or record null where nothing was measured"
                     )
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
         with self._writing(name):
@@ -184,14 +184,14 @@ class Run:
     kept: pd.DataFrame
     """One row a kept sample, with ``warmup`` of its step; ``damage`` is '' where it is unknown."""
     evaluations: pd.DataFrame
-    """One row a measured loss, ordered by step; of two measurements at one step the later one holds."""
+    """One row a measured loss, ordered by step; of two measurements at one step the later one counts."""
     passed: Optional[pd.DataFrame] = None
-    """One row a candidate that a scoring pass left out: step, id, alignment; None for a run that recorded
-    none of this."""
+    """One row a candidate that a scoring pass left out: step, id, alignment; None where the run recorded no
+    such file."""
     deepspeed: Optional[dict] = None
-    """What DeepSpeed was initialised with; None where this was not recorded."""
+    """The merged configuration that DeepSpeed was given; None where it was not recorded."""
     resumes: Sequence[dict] = ()
-    """What the run went on from, each time that it was continued."""
+    """One record for each time that the run was continued: the checkpoint from which it started."""
 
     @property
     def method(self) -> str:
@@ -199,7 +199,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder of a run. Raises ValueError with file and line number where something is missing or
+    """The run in a folder. Raises ValueError, with file and line number, where something is missing or
     broken."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -214,8 +214,8 @@ def read_run(folder: Path) -> Run:
     steps = _read_lines(folder / "steps.jsonl", *STEPS)
     if steps.empty:
         raise ValueError(
-            f"{folder / 'steps.jsonl'}: no step is recorded; the run ended before its first step, look at its "
-            "log"
+            f"{folder / 'steps.jsonl'}: no step is recorded; the run ended before its first step, "
+            "look at its log"
         )
     kept = _read_lines(folder / "kept.jsonl", *KEPT)
     evaluations = _read_lines(folder / "evaluations.jsonl", *EVALUATIONS)
@@ -304,8 +304,8 @@ def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
             record = _parse(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}:{number}: not a line of JSON ({error}). A run that was killed can leave half a line: "
-                "remove it"
+                f"{path}:{number}: not a line of JSON ({error}). "
+                "A run that was killed can leave half a line: remove it"
             ) from None
         missing = [key for key in required if not isinstance(record, dict) or record.get(key) is None]
         if missing:
@@ -317,8 +317,8 @@ def _records(path: Path, required: tuple[str, ...]) -> list[dict]:
 
 
 def _parse(text: str):
-    """A JSON value; halves of surrogate pairs stay the escapes that they are in the file, as tables hold
-    UTF-8 alone."""
+    """A JSON value. Halves of surrogate pairs stay the escapes that they are in the file, since tables hold
+    nothing but UTF-8."""
     value = json.loads(text, parse_constant=_refuse)
     return _in_utf_8(value) if "\\ud" in text.lower() else value
 
@@ -336,7 +336,7 @@ def _refuse(constant: str):
 
 
 def _spread(steps: pd.DataFrame, field: str, stages: tuple[str, ...]) -> pd.DataFrame:
-    """The objects in a column as columns of their own, one a stage."""
+    """``steps`` with the objects of a column spread over columns of their own, one a stage."""
     values = pd.DataFrame(
         [v if isinstance(v, dict) else {} for v in steps[field]], columns=list(stages), dtype=float
     )

@@ -15,12 +15,12 @@ from pipeline.reporting.summary import Summary, columns, notes
 from pipeline.reporting.verdict import verdict
 from pipeline.settings import flatten
 
-# Names that always differ between runs and say nothing about them.
+# Settings that always differ between runs and say nothing about them.
 BOOKKEEPING = ("run.folder", "run.overwrite")
 
 
 def panels(runs: list[Run]) -> list[tuple[Plot, list[Panel]]]:
-    """The plots that the runs have something for."""
+    """The plots for which these runs have records, each with its panels."""
     drawn = [(plot, plot.draw(runs)) for plot in PLOTS]
     return [(plot, own) for plot, own in drawn if own]
 
@@ -33,8 +33,13 @@ def write_run_page(
     texts: Optional[pd.DataFrame],
     problem: str,
 ) -> None:
-    """``texts`` of the pool's samples (``pipeline.data.texts.read_texts``), or None and the ``problem`` in a
-    sentence."""
+    """Write the page at ``path``.
+
+    Args:
+        drawn: what ``panels`` returns for these runs.
+        texts: the pool's samples, as ``pipeline.data.texts.read_texts`` returns them, or None.
+        problem: a sentence on why there are no texts.
+    """
     names, cells, differences = labels(runs), columns(summaries), differing_settings(runs)
     labelled = list(zip(names, runs))
     rows = [[name, *(column[row] for _, column in cells)] for row, name in enumerate(names)]

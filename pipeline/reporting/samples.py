@@ -1,4 +1,4 @@
-"""Which samples a run wanted most and least, and which it took twice, with their texts."""
+"""The samples that a run kept most and least, and those that it took twice, with their texts."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -13,7 +13,7 @@ from pipeline.reporting.visible import cut
 
 NUM_SHOWN = 8
 MAX_TEXT, MAX_NAME = 240, 40
-"""Characters of a text and of an id that are shown."""
+"""Characters that are shown of a text, and of an id."""
 
 
 def tally(run: Run) -> pd.DataFrame:
@@ -41,22 +41,22 @@ def tally(run: Run) -> pd.DataFrame:
 
 
 def most_kept(samples: pd.DataFrame) -> pd.DataFrame:
-    """Kept most often; of these, those with the largest weight, then the best alignment."""
+    """The samples kept most often; of equals those with the largest weight, then with the best alignment."""
     return samples[samples["kept"] > 0].sort_values(
         ["kept", "weight", "alignment"], ascending=False, kind="stable"
     )[:NUM_SHOWN]
 
 
 def least_kept(samples: pd.DataFrame) -> pd.DataFrame:
-    """Kept least often of how often they were seen; of these, those seen most often, then those with the
-    worst alignment."""
+    """The samples with the smallest share of kept among seen; of equals those seen most often, then those
+    with the worst alignment."""
     order = samples.assign(share=samples["kept"] / samples["seen"], unseen=-samples["seen"])
     return order.sort_values(["share", "unseen", "alignment"], kind="stable")[samples.columns][:NUM_SHOWN]
 
 
 def repeats(run: Run, texts: pd.DataFrame) -> pd.DataFrame:
-    """One row a text that the run has trained on under several ids, by digest: the ``ids``, the ``times``,
-    and ``together``: the most of them in one step; the most often trained on first."""
+    """One row a text that the run has kept under several ids, by digest, the most frequent first: ``ids``,
+    how many ``times`` it was kept, and how many times at most in one step (``together``)."""
     kept = run.kept.assign(id=run.kept["id"].astype(str))
     kept = kept.assign(digest=kept["id"].map(texts["digest"])).dropna(subset="digest")
     kept = kept[kept.groupby("digest")["id"].transform("nunique") > 1]
@@ -76,8 +76,8 @@ def repeats(run: Run, texts: pd.DataFrame) -> pd.DataFrame:
 def sample_section(
     runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = ""
 ) -> Section:
-    """Most and least kept of each (label, run). ``texts`` as ``pipeline.data.texts.read_texts`` gives them,
-    None where ``problem`` tells why there are none."""
+    """A section with the most and the least kept samples of each (label, run). ``texts`` are what
+    ``pipeline.data.texts.read_texts`` returns, or None, and ``problem`` says why."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
         if run.method in ("random", "full"):
@@ -89,8 +89,8 @@ def sample_section(
             continue
         if run.passed is None:
             notes.append(
-                f"{label}: this run has not recorded which candidates it left out, so the least kept are not "
-                "known."
+                f"{label}: this run has not recorded which candidates it left out, "
+                "so the least kept are not known."
             )
         titles = {"Most kept": most_kept(samples)} | (
             {"Least kept": least_kept(samples)} if run.passed is not None else {}
@@ -114,7 +114,7 @@ def sample_section(
 def repeat_section(
     runs: Sequence[tuple[str, Run]], texts: Optional[pd.DataFrame], problem: str = ""
 ) -> Section:
-    """Texts that were trained on under several ids."""
+    """A section on the texts that each (label, run) has kept under several ids."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
         if texts is None:
@@ -147,7 +147,10 @@ def repeat_section(
                     headings, rows, kinds=["short", "short", "text", "word"], title=f"Most repeated, {label}"
                 )
             )
-    look_at = "Texts that differ in case and white space alone. A filter that matches residuals should seldom take two of a kind at once."
+    look_at = (
+        "Texts that differ in case and white space alone. A filter that matches residuals should seldom take "
+        "two of a kind at once."
+    )
     return Section("Duplicates", look_at, tables=tables, notes=notes)
 
 

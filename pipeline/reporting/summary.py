@@ -1,4 +1,4 @@
-"""Runs in numbers: what each reached, what it kept, and what the choosing cost.
+"""Runs in numbers: how far each came, what it kept, and how much of its time went into choosing.
 
 Shares of kept samples and times are taken after warm-up, where the method itself chose; losses cover the
 whole run.
@@ -17,14 +17,14 @@ from rich.text import Text
 from pipeline.reporting.records import Run, labels
 
 SELECTION_STAGES = ("candidates", "target", "factors", "exchange", "gram", "solve")
-"""Stages that a plain training step does without; ``update`` is the rest."""
+"""Stages that a plain training step does not have; ``update`` is the rest."""
 CLEAN, UNKNOWN = "none", ""
-"""Values of ``damage`` for a sample known to be intact, and for one of which nothing is known."""
+"""Values of ``damage`` for a sample that is known to be intact, and for one whose state is unknown."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in numbers. None where the run has nothing to measure it on. Shares lie between 0 and 1."""
+    """One run in numbers. None stands for what the run did not measure; shares lie between 0 and 1."""
 
     label: str
     method: str
@@ -41,9 +41,9 @@ class Summary:
     damaged_pool: Optional[float]
     """Damaged share of the pool's samples, among those whose damage is known."""
     damaged_kept: Optional[float]
-    """The same among the kept samples."""
+    """Damaged share of the kept samples."""
     damaged_weight: Optional[float]
-    """The same, each kept sample counted by its weight."""
+    """Damaged share of the kept samples, each counted by its weight."""
     target_pool: Optional[float]
     """Share of the pool that comes from the target's own kind of source."""
     target_kept: Optional[float]
@@ -51,13 +51,14 @@ class Summary:
     step_seconds: Optional[float]
     """Median wall time of a step."""
     selection_share: Optional[float]
-    """Part of that time which went into choosing."""
+    """Share of all steps' time that went into choosing."""
     num_fallbacks: int
-    """Steps without a candidate aligned with the target: uniform weights on the best aligned."""
+    """Steps in which no candidate was aligned with the target: uniform weights on those that oppose it
+    least."""
     num_dropped: int
     """Candidates left out because their gradient was not finite."""
     warnings: tuple[str, ...]
-    """What the run has said in its log about steps that looked wrong, in order."""
+    """Sentences of the run's log about steps that looked wrong, in order."""
 
 
 def summarise(runs: list[Run]) -> list[Summary]:
@@ -65,8 +66,8 @@ def summarise(runs: list[Run]) -> list[Summary]:
 
 
 def held_out(run: Run) -> pd.DataFrame:
-    """The evaluations that count as the run's result: those named ``test``, else those named like the first
-    one."""
+    """The evaluations that are the run's result: those named ``test``; where there are none, those with the
+    first one's name."""
     names = run.evaluations["name"]
     if names.empty:
         return run.evaluations
@@ -78,7 +79,13 @@ def area_mean(steps: np.ndarray, loss: np.ndarray) -> float:
     return float(np.trapezoid(loss, steps) / np.ptp(steps))
 
 
+def is_clean(damage: pd.Series) -> pd.Series:
+    """Whether each sample is known to be intact."""
+    return damage == CLEAN
+
+
 def is_damaged(damage: pd.Series) -> pd.Series:
+    """Whether each sample is known to be damaged."""
     return ~damage.isin([CLEAN, UNKNOWN])
 
 
@@ -132,8 +139,8 @@ def print_table(
     notes: list[str],
     console: Optional[Console] = None,
 ) -> None:
-    """Print rows by name, at most 100 columns wide, and sentences below; plain text where the output is not a
-    terminal."""
+    """Print a table of at most 100 characters a line and the notes below it; plain text where the output is
+    no terminal."""
     console = console or Console()
     if console.width > 100 or not console.is_terminal:
         console.width = 100
@@ -149,8 +156,7 @@ def print_table(
 
 
 def columns(summaries: list[Summary]) -> list[tuple[str, list[str]]]:
-    """Headings and cells of the table, for terminal and page alike; a column that no run can fill is left
-    out."""
+    """Headings and cells of the table, for terminal and page alike, without columns that no run fills."""
     filled = {
         "loss\nbefore": [_text(s.loss_before, ".3f") for s in summaries],
         "loss\nafter": [_text(s.loss_after, ".3f") for s in summaries],
@@ -165,7 +171,7 @@ def columns(summaries: list[Summary]) -> list[tuple[str, list[str]]]:
 
 
 def notes(summaries: list[Summary]) -> list[str]:
-    """What the table leaves out: the pool, the warm-up, and whatever went wrong, in sentences."""
+    """Sentences on what the table leaves out: the pool, the warm-up, and whatever went wrong."""
     lines = []
     if any(s.loss_before is not None for s in summaries):
         lines.append(
@@ -194,8 +200,8 @@ def notes(summaries: list[Summary]) -> list[str]:
             )
         if s.num_fallbacks:
             lines.append(
-                f"{s.label}: {s.num_fallbacks} of {s.num_steps} steps fell back to uniform weights, nothing "
-                "was aligned."
+                f"{s.label}: {s.num_fallbacks} of {s.num_steps} steps fell back to uniform weights, "
+                "nothing was aligned."
             )
         if s.num_dropped:
             lines.append(f"{s.label}: {s.num_dropped} candidate(s) dropped, their gradients were not finite.")

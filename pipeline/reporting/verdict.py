@@ -1,5 +1,4 @@
-"""The sentences that are read first: what was achieved, against what, at what price, and how far that can be
-trusted."""
+"""The sentences that stand first on a page: the result, its reference, its price, and how far to trust it."""
 
 from operator import attrgetter
 
@@ -8,8 +7,8 @@ from pipeline.reporting.summary import Summary, held_out
 
 
 def verdict(runs: list[Run], summaries: list[Summary]) -> str:
-    """About the run of ``main_run``, against random selection where a run of it is there, else against the
-    best of the others."""
+    """The verdict on the run that ``main_run`` names, against a run of random selection where there is one,
+    else against the best of the others."""
     mine = main_run(summaries)
     others = [s for s in summaries if s is not mine and s.loss_after is not None]
     if mine.loss_after is None:
@@ -28,15 +27,19 @@ def verdict(runs: list[Run], summaries: list[Summary]) -> str:
     )
 
 
-TRUST = "It is one run of each: another seed alone moves such numbers, and python -m pipeline.compare, with several, tells by how much."
+TRUST = (
+    "It is one run of each: another seed alone moves such numbers, and python -m pipeline.compare, with "
+    "several, tells by how much."
+)
 
 
 def main_run(summaries: list[Summary]) -> Summary:
+    """The run that the verdict is about: the first of filter_then_weight, else the first of all."""
     return next((s for s in summaries if s.method == "filter_then_weight"), summaries[0])
 
 
 def change(difference: float, of: float) -> str:
-    """'0.599 lower (-24.9 %)'."""
+    """A difference in words, and as a share of ``of``: '0.599 lower (-24.9%)'."""
     word = "lower" if difference < 0 else "higher"
     return f"{abs(difference):.3f} {word} ({difference / of:+.1%})"
 
@@ -64,8 +67,14 @@ def _progress(runs: list[Run], summaries: list[Summary], mine: Summary) -> str:
 
 def _unmeasured(mine: Summary) -> str:
     if mine.loss_before is None:
-        return "No held-out loss was measured (data.test is empty), so nothing can be said about what it has achieved."
-    return f"The held-out loss was measured once ({mine.loss_before:.3f}), so nothing can be said about what it has achieved."
+        return (
+            "No held-out loss was measured (data.test is empty), so nothing can be said about what it has "
+            "achieved."
+        )
+    return (
+        f"The held-out loss was measured once ({mine.loss_before:.3f}), so nothing can be said about what it "
+        "has achieved."
+    )
 
 
 def _alone(summaries: list[Summary], mine: Summary) -> str:
@@ -73,13 +82,13 @@ def _alone(summaries: list[Summary], mine: Summary) -> str:
         return "No other run here has a held-out loss at its end, so it is compared with nothing."
     return (
         "There is nothing here to compare it with: whether choosing samples has helped takes a second run "
-        f"with selection.method = {'random' if mine.method != 'random' else 'filter_then_weight'}, and a "
-        "report on both."
+        f"with selection.method = {'random' if mine.method != 'random' else 'filter_then_weight'}, "
+        "and a report on both."
     )
 
 
 def _incomparable(mine: Run, other: Run) -> list[str]:
-    """Why the losses of two runs say nothing about each other."""
+    """Reasons why the losses of two runs cannot be compared; none where they can."""
     reasons = []
     if len(mine.steps) != len(other.steps):
         reasons.append(f"they took {len(mine.steps)} and {len(other.steps)} steps")
@@ -92,8 +101,8 @@ def _incomparable(mine: Run, other: Run) -> list[str]:
     before = [start["loss"] for start in starts]
     if not reasons and abs(before[0] - before[1]) > 0.01 * before[1]:
         reasons.append(
-            f"they began at {before[0]:.3f} and at {before[1]:.3f}, so from other models or on other held-out "
-            "data"
+            f"they began at {before[0]:.3f} and at {before[1]:.3f}, "
+            "so from other models or on other held-out data"
         )
     return reasons
 
@@ -108,8 +117,8 @@ def _difference(mine: Summary, reference: Summary) -> str:
         )
     verdict = "" if difference < 0 else " Choosing has not helped here."
     return (
-        f"After {mine.num_steps} steps the held-out loss of {mine.label} is {mine.loss_after:.3f} and that of "
-        f"{reference.label} {reference.loss_after:.3f}: "
+        f"After {mine.num_steps} steps the held-out loss of {mine.label} is {mine.loss_after:.3f} and that "
+        f"of {reference.label} {reference.loss_after:.3f}: "
         f"{change(difference, reference.loss_after)}.{verdict}{_on_the_way(mine, reference)}"
     )
 
@@ -134,4 +143,7 @@ def _price(mine: Summary, reference: Summary) -> str:
 def _damage(mine: Summary, reference: Summary) -> str:
     if None in (mine.damaged_kept, reference.damaged_kept):
         return ""
-    return f"Of the samples it kept {mine.damaged_kept:.1%} are damaged, of those of {reference.label} {reference.damaged_kept:.1%}."
+    return (
+        f"Of the samples it kept {mine.damaged_kept:.1%} are damaged, of those of {reference.label} "
+        f"{reference.damaged_kept:.1%}."
+    )

@@ -1,5 +1,4 @@
-"""Texts of strangers made fit to be shown: what cannot be seen is spelled out, what must not be seen is
-hidden."""
+"""Texts of strangers made fit to be shown: invisible characters are spelled out, and secrets are hidden."""
 
 import os
 import re
@@ -9,10 +8,11 @@ from collections.abc import Mapping
 from pipeline.settings import HIDDEN, is_secret
 
 MIN_SECRET = 8
-"""Characters of a value that is hidden wherever it stands; shorter ones stand in innocent words too."""
+"""Characters of a secret, at least, for it to be hidden wherever it stands: a shorter one is part of innocent
+words too."""
 SECRET_SHAPES = re.compile(
     r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password@ of an address
-    # what services call their tokens by
+    # the beginnings of tokens by which services mark them
     r"|\b(?:hf_|sk-|gh[pousr]_|github_pat_|xox[abp]-|glpat-|AKIA)[A-Za-z0-9_-]{12,}"
 )
 TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -39,7 +39,7 @@ def hide(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """The first ``most`` characters, and how many more there are."""
+    """The first ``most`` characters of ``text``, and how many more there are."""
     return text if len(text) <= most else f"{text[:most]}\u2026 (+{len(text) - most:,})"
 
 

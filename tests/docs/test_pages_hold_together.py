@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config, build_parser, parse_with
-from pipeline.plan import plan_parser, plan_run
+from pipeline.plan import plan_parser
 from pipeline.planning import hardware
+from pipeline.planning.planned_run import plan_run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,4 +135,4 @@ def test_a_command_with_a_recipe_has_settings_that_fit_together(page, command, m
 def test_a_plan_that_is_shown_is_one_of_a_run_that_divides(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     config, options = parse_with(plan_parser(), shlex.split(command)[3:], needs_data=False)
-    plan_run(config, options, hardware.find(options.hardware))
+    plan_run(config, hardware.find(options.hardware), options.world_size, options.tokens)
