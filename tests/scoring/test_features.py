@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.geometry import GEOMETRIES
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.moments import Fragment
@@ -14,6 +15,7 @@ from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.projection import Projection
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.reference import relative_gram_error
+from tests.scoring.problem import problem
 
 CPU, ROWS, WHOLE = torch.device("cpu"), 5, 1000
 SHAPES = {"wide.weight": (40, 30), "few_out.weight": (8, 50), "few_in.weight": (60, 6)}
@@ -72,19 +74,16 @@ def gram(
     make, own, geometry="update", momentum="cancel", splits=(ROWS,), exchange=None, bound=1 << 26, **options
 ) -> torch.Tensor:
     owners = SimpleNamespace(shapes=SHAPES, slices={name: [(0, o * i)] for name, (o, i) in SHAPES.items()})
-    if make is ExactGram:
-        options |= {"num_tokens": 7, "element_size": 4}
-    backend = make(
-        owners, own, exchange or Alone(), Stopwatch(CPU), geometry, momentum, ROWS, bound, **options
-    )
+    options |= {"geometry": GEOMETRIES[geometry], "compensates_momentum": momentum == "compensate"}
+    asked = problem(owners, own, ROWS, num_tokens=7, exchange_bytes=bound, **options)
+    backend = make(asked, exchange or Alone(), Stopwatch(CPU))
     for layer, pair in factors(5, 2).items():
         backend.add_target(layer, *pair)
     backend.finish_target()
     parts = {layer: [tensor.split(splits) for tensor in pair] for layer, pair in factors(6, ROWS).items()}
     for number in range(len(splits)):
         for layer, (activations, output_grads) in parts.items():
-            take = backend.add if number == len(splits) - 1 else backend.hold
-            take(layer, activations[number], output_grads[number])
+            backend.add(layer, activations[number], output_grads[number])
     return backend.finish()
 
 
