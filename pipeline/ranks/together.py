@@ -1,4 +1,4 @@
-"""What one rank does for all: its outcome, a value or an error, becomes everybody's."""
+"""One rank acts for all: its outcome, a value or an error, becomes everybody's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def together(action: Callable):
-    """What rank 0's ``action`` returns, or raises, on every rank."""
+    """The result of rank 0's ``action`` on every rank; an error in it is raised on every rank."""
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
