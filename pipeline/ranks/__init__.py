@@ -1,1 +1,1 @@
-"""Work of all ranks together: collectives, one rank that acts for all, once per node, stopping, ending."""
+"""What the ranks of a program do together: collectives, one that acts for all, waiting, stopping, ending."""

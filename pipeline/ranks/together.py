@@ -1,4 +1,4 @@
-"""One rank acts for all: its outcome, a value or an error, becomes everybody's."""
+"""What one rank does for all: its outcome, a value or an error, becomes everybody's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def together(action: Callable):
-    """The result of rank 0's ``action`` on every rank; an error in it is raised on every rank."""
+    """What rank 0's ``action`` returns, or raises, on every rank."""
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
