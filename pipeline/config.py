@@ -1,8 +1,7 @@
-"""Every setting of a run, with its unit and the reason for its default; parsing and checks that need no
-model.
+"""Every setting of a run, with its unit and the reason for its default; parsing, and checks without a model.
 
-``python -m pipeline.train --help`` is generated from this file.  Sources, strongest first:
-``--section.key value``, ``--config recipe.yaml``, the defaults below.  Unknown keys are errors.
+``python -m pipeline.train --help`` is generated from this file. Sources, strongest first:
+``--section.key value``, ``--config recipe.yaml``, the defaults below. Unknown keys are errors.
 """
 
 import os
@@ -50,12 +49,12 @@ CHANGE_NO_RESULT = (
     "training.keep_every",
     "training.verify_every",
 )
-"""Settings that say where and how safely a run runs, and nothing about what comes out."""
+"""Settings of the place and safety of a run, which change nothing in its outcome."""
 
 
 @dataclass
 class ModelConfig:
-    """What is fine-tuned."""
+    """The model that is fine-tuned."""
 
     name: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """A local folder, a hub name, or demo: a model of 2 million parameters that is made here in a minute
@@ -65,14 +64,14 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model."""
     chat_template: Optional[str] = None
-    """File with a Jinja chat template that replaces the tokenizer's, or tulu; base models have none."""
+    """File with a Jinja chat template in place of the tokenizer's, or tulu; base models have no template."""
     attention: Literal[
         "auto", "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "eager"
     ] = "auto"
     """Attention kernel; auto takes the best flash-attn that is installed and fits the card, else PyTorch's
     flash SDPA."""
     packing: Union[Literal["auto"], bool] = "auto"
-    """Samples of a micro-batch stand one behind the other in one row instead of being padded to the longest.
+    """Put samples of a micro-batch one behind the other in one row instead of padding them to the longest.
     auto does so where a flash-attn package runs; other kernels take a mask over the whole row, which costs
     more than padding does where samples are alike in length."""
     gradient_checkpointing: bool = False
@@ -87,73 +86,74 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """What it is trained on and towards."""
+    """The data: candidates, target examples, held-out samples, and how all of them become tokens."""
 
     pool: list[str] = field(default_factory=list)
     """Candidate samples: .jsonl, .json, .csv, .tsv or .parquet files, or Hugging Face datasets
     ('name:configuration:split', 'stream:name': docs/data.md); 'demo:pool', 'demo:target' and 'demo:test' are
     what pipeline.data.demo writes."""
     pool_weights: Optional[list[float]] = None
-    """Relative shares of the candidates, one positive number for each name in pool; without, each has the
-    share of its size. The order stays a function of run.seed and the step, and no sample of a name comes
-    twice before all of its samples came once."""
+    """Relative shares of the candidates, one positive number for each name in pool; without them each name
+    has the share of its size. The order stays a function of run.seed and the step, and no sample of a name
+    comes twice before all of its samples have come once."""
     target: list[str] = field(default_factory=list)
-    """A few examples of what the model should become good at, in the same formats; read whole at start."""
+    """A few examples of the task that the model should learn, in the same formats; read whole at start."""
     test: list[str] = field(default_factory=list)
-    """Held-out samples whose loss is measured before, during and after training; never trained or selected
-    on."""
+    """Held-out samples whose loss is measured before, during and after training; they have no part in
+    training and selection."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; for
-    pool, target and test."""
+    """Other names that files have for the fields of a sample, {question: prompt, answer: completion}; they
+    hold for pool, target and test."""
     max_tokens: int = 512
     """Longest sample, in tokens."""
     on_long: Literal["truncate", "drop"] = "truncate"
-    """What happens to longer samples; both are counted in the log."""
+    """Fate of longer samples; both are counted in the log."""
     on_broken: Literal["error", "skip"] = "error"
-    """A line that cannot be read ends the run with its file and line number, or is skipped and counted."""
+    """Fate of a line that cannot be read: error ends the run and names its file and line number, skip leaves
+    it out and counts it."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """Supervised tokens: the assistant's (the completion's), or every token."""
     rotate_targets: bool = True
-    """false aims at the same selection.target_per_step target samples at every step, instead of going through
-    all of them in turn."""
+    """Go through all target samples in turn; false takes the same selection.target_per_step of them at every
+    step."""
     cache_folder: str = "auto"
-    """Where tokenised samples are kept, so that the next start with the same files, tokenizer and settings
-    reads them instead of tokenising: auto is filter_then_weight in Hugging Face's cache (HF_HOME, or
+    """Folder of tokenised samples: the next start with the same files, tokenizer and settings reads them
+    instead of tokenising. auto is filter_then_weight in Hugging Face's cache (HF_HOME, or
     ~/.cache/huggingface). Each node writes its own, or all share one. '' keeps nothing: every start
     tokenises, to a temporary file (in TMPDIR)."""
 
 
 @dataclass
 class SelectionConfig:
-    """Which candidates are kept at each step, and how they are weighted."""
+    """The choice of candidates at each step, and their weights."""
 
     method: Literal[tuple(registry.METHODS)] = "filter_then_weight"  # type: ignore[valid-type]  # names known at import alone
-    """pipeline/selection/ has a file for each, with its source and what departs from it. full trains on all
-    candidates, random keeps a seeded uniform draw; max_loss and rho_loss take a forward of the candidates,
-    grad_norm a backward too, the others the Gram."""
+    """Selection method; pipeline/selection/ has a file for each, with its source and the departures from it.
+    full trains on all candidates, random keeps a seeded uniform draw; max_loss and rho_loss take a forward of
+    the candidates, grad_norm a backward too, the others the Gram."""
     candidates_per_step: int = 32
-    """Candidates looked at in one step, over all ranks (C)."""
+    """Candidates of one step, over all ranks (C)."""
     keep_per_step: int = 8
-    """Samples trained on in one step, over all ranks (K), typically 5-25 % of the candidates."""
+    """Candidates that one step keeps for its update, over all ranks (K), typically 5-25 % of them."""
     target_per_step: int = 8
-    """Target samples whose mean gradient is matched in one step, over all ranks; the target set is rotated
-    through."""
+    """Target samples whose mean gradient is matched in one step, over all ranks; the set is taken in turn."""
     geometry: Literal[("auto", *GEOMETRIES)] = "auto"  # type: ignore[valid-type]  # names known at import alone
-    """Space of the match: Adam's update D g, D^1/2 g, the raw gradient g, or D g of candidates against g of
-    the target. auto is the method's own (grad_norm, grad_dot, grad_match, greats: identity; less, opus:
-    update_to_gradient; another is refused), else update."""
+    """Space of the match: Adam's update D g (update), D^1/2 g (curvature), the raw gradient g (identity), or
+    D g of candidates against g of the target (update_to_gradient). auto is the method's own (grad_norm,
+    grad_dot, grad_match, greats: identity; less, opus: update_to_gradient; another is refused), else
+    update."""
     momentum: Literal["cancel", "compensate"] = "cancel"
-    """compensate: momentum and selection together make the target's plain step. For methods without a
-    geometry of their own."""
+    """Part of momentum in the match. cancel: none, since both sides have the same. compensate: momentum and
+    selection together make the target's plain step; for methods without a geometry of their own."""
     ridge: float = 1.0
     """Shrinkage of the weights toward uniform (grad_match: toward none), in units of the mean squared row
     norm; 0 is plain NNLS, .inf uniform weights."""
     temperature: float = 0.9
-    """Of the draws of opus, in units of the loss; lower is greedier. Its utilities grow with the learning
-    rate."""
+    """Temperature of the draws of opus, in units of the loss; lower is greedier. Utilities grow with the
+    learning rate."""
     reference_model: Optional[str] = None
-    """Of rho_loss: a folder (of a model or of an adapter) or hub name, trained on held-out data, with the
-    tokenizer of model.name. Every rank holds all of it, whatever the ZeRO stage."""
+    """Reference of rho_loss, a model trained on held-out data with the tokenizer of model.name: a folder (of
+    a model or of an adapter) or a hub name. Every rank holds all of it, whatever the ZeRO stage."""
     warmup_steps: int = 4
     """First steps in which methods that measure with Adam's moments match the plain gradient instead: moments
     of so few updates are no metric. At least 2 with LoRA: lora_A has no gradient in the very first update."""
@@ -162,19 +162,19 @@ class SelectionConfig:
     scoring_micro_batch_size: int = 0
     """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer
     by layer. Smaller passes need less memory for activations (and less padding, being sorted by length), but
-    what they find waits for the last one: of each waiting sample and layer the gradient or the factors,
-    whichever is smaller. Little with LoRA, much in full fine-tuning."""
+    their results wait for the last one: for each waiting sample and layer the gradient or its factors,
+    whichever is smaller. That is little with LoRA, and much in full fine-tuning."""
     backend: Backend = "exact"
-    """How the Gram matrix is formed. exact: every per-sample gradient, under Adam's metric. projected: random
-    features of them, under Adam's metric. factored: random features without any per-sample gradient, under a
-    rank-1 approximation of the metric."""
+    """Source of the Gram matrix. exact: every per-sample gradient, under Adam's metric. projected: random
+    features of these gradients, under Adam's metric. factored: random features without any per-sample
+    gradient, under a rank-1 approximation of the metric."""
     projection_size: int = 32
     """Rows and columns that projected and factored leave of a layer's gradient; larger is closer to exact and
     costs more."""
     contraction: Literal["auto", "materialise", "row_chunks", "token_token"] = "auto"
-    """How exact forms inner products of gradients, layer by layer: from whole gradients, from a few of their
-    rows at a time, or from inner products of tokens (identity geometry only). auto counts operations and
-    keeps to exchange_mib."""
+    """Way in which exact forms inner products of gradients, layer by layer: from whole gradients, from a few
+    of their rows at a time, or from inner products of tokens (identity geometry only). auto counts operations
+    and keeps to exchange_mib."""
     last_blocks: int = 0
     """Score only this many of the model's last blocks: the scoring backward stops there. 0 scores all."""
     logits_mib: int = 1024
@@ -207,7 +207,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of exp_avg and exp_avg_sq."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Number that is added to the root of the second moment."""
     weight_decay: float = 0.0
     """Decoupled weight decay (not on norms and biases)."""
     gradient_clipping: float = 1.0
@@ -216,9 +216,9 @@ class TrainingConfig:
     """torch.optim.AdamW needs no build; deepspeed takes FusedAdam, or DeepSpeedCPUAdam with optimizer
     offload, which a C++ compiler builds at first use."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto is bf16 on GPUs and fp32 on CPU: the switch that lets the files in ds_configs/ run on both. fp16,
-    for cards without bf16, comes with DeepSpeed's dynamic loss scale: a step whose gradient overflows is
-    skipped and recorded."""
+    """Number format of the model. auto is bf16 on GPUs and fp32 on CPU, so that the files in ds_configs/ run
+    on both. fp16, for cards without bf16, comes with DeepSpeed's dynamic loss scale: a step whose gradient
+    overflows is skipped and recorded."""
     evaluate_every: int = 0
     """Steps between measurements of the held-out loss; 0 measures only before and after."""
     evaluation_micro_batch_size: int = 16
@@ -235,24 +235,24 @@ class TrainingConfig:
     """Checkpoints at multiples of this many steps are kept for good; 0 keeps none of them."""
     verify_every: int = 100
     """Steps between comparisons of all parameters over ranks, bit by bit (ZeRO 0 to 2, where each rank has a
-    copy); 0 compares never."""
+    copy); 0 never compares."""
 
 
 @dataclass
 class RunConfig:
-    """Where results go and what holds for the whole run."""
+    """The folder of the results, and what holds for the whole run."""
 
     folder: str = "runs/latest"
-    """Results: resolved configuration, step records, kept samples, evaluations, checkpoints, final model.
-    Must be empty or new, unless resume continues what is there. Several nodes need it on a file system that
-    they share."""
+    """Folder of the results: resolved configuration, step records, kept samples, evaluations, checkpoints,
+    final model. It must be empty or new, unless resume continues what is there. Several nodes need it on a
+    file system that they share."""
     overwrite: bool = False
     """Empty the folder first if it holds an earlier run."""
     seed: int = 0
-    """Seeds candidate order, target rotation, random selection and new weights."""
+    """Seed of candidate order, target rotation, random selection and new weights."""
     timeout_seconds: int = 600
-    """A rank that waits longer than this for another ends the run on all ranks. While samples are tokenised,
-    which may take hours, it counts from the last sign that the work goes on."""
+    """Seconds for which a rank waits for another before it ends the run on all ranks. While samples are
+    tokenised, which may take hours, they count from the last sign that the work goes on."""
     save_model: bool = True
     """Write the final adapter or model as safetensors."""
 
@@ -297,19 +297,20 @@ def build_parser(description: str) -> ArgumentParser:
 
 
 def parse(description: str, arguments: Optional[list[str]] = None) -> Config:
-    """Parse the command line. Exits with code 2 and one sentence on an unknown key, a wrong type or a
-    contradiction."""
+    """The configuration of a command line.
+
+    An unknown key, a wrong type or a contradiction ends the program with code 2 and one sentence.
+    """
     return parse_with(build_parser(description), arguments)[0]
 
 
 def parse_with(
     parser: ArgumentParser, arguments: Optional[list[str]] = None, needs_data: bool = True
 ) -> tuple[Config, Namespace]:
-    """As ``parse``, for a program that has added arguments of its own to ``build_parser``; they are in the
-    namespace.
+    """The configuration, and a namespace with the arguments that a program has added to ``build_parser``.
 
-    ``needs_data=False`` is for programs that read no samples: ``data`` may then be empty or name files that
-    are not there yet.
+    Errors are those of ``parse``. ``needs_data=False`` is for programs that read no samples: ``data`` may
+    then be empty or name files that are not there yet.
     """
     namespace = parse_arguments(parser, arguments)
     try:
@@ -324,8 +325,10 @@ def parse_with(
 
 
 def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = None) -> Namespace:
-    """``parser.parse_args``, which also ends with code 2 and a sentence on files that are no UTF-8 and
-    settings that name a class."""
+    """The result of ``parser.parse_args``.
+
+    Files that are no UTF-8 and settings that name a class, too, end the program with code 2 and a sentence.
+    """
     try:
         return parser.parse_args(arguments)
     except UnicodeDecodeError as error:
@@ -335,7 +338,7 @@ def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = Non
 
 
 def resolve(config: Config) -> None:
-    """Put what will be done where settings leave it open, so that the saved copy says it."""
+    """Fill in what the settings leave open, so that the saved copy says what is done."""
     if registry.get(config.selection.method).takes_backward:
         config.selection.geometry = geometry(config.selection).name
 
@@ -352,8 +355,7 @@ def load(path: Path) -> Config:
 
 
 def geometry(selection: SelectionConfig) -> Geometry:
-    """The space that the method works in. Raises ValueError where the method has its own and the settings say
-    otherwise."""
+    """The space of the match. Raises ValueError where the method has its own and the settings contradict."""
     own = registry.get(selection.method).geometry
     if own is None:
         return UPDATE if selection.geometry == "auto" else GEOMETRIES[selection.geometry]
@@ -377,8 +379,10 @@ def needs_moments(selection: SelectionConfig) -> bool:
 
 
 def from_settings(settings: dict) -> Config:
-    """Configuration of nested or dotted settings over the defaults. Raises ValueError naming an unknown key
-    or a wrong type."""
+    """Configuration of nested or dotted settings over the defaults.
+
+    Raises ValueError naming an unknown key or a wrong type.
+    """
     parser = build_parser("")
     parser.exit_on_error = False
     try:
@@ -388,7 +392,7 @@ def from_settings(settings: dict) -> Config:
 
 
 def plain(config: Config) -> dict:
-    """Nested settings as YAML has them, which ``from_settings`` takes."""
+    """Nested settings in YAML's types, for ``save`` and ``from_settings``."""
     return _plain(asdict(config))
 
 
@@ -399,7 +403,7 @@ def check(config: Config) -> None:
 
 
 def check_settings(config: Config) -> None:
-    """What can be seen without looking at data."""
+    """Refuse contradictions that can be seen without the data. Raises ValueError naming the settings."""
     s, t = config.selection, config.training
     for section, name, smallest in (
         (s, "candidates_per_step", 1),
@@ -442,7 +446,8 @@ def check_settings(config: Config) -> None:
         raise ValueError(
             f"selection.reference_model is missing: selection.method = {s.method} compares losses with it"
             if needs_reference
-            else f"selection.reference_model = {s.reference_model} has no meaning with selection.method = {s.method}: remove it"
+            else f"selection.reference_model = {s.reference_model} has no meaning with selection.method = "
+            f"{s.method}: remove it"
         )
     for name in ("learning_rate", "eps"):
         if not 0 < getattr(t, name) < float("inf"):
@@ -500,7 +505,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Is there data to train on and towards?"""
+    """Refuse settings without the data that the run needs. Raises ValueError naming the setting."""
     if not config.data.pool:
         raise ValueError("data.pool is empty: name at least one file or dataset")
     weights = config.data.pool_weights
@@ -535,19 +540,18 @@ def check_data(config: Config) -> None:
 
 
 def samples_per_step(config: Config) -> int:
-    """Samples trained on in one optimizer step, over all ranks."""
+    """Samples of one optimizer step, over all ranks."""
     full = config.selection.method == "full"
     return config.selection.candidates_per_step if full else config.selection.keep_per_step
 
 
 def check_world_size(config: Config, world_size: int) -> int:
-    """Gradient accumulation steps on ``world_size`` ranks. Raises ValueError where the settings do not
-    divide."""
+    """Gradient accumulation steps on ``world_size`` ranks. Raises ValueError where settings do not divide."""
     s, t = config.selection, config.training
     if s.candidates_per_step % world_size:
         raise ValueError(
-            f"selection.candidates_per_step = {s.candidates_per_step} is not divisible by {world_size} ranks: "
-            "each rank scores an equal share; the next multiple is "
+            f"selection.candidates_per_step = {s.candidates_per_step} is not divisible by {world_size} "
+            "ranks: each rank scores an equal share; the next multiple is "
             f"{-(-s.candidates_per_step // world_size) * world_size}"
         )
     per_micro_step = world_size * t.micro_batch_size
@@ -562,7 +566,7 @@ def check_world_size(config: Config, world_size: int) -> int:
 
 
 def _from_namespace(parser: ArgumentParser, namespace) -> Config:
-    """Raises ValueError where a section is no mapping."""
+    """The configuration in a parsed ``namespace``. Raises ValueError where a section is no mapping."""
     for part in fields(Config):
         if is_dataclass(part.type) and not isinstance(namespace[part.name], Namespace):
             raise ValueError(
@@ -574,8 +578,10 @@ def _from_namespace(parser: ArgumentParser, namespace) -> Config:
 
 
 def _with_columns(settings: dict) -> dict:
-    """'data.columns.question: prompt', as dotted settings have it, back in one mapping: its keys are no names
-    of settings."""
+    """Settings with ``data.columns`` as one mapping, whose keys are no names of settings.
+
+    Dotted settings have it key by key: 'data.columns.question: prompt'.
+    """
     found, columns = {}, {}
     for name, value in settings.items():
         if str(name).startswith("data.columns."):
@@ -592,7 +598,7 @@ def _section(section) -> str:
 
 
 def _plain(value):
-    """YAML knows lists, not tuples."""
+    """``value`` with lists for tuples, which YAML does not know."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

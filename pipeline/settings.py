@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Shipped:
-    """Files of one kind."""
+    """Files of one kind that come with the program."""
 
     place: str
     """Their folder in a checkout."""
@@ -31,16 +31,15 @@ class Shipped:
         return sorted(file.stem for file in self.folder.glob(f"*{self.suffix}"))
 
     def find(self, name: str) -> str:
-        """The path of the file called ``name``; ``name`` itself where there is none, for it is a path then.
+        """Path of the file called ``name``; ``name`` itself where there is none, since it is a path then.
 
-        A file of the user's that is called the same is reached as ``./name``: what a name means does not hang
-        on the working folder.
+        A user's own file of that name is reached as ``./name``, so that ``name`` alone means the same in
+        every working folder.
         """
         return str(self.folder / f"{name}{self.suffix}") if name in self.names() else name
 
     def name_of(self, path: str) -> str:
-        """The name of the file that ``path`` leads to, with the same content; ``path`` itself where it is
-        another, or a name."""
+        """Name of the shipped file with the name and content of ``path``; ``path`` itself without one."""
         file, name = Path(path), Path(path).stem
         is_shipped = file.suffix == self.suffix and name in self.names() and file.is_file()
         return name if is_shipped and file.read_bytes() == Path(self.find(name)).read_bytes() else path
@@ -55,12 +54,14 @@ SECRET_NAMES = re.compile(
     r"(?i)(?:^|_)(?:TOKEN|PASS|AUTH|KEY)S?(?:_|$)|TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY"
 )
 NAMED_BY = {"deepspeed": PRESETS, "model.chat_template": TEMPLATES}
-"""Settings that name such a file."""
+"""Kind of file by the setting that names one."""
 
 
 def by_name(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, with shipped files by their names: runs of earlier versions have saved paths
-    (ds_configs/zero2.json)."""
+    """``settings``, by dotted name, with names in place of paths of shipped files.
+
+    Runs of earlier versions have saved paths (ds_configs/zero2.json).
+    """
     files = {
         name: kind.name_of(settings[name])
         for name, kind in NAMED_BY.items()
@@ -70,7 +71,7 @@ def by_name(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting."""
+    """Yield (dotted name, value) of every setting."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -79,21 +80,22 @@ def flatten(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """'before -> now' by name. A setting of a later version that is not set (None) is none."""
+    """'name: before -> now' by name, for each setting that differs.
+
+    A setting that one side lacks, being of another version, is none if the other side has None.
+    """
     before, now = by_name(before), by_name(now)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
 
 
 def is_secret(name: str) -> bool:
-    """Whether the value of an environment variable, or a setting, of this name is nobody's business: not
-    shown, not saved with a run."""
+    """Whether an environment variable or setting of this name is a secret, neither shown nor saved."""
     return SECRET_NAMES.search(name) is not None
 
 
 def without_secrets(settings: Any) -> Any:
-    """Nested settings with [hidden] for every text whose name says that it is a secret, such as the api_key
-    of a monitor."""
+    """Nested settings with [hidden] for every text that its name calls secret, as a monitor's api_key."""
     if isinstance(settings, dict):
         return {
             key: HIDDEN

@@ -1,4 +1,4 @@
-"""Which versions of packages are installed, for the records of runs and scores."""
+"""Versions of installed packages, for the records of runs and scores."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version

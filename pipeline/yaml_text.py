@@ -12,14 +12,13 @@ _plain_load = get_loader("yaml")
 
 
 def load_yaml(text: str) -> Any:
-    """The value in ``text``. Raises yaml.YAMLError, also for what is too much, and for a key that stands
-    twice."""
+    """The value in ``text``. Raises yaml.YAMLError, also for too many values and for a key twice."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_depth(yaml.parse(text, Loader=loader))
         _check_nodes(yaml.compose(text, Loader=loader))
         return _plain_load(text)
-    except ValueError as error:  # Python's limit on the digits of a number, a date that there is not
+    except ValueError as error:  # too many digits for Python, a date that does not exist
         raise yaml.YAMLError(str(error)) from error
 
 

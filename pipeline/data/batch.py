@@ -1,5 +1,5 @@
 # B samples, T tokens
-"""From a batch as data loaders give it back to samples."""
+"""Samples from a collated batch: rows without their padding."""
 
 from collections.abc import Mapping
 from typing import Union
@@ -20,6 +20,7 @@ OF_PACKED = (
     "seq_idx",
     "shift_labels",
 )
+"""Keys that collators add to a batch that is packed or has no padding."""
 
 
 def as_samples(candidates: Candidates) -> list[Sample]:
@@ -30,16 +31,16 @@ def samples_of(batch: Mapping[str, torch.Tensor]) -> list[Sample]:
     """The rows of a batch, each a sample without padding.
 
     Args:
-        batch: ``input_ids`` and ``labels`` (B, T), int64, and ``attention_mask`` (B, T) with ones in one
-            piece, on the left or on the right of the padding. Without a mask every position counts as a token
-            of the sample.
+        batch: ``input_ids`` and ``labels`` (B, T), int64, and ``attention_mask`` (B, T) with its ones in one
+            piece, on the left or on the right of the padding. Without a mask every position is a token of the
+            sample.
 
     Returns:
         B samples, in order, without id and source.
 
     Raises:
-        ValueError: the batch lacks labels, packs several samples into a row, or has what a sample does not
-            carry (images, masks of another shape).
+        ValueError: the batch lacks labels, packs several samples into a row, or holds more than a sample
+            can carry (images, masks of another shape).
     """
     packed = [key for key in batch if key in OF_PACKED]
     if packed:
@@ -71,8 +72,8 @@ def samples_of(batch: Mapping[str, torch.Tensor]) -> list[Sample]:
         tokens = [position for position, is_token in enumerate(mask) if is_token]
         if not tokens or tokens[-1] - tokens[0] + 1 != len(tokens):
             raise ValueError(
-                f"the attention mask of row {row} has {len(tokens)} ones among {len(mask)}, not in one piece: "
-                "selection takes padding on the left or on the right"
+                f"the attention mask of row {row} has {len(tokens)} ones among {len(mask)}, not in one "
+                "piece: selection takes padding on the left or on the right"
             )
         first, end = tokens[0], tokens[-1] + 1
         samples.append(Sample(ids[first:end], labels[first:end]))

@@ -1,6 +1,6 @@
-"""From records to tokens with an exact supervision mask: chat template, prompt and completion, or plain text.
+"""Records to tokens, with an exact mask of the supervised ones: chats, prompts with completions, plain text.
 
-Text that spells a special token stays text in all of them (pipeline/data/markers.py).
+Text that spells a special token stays text in all three (pipeline/data/markers.py).
 """
 
 import re
@@ -26,13 +26,13 @@ def tokenize_all(
     """Tokenise all records, in order.
 
     Returns:
-        The samples that have something to learn, and counts: {'samples': n, 'truncated': ..., 'too long,
-        dropped': ..., 'no supervised token, dropped': ..., 'spelling special tokens, kept as text': ..., and
-        with ``data.on_broken`` 'skip' the records that the template refuses, by reason} (zeros left out).
+        The samples that have a supervised token, and counts, zeros left out: 'samples', 'truncated',
+        'too long, dropped', 'no supervised token, dropped', 'spelling special tokens, kept as text', and
+        with ``data.on_broken`` 'skip' the records that the template refuses, by reason.
 
     Raises:
-        ValueError: nothing is left, with the counts and ``setting``; a tokenizer that does not fit the
-            records, or a template that refuses one.
+        ValueError: no sample is left (the message has the counts and ``setting``), the tokenizer does not fit
+            the records, or its template refuses one.
     """
     counts: Counter[str] = Counter()
     samples = list(tokenize_each(records, tokenizer, data, counts))
@@ -42,7 +42,7 @@ def tokenize_all(
 def tokenize_each(
     records: Iterable[Record], tokenizer, data: DataConfig, counts: Counter
 ) -> Iterator[Sample]:
-    """The samples of ``tokenize_all``, as they are asked for; ``counts`` is added to as they come."""
+    """Yield the samples of ``tokenize_all`` one by one, and add every record to ``counts``."""
     for record in records:
         try:
             whole = _encode(record, tokenizer, data.loss_on)
@@ -66,27 +66,26 @@ def tokenize_each(
 
 
 def summary(counts: Counter, num_records: int, data: DataConfig, setting: str) -> dict[str, int]:
-    """The counts of ``tokenize_each`` as they are told, zeros left out. Raises ValueError where no sample is
-    left."""
+    """The counts of ``tokenize_each`` without zeros. Raises ValueError where no sample is left."""
     found = {"samples": counts["samples"], **+counts}
     if not found["samples"]:
         raise ValueError(
             f"{setting}: none of the {num_records} samples is left after tokenising with data.max_tokens = "
-            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look at "
-            "the data"
+            f"{data.max_tokens} and data.on_long = {data.on_long} ({found}): raise data.max_tokens or look "
+            "at the data"
         )
     return found
 
 
 def tokenize(record: Record, tokenizer, max_tokens: int, on_long: str, loss_on: str) -> Optional[Sample]:
-    """Tokenise one record; None if it is longer than ``max_tokens`` and ``on_long`` is 'drop'.
+    """One record as tokens; None if they are more than ``max_tokens`` and ``on_long`` is 'drop'.
 
-    Supervised are, with ``loss_on`` 'assistant': in chats the assistant's turns with their end token, but not
-    what a template adds behind it; of prompt and completion the completion and the end token; of text
-    everything. 'all' supervises every token. Truncation may leave no supervised token.
+    With ``loss_on`` 'assistant' the answer is supervised: in a chat the assistant's turns with their end
+    tokens, but not what the template adds behind these; the completion of a prompt, with its end token; all
+    of a text. With 'all' every token is. Truncation may leave no supervised token.
 
     Raises:
-        ValueError: the tokenizer has no chat template, end token or offsets where one is needed.
+        ValueError: the tokenizer has no chat template, end token or offsets, and needs them.
         BrokenLine: its template refuses the chat, or renders earlier turns differently once later ones
             follow, so that the assistant's tokens cannot be told exactly.
     """
@@ -102,7 +101,7 @@ def _fit(sample: Sample, max_tokens: int, on_long: str) -> Optional[Sample]:
 
 
 def _encode(record: Record, tokenizer, loss_on: str) -> Sample:
-    """The whole sample, however long."""
+    """The sample of a record, however long it is."""
     encode = _encode_plain if record.messages is None else _encode_chat
     ids, supervised = encode(record, tokenizer, loss_on)
     labels = [token if keep else IGNORED for token, keep in zip(ids, supervised)]
@@ -110,19 +109,18 @@ def _encode(record: Record, tokenizer, loss_on: str) -> Sample:
 
 
 def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], list[bool]]:
-    """Tokens of prompt and completion, or of text, without template, and which of them are supervised."""
+    """Tokens of prompt and completion, or of text, without a template, and whether each is supervised."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{record.origin}: the tokenizer has no end token (eos_token) to put behind a completion or text"
         )
-    # of those that set one
+
+    def encode_slowly(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    encode = markers_of(tokenizer, "").encode_plain if tokenizer.is_fast else encode_slowly
+    # the begin token, where the tokenizer sets one
     context = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
-    if tokenizer.is_fast:
-        encode = markers_of(tokenizer, "").encode_plain
-    else:
-        encode = lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
     if record.text is None:
         # Tokenised apart from the completion, as when the model is asked: no token reaches across the border.
         context += encode(record.prompt or "")
@@ -131,7 +129,7 @@ def _encode_plain(record: Record, tokenizer, loss_on: str) -> tuple[list[int], l
 
 
 def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], list[bool]]:
-    """Tokens of the rendered chat, and which of them the assistant writes."""
+    """Tokens of the rendered chat, and whether each is supervised."""
     if not tokenizer.chat_template:
         raise ValueError(
             f"{record.origin}: the tokenizer has no chat template, which messages and Alpaca fields need: "
@@ -142,7 +140,7 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
             f"{record.origin}: {type(tokenizer).__name__} gives no character offsets: install its fast "
             "version"
         )
-    template = tokenizer.get_chat_template(tools=record.tools)  # some have another one where there are tools
+    template = tokenizer.get_chat_template(tools=record.tools)  # some have a second one, for tools
     markers = markers_of(tokenizer, template)
     chat, text = as_template_takes_it(
         Chat(markers.hide(record), markers.hide_tools(record), template, tokenizer)
@@ -180,15 +178,13 @@ def _encode_chat(record: Record, tokenizer, loss_on: str) -> tuple[list[int], li
 
 
 def _turn_span(chat: Chat, turn: int, text: str, special: re.Pattern) -> tuple[int, int]:
-    """Characters [start, stop) of the rendered chat that the model is to write when it is asked for this
-    turn."""
+    """Characters [start, stop) of the rendered chat that the model is to write when asked for this turn."""
     before = chat.text(turn, add_generation_prompt=True)
     after = chat.text(turn + 1) if turn + 1 < len(chat.messages) else text
     if text.startswith(before):
         if text.startswith(after) and len(before) < len(after):
             return len(before), len(after)
-        # Reasoning templates render the last answer differently from earlier ones: then the answer itself is
-        # the anchor.
+        # Templates of reasoning models render the last answer differently: then its own text is the anchor.
         if stop := _end_of_answer(chat.messages[turn], text, after, len(before), special):
             return len(before), stop
     raise BrokenLine(
@@ -200,9 +196,10 @@ def _turn_span(chat: Chat, turn: int, text: str, special: re.Pattern) -> tuple[i
 
 
 def _end_of_answer(message: dict, text: str, after: str, start: int, special: re.Pattern) -> Optional[int]:
-    """Where the answer that begins at ``start`` ends with its end token; None if something else begins there.
+    """Place behind the end token of the answer that begins at ``start``; None if something else begins there.
 
-    Tool calls have no text of their own to look for: theirs is the end of the chat ``after`` this turn.
+    How a template spells tool calls is not known: a turn with calls is the longest end of ``after``, the chat
+    rendered up to this turn, that stands at ``start``, as long as none of the turn's words is cut off.
     """
     if "tool_calls" not in message:
         answer = message["content"].strip()

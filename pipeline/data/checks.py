@@ -1,29 +1,29 @@
-"""What rows are checked with: strict JSON, strings that UTF-8 has, and the error that names what is wrong
-with a row."""
+"""Checks of rows: strict JSON, strings that UTF-8 can hold, and the error that says what is wrong."""
 
 import json
 from collections import Counter
 from typing import Any, Optional
 
-MAX_DEPTH = 32  # of what a message or a tool may hold: templates walk through it
+MAX_DEPTH = 32  # levels of nesting in a message or a tool: templates walk through them
 
 
 class BrokenLine(ValueError):
-    """A row that is no sample: ``reason`` to count it by, and the details."""
+    """A row that is no sample: ``reason``, its name in counts, and ``details`` for the message."""
 
     def __init__(self, reason: str, details: str):
         super().__init__(f"{reason}: {details}")
         self.reason, self.details = reason, details
 
     def at(self, origin: str) -> ValueError:
-        """The error that ends a run, with the place."""
+        """The error that ends a run: this one, with the row's place before it."""
         return ValueError(f"{origin}: {self}; data.on_broken = skip counts such lines instead")
 
 
 def decode(raw: bytes) -> Any:
     """The JSON value in ``raw``, UTF-8 with or without a byte order mark. Raises BrokenLine.
 
-    Stricter than json.loads: no key twice in an object, of which one value would be lost, and no NaN.
+    Stricter than json.loads: it refuses NaN, and a key that stands twice in an object, where one of the two
+    values would be lost.
     """
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant)
@@ -43,8 +43,7 @@ def decode(raw: bytes) -> Any:
 
 
 def from_text(value: Any, what: str) -> Any:
-    """``value``, or what it spells as JSON if it is a text: cells of a table hold nothing else. Raises
-    BrokenLine."""
+    """``value``, decoded from JSON where it is a text, as every cell of a table is. Raises BrokenLine."""
     if not isinstance(value, str):
         return value
     try:
@@ -54,7 +53,7 @@ def from_text(value: Any, what: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as it may stand in an error message: the start of it."""
+    """The first 60 characters of a value, for an error message."""
     try:
         text = repr(value)
     except RecursionError:
@@ -63,7 +62,7 @@ def shown(value: Any) -> str:
 
 
 def string(row: dict, key: str, required: Optional[str] = None) -> str:
-    """The string in ``row[key]``; what is ``required`` must not be blank."""
+    """The string in ``row[key]``. Raises BrokenLine, also for a blank one where ``required`` names it."""
     value = row[key]
     if not isinstance(value, str):
         raise BrokenLine("wrong type", f"'{key}' must be a string, got {shown(value)}")
@@ -74,7 +73,7 @@ def string(row: dict, key: str, required: Optional[str] = None) -> str:
 
 
 def label(row: dict, key: str, default: str) -> str:
-    """What names or describes a sample, as a string."""
+    """The name or description in ``row[key]``, or ``default``, as a string. Raises BrokenLine."""
     value = row.get(key, default)
     if not isinstance(value, (str, int, float)):
         raise BrokenLine("wrong type", f"'{key}' must be a string or a number, got {shown(value)}")
@@ -83,12 +82,12 @@ def label(row: dict, key: str, default: str) -> str:
 
 
 def encodable(value: Any, what: str, depth: int = 0) -> None:
-    """Refuse strings that UTF-8 does not have, wherever they stand in ``value``."""
+    """Raise BrokenLine for a string that UTF-8 cannot hold, wherever it stands in ``value``."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
-        # JSON can spell half of a surrogate pair, which no tokenizer takes
         except UnicodeEncodeError as error:
+            # JSON can spell half of a surrogate pair, which no tokenizer takes.
             raise BrokenLine(
                 "wrong encoding", f"{what} has an unpaired surrogate at character {error.start + 1}"
             ) from error

@@ -2,8 +2,8 @@
 """Samples to tensors: a row for each, padded, or one row for all.
 
 Padding is on the right: under causal attention no real token sees a pad, so no attention mask is needed, and
-the flash kernels that refuse masks run.  A packed row has no pads; the lengths of its samples go with it, to
-everything that must tell them apart.
+the flash kernels that refuse masks run. A packed row has no pads; the lengths of its samples go with it, for
+all code that must tell them apart.
 """
 
 from typing import Optional
@@ -16,8 +16,10 @@ from pipeline.data.sample import IGNORED, Sample
 def to_batch(
     samples: list[Sample], pad_token_id: int, num_rows: int, device: torch.device, is_packed: bool
 ) -> tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]:
-    """``(input_ids_BT, labels_BT, lengths)``: ``pack`` without blank rows, or ``collate``, whose rows need no
-    lengths (None)."""
+    """``(input_ids_BT, labels_BT, lengths)``, from ``pack`` or from ``collate``.
+
+    ``num_rows`` is for ``collate`` alone, whose ``lengths`` are None; a packed batch has one row.
+    """
     return (
         pack(samples, pad_token_id, device)
         if is_packed
@@ -28,12 +30,11 @@ def to_batch(
 def pack(
     samples: list[Sample], pad_token_id: int, device: Optional[torch.device] = None
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """One row of all samples, one behind the other: ``(input_ids_1N, labels_1N, lengths)``, int64,
-    ``lengths`` their tokens.
+    """All samples in one row, one behind the other: ``(input_ids_1N, labels_1N, lengths)``, int64.
 
-    The first token of a sample is labelled ``IGNORED``: nothing before it predicts it. As in ``collate``, N
-    is at least 2: what is missing are pads at the end of the last sample, or a sample of pads where there is
-    none.
+    ``lengths`` are the numbers of tokens of the samples. The first token of a sample is labelled ``IGNORED``:
+    nothing before it predicts it. N is at least 2, as in ``collate``: missing tokens are pads at the end of
+    the last sample, or a sample of pads where there is none.
     """
     input_ids = [token for sample in samples for token in sample.input_ids]
     labels = [
@@ -52,7 +53,7 @@ def collate(
     num_rows: Optional[int] = None,
     device: Optional[torch.device] = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad to the longest sample: ``(input_ids_BT, labels_BT)``, both int64, pads labelled ``IGNORED``.
+    """``(input_ids_BT, labels_BT)``, int64, padded to the longest sample; pads are labelled ``IGNORED``.
 
     ``num_rows`` is B where ranks must agree on it: blank rows (pads without labels) are appended. No sample
     at all gives (num_rows, 2), the smallest input on which a causal model predicts something.

@@ -1,10 +1,11 @@
-"""Generate a small pool with known damage, a target set and a held-out test: ``python -m pipeline.data.demo
---folder DIR``.
+"""Generate a small pool with known damage, a target set and a held-out test.
 
-Nine kinds of short tasks. The target kind, ``shelf``, cannot be known beforehand: size, colour and animal
-each stand for a code that was made up here and has to be learned from clean samples of the pool. Its wrong
-answers follow a second, consistent code, so that a selection that cannot tell them apart learns a mixture of
-the two.
+    python -m pipeline.data.demo --folder DIR
+
+There are nine kinds of short tasks. No model knows the target kind, ``shelf``, beforehand: size, colour and
+animal stand for a code that is made up here and has to be learned from clean samples of the pool. Its wrong
+answers follow a second, consistent code, so that a selection that cannot tell right from wrong learns a
+mixture of both.
 """
 
 import argparse
@@ -42,8 +43,8 @@ POOL_SAMPLES, TARGET_SAMPLES, TEST_SAMPLES = 1200, 16, 64
 DAMAGE_SHARES = {"wrong_answer": 0.12, "duplicate": 0.06, "gibberish": 0.06, "truncation": 0.06}
 
 
-# Each kind draws a (prompt, right answer, wrong answer); a wrong answer is plausible and wrong in the same
-# way every time.
+# Each kind draws (prompt, right answer, wrong answer). Wrong answers are plausible, and those of one kind are
+# all wrong in the same way.
 
 
 def shelf(rng):
@@ -106,8 +107,7 @@ KINDS = (shelf, addition, larger, sorting, reversal, capitals, weekday, initials
 
 
 def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
-    """Lines of the three files by name, ``pool``, ``target`` and ``test``; no prompt is shared between any
-    two of them.
+    """Lines of the files ``pool``, ``target`` and ``test`` by these names; no two files share a prompt.
 
     Raises ValueError if ``num_samples`` is too small for every kind and damage to occur, or exceeds the
     distinct prompts.
@@ -138,7 +138,7 @@ def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
 
 
 def _draw(kind, rng, seen):
-    """A (source, prompt, right, wrong) whose prompt did not occur before."""
+    """(source, prompt, right, wrong) with a prompt that is not in ``seen`` yet."""
     while True:
         prompt, right, wrong = kind(rng)
         if prompt not in seen:

@@ -1,13 +1,13 @@
-"""Rows of Hugging Face datasets: of the hub, of a folder, of a folder that ``save_to_disk`` made, or
-streamed.
+"""Rows of Hugging Face datasets: from the hub, or from a folder, also one that ``save_to_disk`` made.
 
     NAME                        the split train
-    NAME:SPLIT                  or a part of it, train[:1000], train[10%:20%], or several, train+test
-    NAME:CONFIGURATION:SPLIT    of a dataset that has several configurations
-    stream:NAME...              row by row, without downloading the dataset first; of a split, or of its beginning, train[:1000]
+    NAME:SPLIT                  a split, a part of one, train[:1000], train[10%:20%], or several, train+test
+    NAME:CONFIGURATION:SPLIT    the same of a dataset that has several configurations
+    stream:NAME...              row by row, without downloading the dataset first: a split, or the beginning
+                                of one, train[:1000]
 
-NAME is a hub name or a folder. None of this runs code that comes with a dataset: the library has no such
-thing from version 4 on.
+NAME is a hub name or a folder. Code that comes with a dataset never runs: the library knows no such code from
+version 4 on.
 """
 
 import os
@@ -22,24 +22,26 @@ from pipeline.config import DATA_SUFFIXES
 from pipeline.data.tables import without_nulls
 
 STREAM = "stream:"
-COLON = re.compile(r":(?![^\[]*\])")  # none of a slice
+COLON = re.compile(r":(?![^\[]*\])")  # not the colon of a slice
 FIRST_ROWS = re.compile(r"(?P<split>[\w.-]+)(\[:(?P<count>\d+)\])?")
 
 
 def dataset_rows(name: str, setting: str) -> Iterator[dict]:
-    """The rows of a dataset in order, one at a time. Raises ValueError where it cannot be loaded or read,
-    with the reason."""
+    """The rows of a dataset in order, one at a time.
+
+    Raises ValueError, with the reason, where it cannot be loaded or read.
+    """
     with _reasons(name, setting) as hint:
         for row in _open(name, hint):
             yield without_nulls(row)
 
 
 def fingerprint(name: str, setting: str) -> Optional[str]:
-    """Follows from a dataset's content; None of a stream, which has not been read yet. Raises as
-    ``dataset_rows``.
+    """Hash of a dataset's content; None for a stream, which has not been read yet.
 
-    The library's own hash is of the functions that have made a dataset, and one that draws or reads a file
-    makes others of the same hash.
+    It covers the dataset's files, since the library's own hash covers only the functions that made the
+    dataset: one that draws numbers or reads a file gives other rows under the same hash. Raises ValueError as
+    ``dataset_rows`` does.
     """
     if name.startswith(STREAM):
         return None
@@ -55,12 +57,15 @@ def fingerprint(name: str, setting: str) -> Optional[str]:
 
 @contextmanager
 def _reasons(name: str, setting: str) -> Iterator[str]:
-    """Gives how a sentence about ``name`` begins, and puts it before what goes wrong inside."""
-    hint = f"{setting}: {name} is not a file of the kinds {', '.join(DATA_SUFFIXES)}, and as a Hugging Face dataset it "
+    """Yield the beginning of an error sentence about ``name``, and put it before errors raised inside."""
+    hint = (
+        f"{setting}: {name} is not a file of the kinds {', '.join(DATA_SUFFIXES)}, and as a Hugging Face "
+        "dataset it "
+    )
     try:
         yield hint
-    # of the network, the hub, the dataset's builder, the name of a split or configuration
     except Exception as error:
+        # It may come from the network, the hub, the dataset's builder, a wrong split or configuration.
         if str(error).startswith(hint):
             raise
         reason = " ".join(str(error).split())
@@ -71,7 +76,7 @@ def _reasons(name: str, setting: str) -> Iterator[str]:
 
 
 def _open(name: str, hint: str) -> Any:
-    """A dataset, or an iterable one where it is streamed."""
+    """The dataset called ``name``; an iterable one where it is streamed."""
     import datasets  # slow to import: only those who name a dataset need it
 
     path, configuration, split = _split_name(name.removeprefix(STREAM), hint)
@@ -92,7 +97,7 @@ def _open(name: str, hint: str) -> Any:
 
 
 def _split_name(name: str, hint: str) -> tuple[str, Optional[str], str]:
-    """Path, configuration and split. A folder may have colons in its name, which then is all there is."""
+    """Path, configuration and split. A folder's name, which may hold colons, is the path and no more."""
     path, *rest = [name] if os.path.isdir(name) else COLON.split(name)
     if not path or not all(rest) or len(rest) > 2:
         raise ValueError(hint + "is no name: expected name, name:split or name:configuration:split")
@@ -112,8 +117,10 @@ def _streamed(datasets: Any, path: str, configuration: Optional[str], split: str
 
 
 def _saved(datasets: Any, path: str, split: str) -> Any:
-    """What ``save_to_disk`` wrote, a dataset (its rows are 'train', whatever it was called) or several by
-    split."""
+    """The rows of ``split`` in a folder of ``save_to_disk``.
+
+    It holds one dataset, which is called 'train' here whatever it was called, or several by split.
+    """
     found = datasets.load_from_disk(path)
     parts = {"train": found, str(found.split): found} if isinstance(found, datasets.Dataset) else dict(found)
     lengths = {part: len(rows) for part, rows in parts.items()}

@@ -1,13 +1,12 @@
-"""Target sets and held-out samples of MMLU and TyDiQA from the evaluation files of LESS (M. Xia et al., arXiv
-2402.04333).
+"""Target sets and held-out samples of MMLU and TyDiQA, from the evaluation files of LESS (arXiv 2402.04333).
 
     hf download princeton-nlp/less_data --repo-type dataset --local-dir data/less
     python -m pipeline.data.less --data data/less/data --folder data/paper
 
-Targets are what LESS aims at: five dev questions of each MMLU subject, one passage and question of each
-TyDiQA language. A question is asked as in LESS, in Tulu's format with the beginning of the answer given, so
-that the answer alone is supervised, and then the end token, which LESS leaves out. TyDiQA's instruction is
-English here; LESS takes one in each language.
+The targets are those of LESS (M. Xia et al.): five dev questions of each MMLU subject, one passage and
+question of each TyDiQA language. A question is asked as in LESS, in Tulu's format and with the beginning of
+the answer given, so that the answer alone is supervised, and the end token, which LESS leaves out. TyDiQA's
+instruction is English here; LESS takes one in each language.
 """
 
 import argparse
@@ -16,14 +15,15 @@ import json
 from pathlib import Path
 
 TEST_PER_PART = 5
-"""Held-out samples of each subject and language: their loss is watched, benchmarks are for scores
-(pipeline.evaluate)."""
+"""Held-out samples of each subject and language: enough to watch a loss; pipeline.evaluate gives scores."""
 LETTERS = "ABCD"
 
 
 def mmlu(folder: Path, part: str) -> list[dict]:
-    """The first five questions of each subject in ``part``, 'dev' or 'test'. A row is a question, four
-    answers and a letter."""
+    """Lines of the first five questions of each subject in ``part``, 'dev' or 'test'.
+
+    A row of LESS's files is a question, four answers and the letter of the right one.
+    """
     files = sorted((folder / part).glob(f"*_{part}.csv"))
     if not files:
         raise ValueError(
@@ -43,14 +43,16 @@ def mmlu(folder: Path, part: str) -> list[dict]:
 
 
 def tydiqa_target(folder: Path) -> list[dict]:
-    """One question of each language: {language: [{context, question, answers: [{text}]}]}."""
+    """A line for each language; the file is {language: [{context, question, answers: [{text}]}]}."""
     found = json.loads(_existing(folder / "tydiqa-one-shot.json").read_text(encoding="utf-8"))
     return [_question(f"{language}-target", item[0]["context"], item[0]) for language, item in found.items()]
 
 
 def tydiqa_test(folder: Path) -> list[dict]:
-    """The first questions of each language in GoldP's dev file, in SQuAD's format; ids begin with the
-    language."""
+    """Lines of the first questions of each language in GoldP's dev file.
+
+    The file has SQuAD's format, and its ids begin with the language.
+    """
     found = json.loads(_existing(folder / "tydiqa-goldp-v1.1-dev.json").read_text(encoding="utf-8"))
     lines: dict[str, list[dict]] = {}
     for article in found["data"]:

@@ -1,8 +1,8 @@
-"""Chats to tokens so that a text which spells a special token stays text: only the template itself writes
-special tokens.
+"""Chats to tokens, where only the template writes special tokens: a text that spells one stays text.
 
-    messages --hide--> no message spells one --template--> all that are spelt are the template's --encode-->
-    ids, offsets
+    messages --hide--> messages that spell no special token
+             --template--> a text with special tokens of the template alone
+             --encode--> ids, offsets
 
 Hiding and marking keep the number of characters, so that places in the rendered chat stay what they are.
 """
@@ -17,18 +17,19 @@ from tokenizers import AddedToken, Tokenizer
 from pipeline.data.checks import BrokenLine
 from pipeline.data.record import Record
 
-# The end of Unicode's last private plane stands for hidden characters, and for the template's tokens while a
-# chat is encoded.
+# Characters at the end of Unicode's last private plane stand for hidden ones and, from FIRST_MARK on, for the
+# template's tokens while a chat is encoded.
 FIRST_HIDDEN, FIRST_MARK, LAST = 0x108000, 0x109000, 0x10FFFD
 RESERVED = re.compile(f"[{chr(FIRST_HIDDEN)}-\U0010ffff]")
 
 
 class Markers:
-    """The special tokens of a tokenizer and its template, and how both are kept apart from what messages say.
+    """The special tokens of a tokenizer and its template, kept apart from what messages say.
 
-    What stands around turns is special here, even where it was added as an ordinary token. A user's or a
-    tool's words, tools and the arguments of calls cannot be other added tokens either that the template's
-    source spells; an assistant's words can (``<think>``, ``<tool_call>``): it is to learn them.
+    Tokens that the template writes around turns are special here, even if they were added as ordinary ones.
+    Other added tokens that the template's source spells (``<think>``, ``<tool_call>``) stay text in a user's
+    and a tool's words, in tools and in the arguments of calls. In an assistant's words they are tokens: it is
+    to learn them.
     """
 
     def __init__(self, tokenizer, template: str):
@@ -67,7 +68,7 @@ class Markers:
             ]
         )
         self.not_from_text = {place: token.content for place, token in added if token.content in self.marks}
-        self.not_from_text.pop(tokenizer.unk_token_id, None)  # any unknown character is made into it
+        self.not_from_text.pop(tokenizer.unk_token_id, None)  # every unknown character becomes it
         self.id_of_mark = {
             self.backend.token_to_id(self.marks[token.content]): place
             for place, token in added
@@ -75,8 +76,7 @@ class Markers:
         }
 
     def hide(self, record: Record) -> list[dict]:
-        """The messages without any special token spelt in them. Raises BrokenLine for characters that stand
-        for something here."""
+        """The messages, special tokens in them hidden. Raises BrokenLine for a reserved character."""
         assert record.messages is not None, record.origin
         return [
             {
@@ -89,11 +89,14 @@ class Markers:
         ]
 
     def hide_tools(self, record: Record) -> Optional[list[dict]]:
-        """As ``hide``, of what the assistant may call."""
+        """The tools that the assistant may call, hidden in the same way; None without any."""
         return self._hide(record.tools, "tool", "'tools'")
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character places of a chat that was rendered from hidden messages."""
+        """Ids and character places of a chat that was rendered from hidden messages.
+
+        Raises BrokenLine where the tokenizer makes a special token of plain text.
+        """
         marked = self.control.sub(lambda found: self.marks[found[0]], text)
         encoding = self.backend.encode(marked.translate(self.shown), add_special_tokens=False)
         for token in encoding.ids:
@@ -105,8 +108,7 @@ class Markers:
         return [self.id_of_mark.get(token, token) for token in encoding.ids], encoding.offsets
 
     def encode_plain(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is special. Raises BrokenLine as ``hide``, and where the tokenizer
-        cannot."""
+        """Ids of a text in which nothing is special. Raises BrokenLine as ``hide`` and ``encode`` do."""
         return self.encode(self._hide(text, "user", "the text"))[0]
 
     def _hide(self, value: Any, role: str, place: str) -> Any:
@@ -135,7 +137,7 @@ def markers_of(tokenizer, template: str) -> Markers:
 
 @lru_cache(maxsize=4)
 def special_tokens(tokenizer) -> re.Pattern:
-    """Matches what spells a special token."""
+    """Pattern of a special token's spelling."""
     return _any_of(
         set(tokenizer.all_special_tokens)
         | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
@@ -143,12 +145,15 @@ def special_tokens(tokenizer) -> re.Pattern:
 
 
 def _any_of(tokens: set[str]) -> re.Pattern:
-    """Matches any of them, the longest where one begins another."""
+    """Pattern of any of ``tokens``, the longest where one begins with another."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 def _plain_turns(tokenizer, template: str) -> str:
-    """A chat that ends with a user's turn: templates may write an assistant's thoughts into the last turn."""
+    """A short chat as ``template`` renders it; '' where it refuses.
+
+    The chat ends with a user's turn: templates may write thoughts into an assistant's last turn.
+    """
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     try:
         return (
@@ -159,11 +164,11 @@ def _plain_turns(tokenizer, template: str) -> str:
 
 
 def _with_special(description: str, tokens: set[str]) -> str:
-    """A tokenizer's description in which ``tokens`` are special, whatever they were."""
+    """A tokenizer's description, in JSON, with ``tokens`` as special ones, whatever they were."""
     described = json.loads(description)
     for token in described["added_tokens"]:
         token["special"] = token["special"] or token["content"] in tokens
-    # its vocabulary holds them as pieces too, which text would be made of
+    # Its vocabulary holds them as pieces too: text must not be cut into these.
     if described["model"]["type"] == "Unigram":
         described["model"]["vocab"] = [
             [piece, -1e6 if piece in tokens else score] for piece, score in described["model"]["vocab"]

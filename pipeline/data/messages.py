@@ -1,11 +1,10 @@
-"""Messages of a chat as rows spell them, brought to one form: role, content and tool calls as chat templates
-take them.
+"""Messages of a chat, brought from the forms that rows have into the one that chat templates take.
 
 | a row has | it becomes |
 | --- | --- |
 | ShareGPT's ``from`` and ``value`` | ``role`` and ``content`` |
 | content as parts, ``[{"type": "text", "text": ...}]`` | one text |
-| ``tool_calls`` and ``tools``, with or without ``{"type": "function", "function": ...}`` around | with it |
+| ``tool_calls`` and ``tools``, with ``{"type": "function", "function": ...}`` around or without | with it |
 | arguments of a call as JSON text | an object |
 """
 
@@ -26,13 +25,15 @@ SPEAKERS = {
     "function": "tool",
     "function_response": "tool",
 }
-"""Of ShareGPT's ``from``; ``function_call`` is the assistant, whose ``value`` is the call in JSON."""
+"""Roles by ShareGPT's ``from``, which can also be ``function_call``: the assistant, with the call as JSON in
+``value``."""
 
 
 def read_messages(row: dict, key: str, opens: bool = True, answered: bool = True) -> list[dict]:
     """Checked messages of ``row[key]``, a list or its JSON text. Raises BrokenLine.
 
-    ``opens`` the chat: somebody else speaks before the assistant; ``answered``: the assistant speaks.
+    With ``opens`` they begin the chat: somebody must speak before the assistant. With ``answered`` the
+    assistant must speak, and every turn of it must be one to learn.
     """
     messages = from_text(row[key], f"'{key}'")
     if (
@@ -62,8 +63,7 @@ def read_messages(row: dict, key: str, opens: bool = True, answered: bool = True
 
 
 def read_tools(row: dict) -> Optional[list[dict]]:
-    """The tools that a row offers to the assistant, a list or its JSON text; None without any. Raises
-    BrokenLine."""
+    """Tools that a row offers to the assistant, a list or its JSON text; None without. Raises BrokenLine."""
     older = row.get("functions") if "messages" in row else None  # OpenAI's form before tools
     tools = from_text(row.get("tools") or older or None, "'tools'")  # '' is an empty cell
     if not tools:

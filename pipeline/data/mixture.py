@@ -1,5 +1,7 @@
-"""Shares of an epoch for each name of a pool (``data.pool_weights``): a pure function of seed and epoch, as
-the plain order is."""
+"""The order of an epoch, in which each name of a pool may have a share of its own (``data.pool_weights``).
+
+It is a pure function of seed and epoch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mixture:
-    """Samples of each name, which stand one behind the other in the pool, and the places of an epoch that
-    each name fills.
+    """How many samples each name of a pool has, and how many places of an epoch it fills.
 
-    An epoch has as many places as the pool has samples. Name s fills its places with the next of its own
-    endless sequence: all of its samples in a seeded order, then all of them in another, and so on, through
-    one epoch into the next.
+    The pool holds the samples of one name behind those of the other, and an epoch has as many places as the
+    pool has samples. A name fills its places from an endless sequence of its own: all of its samples in a
+    seeded order, then all of them in another, and so on, from one epoch into the next.
     """
 
     sizes: tuple[int, ...]
@@ -24,15 +25,14 @@ class Mixture:
 
     @property
     def is_plain(self) -> bool:
-        """Every name fills as many places as it has samples: an epoch is every sample once, as without
-        weights."""
+        """Whether each name fills as many places as it has samples, so that an epoch has each sample once."""
         return self.sizes == self.places
 
 
 def mixture_of(names: Sequence[str], sizes: Sequence[int], weights: Sequence[float]) -> Mixture:
-    """Places in proportion to ``weights``, rounded by largest remainders.
+    """The mixture with places in proportion to ``weights``, rounded by largest remainders.
 
-    Raises ValueError for a weight that gives none, and for a name that has no sample to fill its places with.
+    Raises ValueError for a weight too small for one place, and for a name without any sample.
     """
     for name, size in zip(names, sizes):
         if size == 0:
@@ -58,16 +58,16 @@ def mixture_of(names: Sequence[str], sizes: Sequence[int], weights: Sequence[flo
 
 @lru_cache(maxsize=4)
 def plain_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Positions in the pool, int64 (num_samples,): every sample once."""
+    """Positions in the pool, int64 (num_samples,): every sample once, in a seeded order."""
     return np.random.default_rng((seed, epoch)).permutation(num_samples)
 
 
 @lru_cache(maxsize=4)
 def mixed_order(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
-    """Positions in the pool, int64 (sum of sizes,), of an epoch's places in time.
+    """Positions in the pool, int64 (sum of sizes,): those of each name as often as it has places.
 
-    The shuffle decides which name has a place, and then each name fills its places in the order of its
-    sequence: shuffled themselves, samples of its next round could come before the last of this one.
+    The shuffle decides which name gets which place. Each name then fills its places in the order of its
+    sequence: if the samples were shuffled instead, some of its next round could come before the last of this.
     """
     order = plain_order(sum(mixture.sizes), seed, epoch)
     name_at = np.repeat(np.arange(len(mixture.places)), mixture.places)[order]

@@ -1,5 +1,4 @@
-"""From names of files and datasets to tokenised samples, one at a time: what is in memory does not grow with
-a pool."""
+"""Tokenised samples of files and datasets, one at a time: memory does not grow with the pool."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +11,10 @@ from pipeline.data.sample import Sample
 
 
 class Reading:
-    """One pass through all ``names``, in order; ``on_record`` is called with every record that comes.
+    """One pass through all ``names``, in order; ``on_record`` is called once a record.
 
-    Raises ValueError as ``sources.read`` and ``chat.tokenize_all`` do, where the pass has come to.
+    The errors are those of ``sources.read`` and ``chat.tokenize_all`` (ValueError), raised when the pass
+    comes to them.
     """
 
     def __init__(
@@ -25,19 +25,17 @@ class Reading:
         setting: str,
         on_record: Callable[[], None] = lambda: None,
     ):
-        self.names, self.tokenizer, self.data, self.setting, self.on_record = (
-            names,
-            tokenizer,
-            data,
-            setting,
-            on_record,
-        )
+        self.names = names
+        self.tokenizer = tokenizer
+        self.data = data
+        self.setting = setting
+        self.on_record = on_record
         self._num_records = 0
         self._skipped: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
     def parts(self) -> Iterator[Iterator[Sample]]:
-        """The samples of each name; a part must have been read when the next is asked for."""
+        """The samples of each name in turn; read a part to its end before asking for the next."""
         for name in self.names:
             records = sources.records_of(
                 name, self.data.on_broken, self.setting, self._skipped, self.data.columns
@@ -45,8 +43,10 @@ class Reading:
             yield tokenize_each(self._passing(records), self.tokenizer, self.data, self._counts)
 
     def counts(self) -> dict[str, int]:
-        """Of a pass that has come to its end: samples, lines skipped by reason, and what tokenising has
-        changed or dropped."""
+        """Counts after the pass: samples, lines skipped by reason, what tokenising changed or dropped.
+
+        Raises ValueError where no sample is left.
+        """
         told = summary(self._counts, self._num_records, self.data, self.setting)
         return {"samples": self._num_records, **self._skipped, **told}
 

@@ -8,7 +8,10 @@ from pipeline.data import preferences
 from pipeline.data.checks import BrokenLine, label, shown, string
 from pipeline.data.messages import calls_of, read_messages, read_tools
 
-FORMATS = "'messages', 'conversations', 'prompt' and 'completion', 'instruction' and 'output' (with optional 'input'), or 'text'"
+FORMATS = (
+    "'messages', 'conversations', 'prompt' and 'completion', 'instruction' and 'output' (with optional "
+    "'input'), or 'text'"
+)
 FIELDS = (
     "messages",
     "conversations",
@@ -27,7 +30,7 @@ FIELDS = (
     "damage",
     "corruption",
 )
-"""All that is read of a row."""
+"""Fields of a row that are read; all others are ignored."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,10 @@ class Record:
     source: str
     damage: str
     origin: str
-    """Where it was read, 'file:line' (the row's number where there are no lines, counted from 1)."""
+    """Place of the row, 'file:line' (its number, from 1, where there are no lines)."""
     messages: Optional[list[dict]] = None
     tools: Optional[list[dict]] = None
-    """What the assistant may call, of ``messages``; each as {'type': 'function', 'function': {'name': ...,
-    ...}}."""
+    """Tools that the assistant may call in ``messages``: {'type': 'function', 'function': {'name': ...}}."""
     num_context: int = 0
     """Leading messages that belong to a prompt: an assistant's turn among them is not supervised."""
     prompt: Optional[str] = None
@@ -55,7 +57,7 @@ class Record:
     text: Optional[str] = None
 
     def parts(self) -> list[str]:
-        """Its text, question and answers with their tool calls, in order; then what tools there are."""
+        """All texts in order, question and answers with their tool calls; then the tools."""
         if self.messages is not None:
             tools = [json.dumps(tool["function"], ensure_ascii=False) for tool in self.tools or ()]
             return [part for message in self.messages for part in _said(message)] + tools
@@ -63,11 +65,13 @@ class Record:
 
 
 def parse(row: Any, stem: str, number: int, origin: str) -> Record:
-    """Turn a decoded row into a record; ``stem`` and ``number`` name it where it has no id or source. Raises
-    BrokenLine."""
+    """The record in a decoded row. Raises BrokenLine.
+
+    ``stem`` and ``number`` name it where the row has no id or source.
+    """
     if not isinstance(row, dict):
         raise BrokenLine("wrong type", f"expected an object with {FORMATS}, got {shown(row)}")
-    # Parquet fills absent fields with nulls
+    # Parquet fills absent fields with nulls.
     row = {key: value for key, value in row.items() if value is not None}
     preferences.refuse(row)
     about: dict[str, Any] = {
@@ -105,7 +109,10 @@ def parse(row: Any, stem: str, number: int, origin: str) -> Record:
 
 
 def _refuse_chat_in_text(text: Any, key: str) -> None:
-    """Cells of a CSV file are text: of a list of messages its JSON would be trained on, brackets and all."""
+    """Raise BrokenLine for a list of messages as JSON text, as a CSV cell may have it.
+
+    It would be trained on as text, brackets and all.
+    """
     try:
         found = json.loads(text) if isinstance(text, str) and text.lstrip().startswith("[") else None
     except (ValueError, RecursionError):
@@ -130,7 +137,7 @@ def _alpaca(row: dict) -> list[dict]:
 
 
 def _turns(pairs: Any) -> list[dict]:
-    """[[question, answer], ...] as messages."""
+    """Messages of [[question, answer], ...]."""
     if not isinstance(pairs, list) or not all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
     ):
@@ -148,7 +155,7 @@ def _turns(pairs: Any) -> list[dict]:
 
 
 def _with_system(row: dict, messages: list[dict]) -> list[dict]:
-    """A column ``system`` is the chat's first message, unless it stands there already."""
+    """The messages with the column ``system`` as the first, unless it stands there already."""
     if not row.get("system"):
         return messages
     system = {"role": "system", "content": string(row, "system")}

@@ -1,5 +1,4 @@
-"""A chat through the tokenizer's template, and whether its tools and tool calls come out of it: many
-templates leave them out."""
+"""A chat as the tokenizer's template renders it, and checks that no content, tool or call is left out."""
 
 import json
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from pipeline.data.checks import BrokenLine
 
 DAY = date(2024, 7, 26)
-"""What a template that writes the date gets, on every day: a run that goes on tomorrow must train on the same
-tokens. It is Llama 3's own day for renderers without a clock."""
-# As a macro, since values alone reach a template; +%} keeps a line break behind it.
+"""The date for templates that write one, on every day: a run that goes on tomorrow must train on the same
+tokens. Llama 3's template takes this day where the renderer has no clock."""
+# A macro, since a template is given values and no functions; +%} keeps a line break behind it.
 CLOCK = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(f".replace('%{letter}', '{DAY.strftime(f'%{letter}')}')" for letter in "YymdeBbAaHIMSpj")
@@ -25,23 +24,23 @@ TAGS = range(0xF0000, 0xFFFFE)  # private use, and not the plane that stands for
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages, the tools that the assistant may call, and what renders them."""
+    """Messages, the tools that the assistant may call, and the template with its tokenizer."""
 
     messages: list[dict]
     tools: Optional[list[dict]]
     template: str
     tokenizer: Any
     has_text_arguments: bool = False
-    """Arguments of calls are given to the template as JSON text."""
+    """Whether the template is given arguments of calls as JSON text."""
     has_parts: bool = False
-    """Content is given to the template as [{'type': 'text', 'text': ...}]."""
+    """Whether the template is given content as [{'type': 'text', 'text': ...}]."""
 
     def text(self, num_messages: Optional[int] = None, **options) -> str:
-        """Its first messages, or all. Raises BrokenLine where the template refuses them."""
+        """The first ``num_messages``, or all, rendered. Raises BrokenLine where the template refuses them."""
         return self._rendered(self.messages[:num_messages], **options)[0]
 
     def text_and_spans(self) -> tuple[str, list[tuple[int, int]]]:
-        """And the characters between the template's generation tags."""
+        """All messages rendered, and the characters [start, stop) between the template's generation tags."""
         return self._rendered(self.messages, return_assistant_tokens_mask=True)
 
     def _rendered(self, messages: list[dict], **options) -> tuple[str, list[tuple[int, int]]]:
@@ -63,11 +62,11 @@ class Chat:
 
 
 def as_template_takes_it(chat: Chat) -> tuple[Chat, str]:
-    """The chat, with content as text and arguments of calls as objects or in the first other form in which no
-    content is left out, and what it renders to.
+    """The chat in the first form that the template renders whole, and the rendered text.
 
-    Templates of DeepSeek's kind ask for arguments as text; those of models that see take content in parts,
-    and leave text out. Raises BrokenLine where no form comes out whole.
+    The forms are: content as text and arguments of calls as objects; arguments as text, for templates of
+    DeepSeek's kind; content in parts, for templates of models that see, which leave text out. Raises
+    BrokenLine, with the reason against the first form, where no form comes out whole.
     """
     forms = [chat, replace(chat, has_parts=True)]
     if any("tool_calls" in message for message in chat.messages):
@@ -90,8 +89,7 @@ def _whole_text(chat: Chat) -> str:
         content = message["content"].strip()
         if not content or content in text:
             continue
-        # It may come out otherwise, in quotes or without its thoughts: then another content makes another
-        # chat.
+        # It may come out changed, in quotes or without its thoughts: then another content gives another text.
         others = [
             *chat.messages[: place - 1],
             {**message, "content": message["content"] + chr(TAGS[0])},
@@ -107,14 +105,15 @@ def _whole_text(chat: Chat) -> str:
 
 
 def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -> None:
-    """Raise BrokenLine where the template leaves out a tool's name, or the name, a key or a string of the
-    arguments of a call.
+    """Raise BrokenLine where the template leaves out the name of a tool, or anything of a call.
 
-    Each of these is rendered once more with a character of its own behind it, which must be in what comes
-    out. With ``spans``, the characters between generation tags, those of calls must be in one of them.
+    The chat is rendered once more with a tag, a character of its own, behind the name of each tool and behind
+    the name, each key and each string of the arguments of each call. All tags must come out, and with
+    ``spans`` those of calls must stand in one of them.
 
     Args:
         text: the chat as rendered.
+        spans: the characters between generation tags; None where the tags do not count.
     """
     if not chat.tools and not any("tool_calls" in message for message in chat.messages):
         return
@@ -168,8 +167,10 @@ def check_tools(chat: Chat, text: str, spans: Optional[list[tuple[int, int]]]) -
 
 
 def _with_text_arguments(message: dict) -> dict:
-    text = lambda function: {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
-    return _with_functions(message, text)
+    def with_text(function: dict) -> dict:
+        return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+
+    return _with_functions(message, with_text)
 
 
 def _with_tags(message: dict, tagged: Callable[[str], str]) -> dict:

@@ -15,23 +15,23 @@ class Sample:
     input_ids: list[int]
     """Token ids, without padding."""
     labels: list[int]
-    """As many: ``labels[t]`` is ``input_ids[t]`` where supervised, else ``IGNORED`` (-100)."""
+    """One a token: ``labels[t]`` is ``input_ids[t]`` where supervised, else ``IGNORED`` (-100)."""
     id: str = ""
-    """Its name in records and reports."""
+    """Name of the sample in records and reports."""
     source: str = ""
-    """Where it comes from, for reports."""
+    """Origin of the sample, for reports."""
     damage: str = ""
-    """Known damage, where the pool carries the truth (field ``corruption``); '' where it does not, 'none' for
-    clean."""
+    """Damage that the pool itself reports (field ``damage`` or ``corruption``): 'none' for a clean sample, ''
+    where the pool says nothing."""
 
     @property
     def num_supervised(self) -> int:
-        """Supervised tokens that a causal model can be asked for: the first token has no prediction."""
+        """Supervised tokens without the sample's first: a causal model has no prediction for it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 
 class Digest:
-    """Hash of all tokens and labels, in order: other data, or data in another order, have another."""
+    """Hash of all tokens and labels, in order: other data, or data in another order, give another."""
 
     def __init__(self):
         self.found = hashlib.sha256()
@@ -44,7 +44,7 @@ class Digest:
 
 
 def digest(samples: Iterable[Sample]) -> str:
-    """The ``Digest`` of samples that are there already."""
+    """Hash of ``samples``, as ``Digest`` computes it: 16 hexadecimal digits."""
     found = Digest()
     for sample in samples:
         found.update(sample)

@@ -1,5 +1,4 @@
-"""Read samples from files and Hugging Face datasets; a line that cannot be read is named or counted, never
-lost."""
+"""Samples of files and Hugging Face datasets; a line that cannot be read is named or counted, never lost."""
 
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ from pipeline.data.tables import csv_rows, parquet_rows
 def read(
     names: list[str], on_broken: str, setting: str = "data.pool", columns: Optional[Mapping[str, str]] = None
 ) -> tuple[list[Record], dict[str, int]]:
-    """``records_of`` all ``names`` in a list, and counts: {'samples': n, reason: skipped, ...}."""
+    """Records of all ``names``, and counts {'samples': n, reason: skipped, ...}. Raises as ``records_of``."""
     if not names:
         raise ValueError(f"{setting} is empty: name at least one file or dataset")
     skipped: Counter[str] = Counter()
@@ -36,9 +35,9 @@ def records_of(
             dataset (pipeline/data/hub.py says how they are named), or 'demo:pool', 'demo:target',
             'demo:test': what pipeline.data.demo writes, without the files.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
-        setting: the setting that ``name`` came from, for error messages.
-        skipped: is counted up.
-        columns: fields of a row by the names that the file has for them; every file has all of these.
+        setting: the setting that holds ``name``, for error messages.
+        skipped: counts of skipped lines by reason; added to here.
+        columns: names of fields by the file's names for them; the file must have all of these.
 
     Raises:
         ValueError: a broken line, with file and line number; a name without any sample, or that cannot be
@@ -97,10 +96,9 @@ def _renamed(row: dict, columns: Mapping[str, str], origin: str) -> dict:
 
 
 def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
-    """(number from 1, row) of one file or dataset; lines of a .jsonl file as bytes, so that each can fail by
-    itself."""
+    """(number from 1, row) of one file or dataset; .jsonl lines as bytes, so that each can fail by itself."""
     suffix = Path(name).suffix
-    if name != name.encode("utf-8", "replace").decode():  # it names samples, in records that are UTF-8
+    if name != name.encode("utf-8", "replace").decode():  # it names samples in records, which are UTF-8
         raise ValueError(f"{setting}: the name {name!r} is no UTF-8: rename the file")
     if name.startswith("demo:"):
         parts = demo.generate(demo.POOL_SAMPLES, seed=0)

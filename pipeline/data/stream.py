@@ -1,6 +1,5 @@
 # C candidates per step, over all ranks
-"""Which candidates a step looks at: a pure function of the seed and the step, so resuming needs one
-integer."""
+"""The candidates of a step: a pure function of the seed and the step, so that resuming needs one integer."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -14,8 +13,8 @@ from pipeline.data.sample import Sample
 class CandidateStream:
     """Epoch after epoch of the pool, each in its own seeded order, cut into steps of C candidates.
 
-    A step may straddle two epochs, and then hold a sample twice; with a mixture also where a name has fewer
-    samples than its share of a step. No state, and no dependence on the number of ranks.
+    A step that straddles two epochs may hold a sample twice; with a mixture so may any step in which a name's
+    share is more than its samples. There is no state, and nothing depends on the number of ranks.
     """
 
     def __init__(
@@ -27,12 +26,10 @@ class CandidateStream:
                 f"data.pool has {len(pool)} usable samples, fewer than selection.candidates_per_step = "
                 f"{candidates_per_step}: add data or lower the setting"
             )
-        self.pool, self.candidates_per_step, self.seed, self.mixture = (
-            pool,
-            candidates_per_step,
-            seed,
-            mixture,
-        )
+        self.pool = pool
+        self.candidates_per_step = candidates_per_step
+        self.seed = seed
+        self.mixture = mixture
 
     def positions(self, step: int) -> np.ndarray:
         """Indices into the pool, int64 (C,), of the candidates of ``step`` (from 0)."""
@@ -43,12 +40,12 @@ class CandidateStream:
         return np.array([orders[epoch][place] for epoch, place in zip(epoch_C.tolist(), place_C.tolist())])
 
     def epoch(self, step: int) -> float:
-        """Passes before ``step`` over as many candidates as the pool has samples."""
+        """Epochs before ``step``: one is as many candidates as the pool has samples."""
         return step * self.candidates_per_step / len(self.pool)
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
         """This rank's C / world_size candidates: shards in the order of ranks are the whole step in order."""
-        # config.check_world_size has refused it with a sentence
+        # config.check_world_size has refused all else with a sentence.
         assert self.candidates_per_step % world_size == 0
         share = self.candidates_per_step // world_size
         return [self.pool[i] for i in self.positions(step)[rank * share : (rank + 1) * share]]

@@ -12,14 +12,14 @@ import pyarrow.parquet
 from pipeline.data.checks import BrokenLine, shown
 
 LARGEST_CELL = 2**27  # characters: a quote that nobody closes takes the rest of the file
-NO_UTF_8 = re.compile("[\udc80-\udcff]")  # as Python reads bytes that are none
+NO_UTF_8 = re.compile("[\udc80-\udcff]")  # surrogateescape's stand-ins for bytes that are no UTF-8
 
 
 def csv_rows(name: str, delimiter: str = ",") -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
-    """(line where it begins, row) of a file with a header; cells are text, and may hold line breaks in
-    quotes. Empty rows are none.
+    """(line where it begins, row) for each row of a file with a header.
 
-    Raises ValueError for a header that names a column twice or is no UTF-8.
+    Cells are text, and may hold line breaks in quotes. Empty rows are passed over. Raises ValueError for a
+    header that names a column twice or is no UTF-8.
     """
     csv.field_size_limit(LARGEST_CELL)
     header = None
@@ -69,8 +69,10 @@ def _csv_row(cells: Union[list[str], BrokenLine], header: list[str]) -> Union[di
 
 
 def parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
-    """(number from 1, row). Raises ValueError for what is no Parquet file, and for a column that is there
-    twice."""
+    """(number from 1, row) for each row of a Parquet file.
+
+    Raises ValueError where it is no such file, or a column is there twice.
+    """
     try:
         with pyarrow.parquet.ParquetFile(name) as file:
             _check_columns(name, file.schema_arrow.names)
@@ -79,7 +81,7 @@ def parquet_rows(name: str) -> Iterator[tuple[int, Union[dict, BrokenLine]]]:
                 for row in _python_rows(batch):
                     number += 1
                     yield number, without_nulls(row)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         raise ValueError(f"{name}: not a Parquet file: {error}") from error
 
 
@@ -98,8 +100,8 @@ def _check_columns(name: str, columns: list[str]) -> None:
 def _python_rows(batch: pyarrow.RecordBatch) -> list[Union[dict, BrokenLine]]:
     try:
         return batch.to_pylist()
-    # text that is no UTF-8, a date before the year 1: find the row
     except (ValueError, OverflowError) as error:
+        # A text is no UTF-8, or a date before the year 1: look for its row.
         if batch.num_rows == 1:
             return [
                 BrokenLine(

@@ -1,4 +1,4 @@
-"""Which target samples a step aims at: the whole set, a few at a time, or always the same few."""
+"""The target samples of a step: the whole set, a few in rotation, or always the same few."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from pipeline.data.sample import Sample
 
 
 class TargetSet:
-    """The target samples in a seeded order, rotated through: each is seen equally often. No state.
+    """The target samples in a seeded order, taken in rotation: each is seen equally often. There is no state.
 
-    Without ``rotate`` every step aims at the first of that order.
+    Without ``rotate`` every step takes the first of that order.
     """
 
     def __init__(self, samples: Sequence[Sample], target_per_step: int, seed: int, rotate: bool = True):
         """
         Args:
             samples: all target samples.
-            target_per_step: most that one step aims at.
-            seed: of the order.
-            rotate: false aims at the same ones at every step.
+            target_per_step: largest number of samples in one step.
+            seed: seed of the order.
+            rotate: false takes the same samples at every step.
 
         Raises:
             ValueError: there are no samples.
@@ -37,6 +37,5 @@ class TargetSet:
         return [self.samples[(start + i) % len(self.samples)] for i in range(self.num_per_step)]
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
-        """This rank's part of the batch, dealt in turn; with few samples parts are unequal or empty, and the
-        caller pads."""
+        """This rank's part of the batch, dealt in turn. Parts may be unequal or empty: the caller pads."""
         return self.batch(step)[rank::world_size]

@@ -1,5 +1,4 @@
-"""What the samples of a pool say, for questions that token counts cannot answer: their text, duplicates,
-lengths."""
+"""Texts, lengths and duplicates in a pool, for questions that counts of tokens cannot answer."""
 
 import hashlib
 import os
@@ -14,16 +13,16 @@ from pipeline.config import DATA_SUFFIXES, DataConfig
 from pipeline.data import sources
 
 MAX_CHARACTERS = 600
-"""Of a text that is kept to be shown."""
+"""Length of a text that is shown; the rest of it is cut off."""
 
 
 def read_texts(data: DataConfig) -> pd.DataFrame:
-    """One row a sample of ``data.pool`` by its id: ``source``, ``damage``, ``text`` (its first
-    MAX_CHARACTERS), ``length`` in characters, ``digest`` (two samples share it if they differ in case and
-    white space alone), and ``is_duplicate``: others share it.
+    """Table of the samples of ``data.pool``, a row each, by id.
 
-    Samples with an id that occurs twice are left out, as kept records name samples by id. Raises ValueError
-    as ``sources.read`` does.
+    Columns: ``source``, ``damage``, ``text`` (the first MAX_CHARACTERS), ``length`` in characters, ``digest``
+    (two samples share it if they differ in case and white space alone), ``is_duplicate`` (others share the
+    digest). Samples whose id occurs twice are left out, as records of kept samples name them by id. Raises
+    ValueError as ``sources.read`` does.
     """
     records, _ = sources.read(data.pool, data.on_broken, columns=data.columns)
     ids = Counter(record.id for record in records)
@@ -48,11 +47,11 @@ def read_texts(data: DataConfig) -> pd.DataFrame:
 
 
 def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optional[pd.DataFrame], str]:
-    """The texts of the pool that runs were trained on, or None and the reason in a sentence.
+    """The texts of the runs' common pool and '', or None and the reason in a sentence.
 
     Args:
-        runs: of each its ``data`` settings and the bytes that the pool's files had (None where this was not
-            recorded).
+        runs: for each its ``data`` settings and the sizes of the pool's files in bytes (None where these were
+            not recorded).
     """
     (data, file_bytes), *others = runs
     names = data.get("pool") or []
@@ -72,9 +71,8 @@ def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optio
                 None,
                 f"Texts are not shown: {name} had {before:,} bytes when the run began and has {size:,} now.",
             )
-    os.environ.setdefault(
-        "HF_DATASETS_OFFLINE", "1"
-    )  # a report downloads nothing: a dataset is in the cache since the run, or it is not
+    # A report downloads nothing: a dataset is in the cache since the run, or it is not.
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
         return read_texts(DataConfig(pool=names, on_broken="skip", columns=data.get("columns") or {})), ""
     except ValueError as error:
@@ -82,10 +80,11 @@ def pool_texts(runs: list[tuple[dict, Optional[dict[str, int]]]]) -> tuple[Optio
 
 
 def _in_utf_8(text: str) -> str:
-    """As records of a run have it: half of a surrogate pair, which a row's id may hold, as an escape."""
+    """The text as a run's records have it: half a surrogate pair, which an id may hold, becomes an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def digest(parts: list[str]) -> str:
+    """Hash of a sample's text without regard to case and white space."""
     normal = [" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in parts]
     return hashlib.sha256("\0".join(normal).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""Tokenise files and datasets once: what comes out is kept under a key that all of it follows from.
+"""Tokenise files and datasets once: their samples are kept under a key made of all that determines them.
 
-Other content, another tokenizer, template or setting, other libraries, or a change in this folder's code have
-another key. Nothing that is kept is ever out of date; what is not used any more may be deleted at any time.
+Other content, another tokenizer, template or setting, other libraries, or a change in this folder's code give
+another key. So nothing that is kept is ever out of date, and what is not used any more may be deleted at any
+time.
 """
 
 import hashlib
@@ -28,8 +29,8 @@ from pipeline.data.hub import fingerprint
 from pipeline.data.reading import Reading
 
 CHANGE_NO_TOKEN = ("pool", "pool_weights", "target", "test", "rotate_targets", "cache_folder")
-"""Settings of ``data``: the names are in the key by what they hold. Others count, so that one that is new
-cannot be forgotten."""
+"""Settings of ``data`` that are not in the key: the content of files and datasets is in it instead of their
+names, and the others change no token. All the rest is in it, so that a new setting cannot be forgotten."""
 Result = TypeVar("Result")
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "pyarrow")
 
@@ -43,11 +44,11 @@ class Kept:
     is_temporary: bool
     """The folder is this run's own, to be removed once the file is mapped."""
     notes: list[str]
-    """What there is to say about it, in sentences."""
+    """Sentences for the log: why the samples are tokenised again."""
 
 
 def folder_of(data: DataConfig) -> Optional[Path]:
-    """Where samples are kept; None where they are not."""
+    """Folder of the kept samples; None where ``data.cache_folder`` keeps nothing."""
     if data.cache_folder == "auto":
         return Path(constants.HF_HOME) / "filter_then_weight"
     return Path(os.path.expandvars(data.cache_folder)).expanduser() if data.cache_folder else None
@@ -64,16 +65,19 @@ def obtain(
     """The samples of ``names``, from the cache if it has them, else made and put there.
 
     Args:
-        setting: that ``names`` came from, for messages.
-        beat: called several times a second as long as the work goes on; what it raises ends it.
+        setting: the setting that holds ``names``, for messages.
+        beat: called several times a second as long as the work goes on; what it raises ends the work.
 
     Raises:
-        ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; a file that is written to meanwhile, or
-            a folder that cannot be.
+        ValueError: as ``sources.read`` and ``chat.tokenize_all`` do; also if a file changes meanwhile, or the
+            folder cannot be written.
     """
     folder, notes = folder_of(data), list[str]()
     stamps = _stamps(names)  # from before the key is made
-    make = lambda path: _make(path, names, stamps, tokenizer, data, setting, beat, shows_progress)
+
+    def make(path: Path) -> None:
+        _make(path, names, stamps, tokenizer, data, setting, beat, shows_progress)
+
     key, obstacle = key_of(names, tokenizer, data, setting, beat) if folder else (None, "")
     if obstacle:
         notes.append(f"{setting} is tokenised anew at every start: {obstacle}")
@@ -107,7 +111,7 @@ def _in_a_folder_of_its_own(make: Callable[[Path], None]) -> Path:
 def _using(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # reading data raises none
+    except OSError as error:  # of the folder: errors in reading data are ValueErrors
         raise ValueError(
             f"data.cache_folder: tokenised samples cannot be kept in {folder}: {error}. Name a folder that "
             "can be written to and has room"
@@ -140,14 +144,14 @@ def _make(
     reading = Reading(names, tokenizer, data, setting, on_record)
     with tqdm(
         desc=f"tokenising {setting}", unit=" samples", disable=not shows_progress, delay=2, mininterval=1.0
-    ) as progress:  # not shown where it is over before
+    ) as progress:  # delay: not shown where the work is over before
         token_file.write(path, reading.parts(), counts, beat)
 
 
 def key_of(
     names: list[str], tokenizer, data: DataConfig, setting: str, beat: Callable[[], None]
 ) -> tuple[Optional[str], str]:
-    """The hash of all that samples follow from; or None, and why not all of it can be told."""
+    """The hash of all that determines the samples, and ''; or None, and the reason why there is none."""
     if not tokenizer.is_fast:
         return None, f"{type(tokenizer).__name__}, which is no fast tokenizer, cannot be written down"
     contents = []
@@ -166,7 +170,7 @@ def key_of(
 
 
 def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list]:
-    """What a name holds, and what of the name ids and sources are made of."""
+    """The content behind a name, and the parts of the name that ids and sources have; None if not known."""
     if name.startswith("demo:"):
         return [name]  # follows from the code
     if Path(name).suffix not in DATA_SUFFIXES:
@@ -181,8 +185,10 @@ def _content(name: str, setting: str, beat: Callable[[], None]) -> Optional[list
 
 
 def _beating(action: Callable[[], Result], beat: Callable[[], None]) -> Result:
-    """What ``action`` returns. For the download of a dataset, which shows no progress to us; the library ends
-    it where it hangs."""
+    """The result of ``action``, with a beat every half second until it is there.
+
+    This is for downloads of datasets, which show us no progress; where one hangs, the library ends it.
+    """
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(action)
         while wait([found], timeout=0.5).not_done:
@@ -192,7 +198,7 @@ def _beating(action: Callable[[], Result], beat: Callable[[], None]) -> Result:
 
 def _tokenizer(tokenizer) -> dict:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):  # of its last call
+    for state in ("truncation", "padding"):  # of the tokenizer's last call
         del backend[state]
     return {
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
@@ -208,6 +214,6 @@ def _tokenizer(tokenizer) -> dict:
 
 
 def _stamps(names: list[str]) -> list[tuple]:
-    """Which files they are, and when they were last written to."""
+    """Identity, size and time of the last change of each file among ``names``."""
     found = [os.stat(name) for name in names if os.path.isfile(name)]
     return [(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found]

@@ -1,9 +1,8 @@
-"""Tokenised samples in a file that is mapped into memory: a process holds the rows that it reads, and none of
-the others.
+"""Tokenised samples in a file that is mapped into memory: a process holds only the rows that it reads.
 
-    NAME.json                 the manifest: what the file beside it holds, its size and its hash
-    NAME.HASH.arrow           batches of ROWS samples in Arrow's IPC format, HASH being the beginning of its hash
-    NAME.*.tmp                being written, or left by a process that was killed meanwhile
+    NAME.json          the manifest: what the file beside it holds, its size and its hash
+    NAME.HASH.arrow    batches of ROWS samples in Arrow's IPC format; HASH is the beginning of the file's hash
+    NAME.*.tmp         being written, or left by a process that was killed meanwhile
 
 The manifest comes last and names its file by content. So whoever finds a manifest finds its file, also while
 others write the same.
@@ -43,7 +42,7 @@ SCHEMA = pyarrow.schema(
 
 @dataclass
 class Part:
-    """What came from one file or dataset: samples that stand in one piece."""
+    """Counts of the samples that came from one file or dataset; they stand in one piece."""
 
     num_samples: int = 0
     by_source: dict[str, int] = field(default_factory=Counter)
@@ -60,22 +59,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a file of samples says of itself."""
+    """Description of a file of samples."""
 
     num_bytes: int
     sha256: str
     content: str
     """``digest`` of the samples (pipeline/data/sample.py)."""
     counts: dict[str, int]
-    """As they are told: samples, truncated, dropped by reason."""
+    """Counts for the log: samples, truncated, dropped by reason."""
     parts: list[Part]
 
 
 class TokenFile(Sequence[Sample]):
-    """The samples, read one at a time; pickled as the path of their manifest."""
+    """The samples of a manifest, read one at a time; pickled as the manifest's path."""
 
     def __init__(self, path: Path):
-        """Raises ValueError or OSError where they cannot be read."""
+        """Map the file of the manifest ``path``. Raises ValueError or OSError where it cannot be read."""
         self.path, self.manifest = path, read_manifest(path)
         self._reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(_data_file(path, self.manifest))))
         self._num_samples = sum(self.sizes)
@@ -112,8 +111,8 @@ def write(
 ) -> None:
     """Write the samples of all ``parts`` in order, and their manifest ``path``; all of it, or nothing.
 
-    ``counts`` is called when the last sample has come. ``beat`` is called as the hashing goes on. What these
-    and the samples raise goes through, as does OSError where ``path.parent`` cannot be written.
+    ``counts`` is called after the last sample, ``beat`` while the file is hashed. Errors that these and the
+    samples raise are passed on, and OSError is raised where ``path.parent`` cannot be written.
     """
     digest, found = Digest(), []
 
@@ -158,7 +157,7 @@ def damage(path: Path, beat: Callable[[], None]) -> Optional[str]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises ValueError where ``path`` holds none, OSError where it cannot be read."""
+    """The manifest in ``path``. Raises ValueError where it holds none, OSError where it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Manifest(**{**content, "parts": [Part(**part) for part in content["parts"]]})
@@ -167,8 +166,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def remove_stale(folder: Path, names: str) -> None:
-    """What processes that were killed long ago have left unfinished of manifests with a NAME like ``names``;
-    the folder may hold more."""
+    """Delete what processes killed long ago have left unfinished, of manifests with a NAME like ``names``.
+
+    All else in the folder stays.
+    """
     for left in folder.glob(f"{names}.*{PARTIAL}"):
         try:
             if time.time() - left.stat().st_mtime > STALE_SECONDS:

@@ -1,8 +1,8 @@
 # R rows of one rank, W ranks, n elements
-"""What moves between ranks: rows of gradients to the owners of the matching Adam moments, and small sums.
+"""Transfers between ranks: rows of gradients to the owners of the matching Adam moments, and small sums.
 
-Every collective runs on the engine's data-parallel group, never on WORLD: the two do not pair.  One process
-on its own needs no group.
+Every collective runs on the engine's data-parallel group, never on WORLD: calls on one do not pair with calls
+on the other. One process on its own needs no group.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ def place_in(group) -> tuple[int, int]:
 
 
 class Collectives:
-    """Counts the bytes that this rank sends to others."""
+    """Collectives of one group, with a count of the bytes that this rank sends to others."""
 
     def __init__(self, group, device: torch.device):
         self.group, self.device = group, device
@@ -26,8 +26,11 @@ class Collectives:
         self.bytes_sent = 0
 
     def rows_to_owners(self, pieces_Rn: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Send piece r, (R, n_r), to rank r. The function returned waits and gives (W, R, n) for this rank's
-        n, in rank order; until then others may compute. R is the same everywhere."""
+        """Send piece r, (R, n_r), to rank r, and return a function that waits for what this rank gets.
+
+        That is (W, R, n) with this rank's n, in rank order; until it is called, this rank may compute. R is
+        the same on every rank.
+        """
         num_rows = pieces_Rn[0].shape[0]
         if self.world_size == 1:
             return lambda: pieces_Rn[0].unsqueeze(0)
@@ -40,14 +43,14 @@ class Collectives:
         )
         self.bytes_sent += (send.numel() - split_sizes[self.rank]) * send.element_size()
 
-        def wait(send=send):  # which must live until it has gone
+        def wait(send=send):  # the default keeps the tensor alive until it is sent
             work.wait()
             return received.view(self.world_size, num_rows, own)
 
         return wait
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """All-reduce in place."""
+        """The sum of ``tensor`` over ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self.group)
             self.bytes_sent += (
@@ -56,7 +59,7 @@ class Collectives:
         return tensor
 
     def any(self, holds: bool) -> bool:
-        """Does it hold on some rank? A question between collectives; it is not counted."""
+        """Whether ``holds`` is true on some rank; the bytes are not counted."""
         if self.world_size == 1:
             return holds
         flag = torch.tensor(int(holds), device=self.device)
@@ -73,8 +76,7 @@ class Collectives:
         return torch.stack(parts)
 
     def gather_slices(self, own_n: torch.Tensor, slices: list[tuple[int, int]]) -> torch.Tensor:
-        """The whole of a flat tensor of which rank r holds elements [start, end) = slices[r]; empty slices
-        are allowed."""
+        """The whole of a flat tensor, elements [start, end) = slices[r] from rank r; a slice may be empty."""
         owners = [rank for rank, (start, end) in enumerate(slices) if end > start]
         whole = own_n.new_empty(max(end for _, end in slices))
         if len(owners) < self.world_size:  # ZeRO-1/2: a parameter lies with one rank or two
@@ -109,7 +111,7 @@ class Collectives:
         return values[0]
 
     def assert_same(self, value: bytes, what: str) -> str:
-        """Hash that all ranks agree on. Raises RuntimeError, on all ranks together, where they do not."""
+        """Hash of ``value``. Raises RuntimeError, on all ranks together, where theirs differ."""
         digest = hashlib.sha256(value).hexdigest()[:16]
         digests = self.gather_objects(digest)
         if len(set(digests)) > 1:

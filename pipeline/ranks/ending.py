@@ -26,10 +26,10 @@ COLLECTIVE_WORDS = (
 
 
 def end_together(main: Callable[[], None]) -> None:
-    """Run ``main`` and leave the process: code 0; 2 for settings and self-check, which have said why; 1 for
-    anything else.
+    """Run ``main`` and leave the process: with code 0, with the code of an exit in it, or with 1 on an error.
 
-    A ValueError or RuntimeError of our own is a sentence to the user; all else comes with its traceback.
+    Settings and the self-check exit with code 2, and have said why. A ValueError or RuntimeError of our own
+    is a sentence to the user; all else comes with its traceback.
     """
     code = 0
     try:
@@ -45,7 +45,7 @@ def end_together(main: Callable[[], None]) -> None:
         _complain(f"rank {os.environ.get('RANK', '0')}: {type(error).__name__}: {error}")
         for sentence in _others(error):
             _complain(f"rank {os.environ.get('RANK', '0')}: {sentence}")
-    # DeepSpeed's monitor has loaded it if the run uses it; it would finish at a normal exit
+    # DeepSpeed's monitor has loaded wandb if the run uses it; without this it finishes only at a normal exit.
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
@@ -64,11 +64,11 @@ def _complain(text: str) -> None:
 
 
 def _others(error: BaseException) -> list[str]:
-    """What this rank, which has failed, finds out about the others.
+    """Sentences about the other ranks, as far as this one, which has failed, finds out about them.
 
-    Each rank leaves a note of its failure where the ranks have met.  One that failed because others did not
-    answer in a collective waits for their notes: who leaves none is dead or stalls, and a note with another
-    error tells the cause.
+    Each rank leaves a note of its failure where the ranks have met. One that failed because others did not
+    answer in a collective waits for their notes: a rank that leaves none is dead or stalls, and a note with
+    another error tells the cause.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return []

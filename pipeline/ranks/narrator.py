@@ -1,4 +1,4 @@
-"""What a run says while it goes: on rank 0 alone, above the progress bar."""
+"""Sentences of a run while it goes: on rank 0 alone, above the progress bar."""
 
 import sys
 from dataclasses import dataclass
@@ -11,19 +11,21 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Line:
-    """One check."""
+    """One check of the self-check."""
 
     check: str
-    """What was checked."""
+    """Claim that was checked."""
     passed: bool
-    """Whether it held, on all ranks."""
+    """Whether it held on all ranks."""
     found: str
-    """What was measured, with numbers."""
+    """Measurement, with numbers."""
     remedy: str = ""
-    """The way out, where it failed."""
+    """Way out where it failed."""
 
 
 class Narrator:
+    """Says a sentence on rank 0, and nothing on other ranks."""
+
     def __init__(self, rank: int):
         self.rank = rank
 
@@ -34,8 +36,8 @@ class Narrator:
                 sys.stdout.flush()
             except OSError as error:
                 raise RuntimeError(
-                    f"standard output cannot be written ({error.strerror}), and what a run says must be seen: "
-                    "make room where it goes, then resume = auto goes on from the newest checkpoint"
+                    f"standard output cannot be written ({error.strerror}), and what a run says must be "
+                    "seen: make room where it goes, then resume = auto goes on from the newest checkpoint"
                 ) from error
 
     def checks(self, lines: list[Line]) -> None:

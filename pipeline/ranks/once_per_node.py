@@ -1,7 +1,7 @@
 """Long work that one rank of each node does while the others wait, for as long as it goes on.
 
 They do not wait in a collective, which would end after run.timeout_seconds however well the work goes. They
-look into the store where the ranks have met: a counter rises there while any node works, and a key appears
+look into the store where the ranks have met: a counter in it rises while any node works, and a key appears
 when all have done their work, or one has failed.
 """
 
@@ -21,17 +21,17 @@ _calls = itertools.count()
 
 
 def once_per_node(action: Callable[[Callable[[], None]], Any], what: str, timeout_seconds: float) -> Any:
-    """What ``action`` returns on the first rank of this node, on all its ranks. Every rank calls it.
+    """The result of ``action`` on the first rank of this node, for all ranks of it. Every rank calls this.
 
     Args:
-        action: is given a function that it calls again and again as it works. What it returns goes through
-            JSON.
+        action: gets a function that it must call again and again as it works. Its result goes through JSON.
         what: the work, for messages.
-        timeout_seconds: how long no node may have called that function until the waiting ranks give up.
+        timeout_seconds: longest time without a call of that function on any node; then the waiting ranks give
+            up.
 
     Raises:
-        ValueError, RuntimeError: what ``action`` raises on any node, on all ranks (another kind of error as
-            RuntimeError, with its name); on all that wait, where nothing goes on any more.
+        ValueError, RuntimeError: on all ranks, the error of ``action`` on any node (another kind of error as
+            RuntimeError, with its name); on all ranks that wait, where nothing goes on any more.
     """
     number, rank = next(_calls), dist.get_rank()
     if dist.get_world_size() == 1:
@@ -42,7 +42,7 @@ def once_per_node(action: Callable[[Callable[[], None]], Any], what: str, timeou
     error = _error(store)
     if error is None:
         return json.loads(store.get(f"result/{peers.first_of_node(rank)}"))
-    if store.add("has read", 1) and rank == 0:  # which keeps the store
+    if store.add("has read", 1) and rank == 0:  # it keeps the store until all have read
         deadline = time.monotonic() + SECONDS_TO_READ
         while store.add("has read", 0) < dist.get_world_size() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -50,7 +50,7 @@ def once_per_node(action: Callable[[Callable[[], None]], Any], what: str, timeou
 
 
 def _act(action: Callable[[Callable[[], None]], Any], store: dist.Store) -> Optional[Exception]:
-    """Do the work and leave its result, or the error, which is returned, in the store."""
+    """The error of ``action``, or None; the error, or the result, is left in the store."""
     last = time.monotonic()
 
     def beat() -> None:
@@ -93,7 +93,7 @@ def _wait(store: dist.Store, what: str, timeout_seconds: float) -> None:
 
 
 def _fail(store: dist.Store, error: Exception) -> None:
-    """The first error is everybody's."""
+    """Leave ``error`` in the store for all ranks, unless another was first."""
     known = next((kind for kind in KINDS.values() if isinstance(error, kind)), None)
     content = [known.__name__, str(error)] if known else ["RuntimeError", f"{type(error).__name__}: {error}"]
     store.compare_set("error", "", json.dumps(content))
@@ -101,6 +101,7 @@ def _fail(store: dist.Store, error: Exception) -> None:
 
 
 def _error(store: dist.Store) -> Optional[Exception]:
+    """The error that a node has left in the store, if one has."""
     if not store.check(["error"]):
         return None
     kind, message = json.loads(store.get("error"))

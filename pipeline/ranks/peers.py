@@ -1,5 +1,4 @@
-"""Where the other ranks are, gathered while all can still be reached, so that an error about a lost one can
-say where to look."""
+"""Hosts of all ranks, gathered while all can be reached: an error about a lost rank says where to look."""
 
 import os
 import socket
@@ -11,7 +10,7 @@ _local_ranks: list[int] = []
 
 
 def meet() -> None:
-    """Exchange hosts. All ranks call it when the process group is there."""
+    """Exchange hosts and addresses. All ranks call it once the process group is there."""
     found: list = [None] * dist.get_world_size()
     dist.all_gather_object(found, (f"{socket.gethostname()} ({_address()})", int(os.environ["LOCAL_RANK"])))
     _places[:], _local_ranks[:] = ([item[part] for item in found] for part in (0, 1))
@@ -23,8 +22,11 @@ def place(rank: int) -> str:
 
 
 def first_of_node(rank: int) -> int:
-    """The rank that acts for the node of ``rank``: the nearest before it on its host that the launcher has
-    counted as 0, or itself."""
+    """The rank that acts for the node of ``rank``.
+
+    It is the nearest rank, before it or itself, on the same host with LOCAL_RANK 0; ``rank`` where there is
+    none.
+    """
     return max(
         (r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank
     )
@@ -35,7 +37,7 @@ def firsts_of_nodes() -> list[int]:
 
 
 def _address() -> str:
-    """Of the interface that leads to rank 0. Nothing is sent."""
+    """Address of the interface that leads to rank 0. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((os.environ.get("MASTER_ADDR", "127.0.0.1"), 9))

@@ -1,4 +1,4 @@
-"""How a program of several ranks is run."""
+"""The start and the end of a program of several ranks."""
 
 import logging
 import warnings
@@ -11,8 +11,8 @@ from pipeline.ranks.ending import end_together
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """``main``, with libraries that say less and an end that all ranks share. Does not return."""
-    # DeepSpeed's and transformers' use of older names of torch
+    """Run ``main`` with quieter libraries, and end all ranks together. Does not return."""
+    # DeepSpeed and transformers use older names of torch, which warn.
     warnings.filterwarnings("ignore", category=FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

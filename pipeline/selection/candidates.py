@@ -1,6 +1,6 @@
 # C candidates, U usable candidates (their rows are finite), K kept
-"""What methods share: drop non-finite candidates, rank, fall back, and say how well the outcome matches the
-target."""
+"""Steps that methods share: drop non-finite candidates, rank, fall back, and measure how well the outcome
+matches the target."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -13,16 +13,15 @@ from pipeline.selection.residual_filter import ROUNDING, alignment_scores
 
 @dataclass(frozen=True)
 class UsableCandidates:
-    """The candidates a Gram method chooses from; it counts in U, and ``selection`` translates back to C."""
+    """The candidates among which a Gram method chooses: it counts in U, and ``selection`` goes back to C."""
 
     signals: GramSignals
     position_U: np.ndarray
-    """Where each stands among the step's C candidates."""
+    """Position of each among the step's C candidates."""
     dropped: tuple[int, ...]
 
     def selection(self, kept_K: np.ndarray, weights_K: np.ndarray, fallback: bool = False) -> Selection:
-        """The method's outcome. Samples of weight 0 are left out: they would cost a forward and backward for
-        nothing."""
+        """The method's outcome, without samples of weight 0: they would cost a forward and backward."""
         kept_K, weights_K = kept_K[weights_K > 0], weights_K[weights_K > 0]
         residual, cosine = match(self.signals, kept_K, weights_K)
         return Selection(self.position_U[kept_K], weights_K, fallback, self.dropped, residual, cosine)
@@ -35,16 +34,15 @@ class UsableCandidates:
         return self.uniform_selection(np.argsort(-score_U, kind="stable")[:keep])
 
     def fallback(self, keep: int) -> Selection:
-        """Nothing is aligned with the target: the ``keep`` candidates that oppose it least, uniformly
-        weighted."""
+        """The ``keep`` candidates that oppose the target least, uniformly weighted, where none is aligned."""
         return self.uniform_selection(by_alignment(self.signals)[:keep], fallback=True)
 
 
 def largest(score_C: np.ndarray, keep: int, what: str) -> Selection:
     """The ``keep`` candidates with the largest scores, uniformly weighted; ties go to the lowest index.
 
-    Those whose score is not finite are dropped. Raises ValueError, which names ``what`` was scored, where
-    none is left.
+    Candidates whose score is not finite are dropped. Raises ValueError where none is left; ``what`` names the
+    score in its message.
     """
     finite_C = np.isfinite(score_C)
     if not finite_C.any():
@@ -59,16 +57,15 @@ def largest(score_C: np.ndarray, keep: int, what: str) -> Selection:
 
 
 def by_alignment(signals: GramSignals) -> np.ndarray:
-    """Candidates from the best to the worst aligned, by b_i / sqrt(K_ii), shape (C,); ties go to the lowest
-    index."""
+    """Candidates from best to worst aligned, by b_i / sqrt(K_ii), shape (C,); ties go to the lowest index."""
     return np.argsort(-alignment_scores(signals), kind="stable")
 
 
 def usable_candidates(signals: Signals, num_candidates: int) -> UsableCandidates:
-    """Drops the candidates whose row is not finite, and no other.
+    """The candidates whose numbers are finite; the others, and they alone, are dropped.
 
-    A non-finite phi_i spoils row i and column i of the Gram, so every clean neighbour shows a non-finite
-    entry too; what tells them apart is their own K_ii and b_i.
+    A non-finite phi_i spoils row i and column i of the Gram, so that every clean neighbour shows a non-finite
+    entry too. A candidate's own K_ii and b_i tell whether it is clean.
 
     Raises:
         ValueError: the target's gradient is not finite, or no candidate's is.
@@ -113,13 +110,12 @@ def _rows(gram_CC: np.ndarray, position_U: np.ndarray) -> np.ndarray:
 def match(
     signals: GramSignals, kept_K: np.ndarray, weights_K: np.ndarray
 ) -> tuple[Optional[float], Optional[float]]:
-    """How near the combined update u = sum_i w_i phi_i is to the target's.
+    """Residual and cosine of the combined update u = sum_i w_i phi_i against the target's.
 
-        cosine = b'w / sqrt(w'Kw c)        residual = min over s >= 0 of |s u - phi_T| / |phi_T| = sqrt(1 - max(0, cosine)^2)
+        residual = min over s >= 0 of |s u - phi_T| / |phi_T| = sqrt(1 - max(0, cosine)^2)
+        cosine   = b'w / sqrt(w'Kw c)
 
-    Returns:
-        residual and cosine; the cosine is None where u is zero (its residual is 1), both are None where the
-        target is zero.
+    The cosine is None where u is zero (its residual is 1), and both are None where the target is zero.
     """
     target = signals.target_norm_squared
     if target <= 0:

@@ -12,13 +12,14 @@ from pipeline.selection.residual_filter import residual_filter
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """Filter, then weight: the few samples, and their weights, whose combined update is nearest to the
-    target's.
+    """The few samples, and their weights, whose combined update is nearest to the target's.
 
-    Keeps fewer than ``keep`` where fewer help: the filter stops when nothing is aligned with what remains of
-    the target, and a sample whose weight comes out as 0 is left out. Falls back to uniform weights on the
-    best aligned where none is aligned. Source: arXiv 2604.00001; the derivation is our own (docs/method.md),
-    only the abstract was at hand. Raises ValueError where the target, or every candidate, is not finite.
+    They are fewer than ``keep`` where fewer help: the filter stops when nothing is aligned with what remains
+    of the target, and a sample whose weight comes out as 0 is left out. Where nothing is aligned with the
+    target at all, the best aligned are kept with uniform weights. Raises ValueError where the target, or
+    every candidate, is not finite.
+
+    Source: arXiv 2604.00001. The derivation is our own (docs/method.md): only the abstract was at hand.
     """
     usable = usable_candidates(signals, num_candidates)
     kept_K, scale = residual_filter(usable.signals, keep)

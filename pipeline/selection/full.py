@@ -10,8 +10,7 @@ from pipeline.selection.contract import Method, Selection, Settings, Signals
 def select(
     signals: Optional[Signals], keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """All candidates, in order, with weights 1 / C whatever ``keep`` is: DeepSpeed's plain step on the whole
-    batch."""
+    """All candidates in order, with weights 1 / C, whatever ``keep`` is: DeepSpeed's plain step on all."""
     return Selection(np.arange(num_candidates), np.full(num_candidates, 1 / num_candidates))
 
 

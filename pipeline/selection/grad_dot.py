@@ -13,8 +13,8 @@ def select(
 
     Source: G. Pruthi et al., "Estimating training data influence by tracing gradient descent" (NeurIPS 2020,
     arXiv 2002.08484), TracInCP. Departures: the present model is the only checkpoint, so its learning rate
-    ranks nothing; influence is that on the mean of the target samples. Raises ValueError where the target, or
-    every candidate, is not finite.
+    changes no rank; the influence is the one on the mean of the target samples. Raises ValueError where the
+    target, or every candidate, is not finite.
     """
     usable = usable_candidates(signals, num_candidates)
     return usable.largest(usable.signals.alignment_C, keep)

@@ -12,21 +12,21 @@ from pipeline.selection.residual_filter import smallest_score
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """Adds the candidate whose gradient has the largest product with the residual, then solves for all
-    weights again:
+    """At most ``keep`` candidates, found one by one, with the weights of the last solve scaled to sum 1.
 
-        argmax over i not tried of <g_i, g_T - sum_j w_j g_j>,      w = argmin over w >= 0 of |sum_j w_j g_j - g_T|^2 + lambda |w|^2
+        add  argmax over i not tried of <g_i, g_T - sum_j w_j g_j>
+        w  = argmin over w >= 0 of |sum_j w_j g_j - g_T|^2 + lambda |w|^2
 
-    until ``keep`` have a positive weight or no product is positive. One that gets no weight makes room, and
-    is not tried again. The weights are then scaled to sum 1. Falls back to uniform weights on the best
-    aligned where none is aligned.
+    These two lines take turns until ``keep`` candidates have a positive weight or no product is positive. A
+    candidate that gets no weight makes room, and is not tried again. Where nothing is aligned with the
+    target, the best aligned are kept with uniform weights. Raises ValueError where the target, or every
+    candidate, is not finite.
 
     Source: K. Killamsetty et al., "GRAD-MATCH" (ICML 2021, arXiv 2103.00123), algorithm 2 (OMP), matching the
     target ("validation") gradient. Departures: weights are non-negative in every solve (the paper's may be
     negative; its code clips them one by one); lambda is ``selection.ridge`` x mean |g_j|^2 of the kept, where
-    the paper's is a number with the unit of a squared gradient; no tolerance other than rounding stops it; at
-    every step, where the paper selects anew every 20 epochs. Raises ValueError where the target, or every
-    candidate, is not finite.
+    the paper's is a number with the unit of a squared gradient; no tolerance other than rounding ends the
+    pursuit; candidates are selected at every step, where the paper selects anew every 20 epochs.
     """
     usable = usable_candidates(signals, num_candidates)
     gram_CC, alignment_C = usable.signals.gram_CC, usable.signals.alignment_C

@@ -12,9 +12,9 @@ def select(
     """The ``keep`` largest |g_i|, uniformly weighted.
 
     Source: A. Katharopoulos, F. Fleuret, "Not all samples are created equal" (ICML 2018, arXiv 1803.00942).
-    Departures: the largest norms, as GREATS compares with them, instead of draws with probability |g_i| and
-    unbiased weights; norms over all scored layers instead of an upper bound from the last one. Raises
-    ValueError where no norm is finite.
+    Departures: the largest norms (the form in which GREATS compares with the method) instead of draws with
+    probability |g_i| and unbiased weights; norms over all scored layers instead of an upper bound from the
+    last one. Raises ValueError where no norm is finite.
     """
     assert signals.squared_norm_C is not None
     return largest(signals.squared_norm_C, keep, "gradient norm")

@@ -1,6 +1,6 @@
 # C candidates, K kept
-"""GREATS: greedy, by what a plain gradient step on the kept and one more would take off the target's loss, to
-second order."""
+"""GREATS: greedy, by how much one more sample in a plain gradient step lowers the target's loss, to second
+order."""
 
 import numpy as np
 
@@ -11,15 +11,16 @@ from pipeline.selection.contract import Method, Selection, Settings, Signals
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """``keep`` times the candidate with the largest marginal gain, positive or not, uniformly weighted; ties
-    go to the lowest index.
+    """``keep`` candidates, uniformly weighted: in each turn the one with the largest gain, positive or not.
 
-        gain_i = lr <g_i, g_T> - lr^2 sum_{j kept} <g_i, g_j>            the target's Hessian taken as the identity
+        gain_i = lr <g_i, g_T> - lr^2 sum_{j kept} <g_i, g_j>
+
+    with the target's Hessian taken as the identity. Ties go to the lowest index. Raises ValueError where the
+    target, or every candidate, is not finite.
 
     Source: J. T. Wang et al., "GREATS" (NeurIPS 2024), and its published code (lr for the product, lr^2 for
-    the interaction). Departure: the kept are trained on with weights 1/K under Adam, as all methods here; the
-    gain is that of their sum under plain descent, as published. Raises ValueError where the target, or every
-    candidate, is not finite.
+    the interaction). Departure: the kept take a step under Adam with weights 1/K, as in all methods here; the
+    gain is that of their sum under plain descent, as published.
     """
     usable = usable_candidates(signals, num_candidates)
     gram_CC, learning_rate = usable.signals.gram_CC, settings.learning_rate

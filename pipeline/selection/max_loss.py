@@ -1,4 +1,4 @@
-"""The candidates that the model does worst on."""
+"""Ordered SGD: the candidates with the largest losses."""
 
 import numpy as np
 

@@ -12,20 +12,18 @@ from pipeline.selection.residual_filter import alignment_scores
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """Weighs all candidates at once, keeps the ``keep`` largest weights and scales them to sum 1; ties go to
-    the better aligned.
+    """The ``keep`` largest of the weights that all candidates get at once, scaled to sum 1.
 
-    Least squares shrunk toward uniform as in filter_then_weight, where uniform is the best common scale of
-    all candidates, which is 0 where all of them together do not point to the target. Falls back to uniform
-    weights on the best aligned where nothing gets a weight. O(C^3): for hundreds of candidates. Our own; an
-    ablation. Raises ValueError where the target, or every candidate, is not finite.
+    The weights are least squares shrunk toward uniform, as in filter_then_weight; uniform is here the best
+    common scale of all candidates, and 0 where all of them together do not point to the target. Ties go to
+    the better aligned. Where nothing gets a weight, the best aligned are kept with uniform weights. Raises
+    ValueError where the target, or every candidate, is not finite.
+
+    The method is our own, an ablation. It costs O(C^3), which is fit for hundreds of candidates.
     """
     usable = usable_candidates(signals, num_candidates)
-    gram_CC, alignment_C, score_C = (
-        usable.signals.gram_CC,
-        usable.signals.alignment_C,
-        alignment_scores(usable.signals),
-    )
+    gram_CC, alignment_C = usable.signals.gram_CC, usable.signals.alignment_C
+    score_C = alignment_scores(usable.signals)
     has_gradient_C = np.diagonal(gram_CC) > 0
     if not (score_C > 0).any():
         return usable.fallback(keep)

@@ -6,8 +6,8 @@ from scipy.linalg import eigh
 from scipy.optimize import nnls
 
 ROUNDING = 1e-9
-"""Above the relative error of the eigenvalues of a float64 Gram of a thousand rows, below any ridge worth
-asking for."""
+"""Smallest ridge: above the relative error of the eigenvalues of a float64 Gram of a thousand rows, below any
+ridge that makes a difference."""
 
 
 def nonnegative_weights(
@@ -26,9 +26,9 @@ def nonnegative_weights(
         scale: the filter's final common scale; 0 shrinks toward no weight at all.
         ridge: dimensionless, >= 0; infinity is the limit.
     Returns:
-        weights_K >= 0 with sum 1, and whether the least squares wanted no sample at all (b + ridge mean(diag
-        K) scale <= 0 everywhere): the weights are then uniform. Not to be expected of what the filter kept:
-        its first b is positive.
+        weights_K >= 0 with sum 1, and whether the least squares wanted no sample at all, that is
+        b + ridge mean(diag K) scale <= 0 everywhere: the weights are then uniform. This is not to be expected
+        after the filter, whose first b is positive.
     Source:
         Our own derivation, docs/method.md, after the idea of Wang et al., "Filter-then-Weight" (arXiv
         2604.00001), of which only the abstract was at hand.

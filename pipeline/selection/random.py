@@ -10,8 +10,7 @@ from pipeline.selection.contract import Method, Selection, Settings, Signals
 def select(
     signals: Optional[Signals], keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """``keep`` of the candidates, drawn without replacement, uniformly weighted; all of them where there are
-    fewer."""
+    """``keep`` candidates drawn without replacement, uniformly weighted; all where there are fewer."""
     indices = rng.choice(num_candidates, size=min(keep, num_candidates), replace=False)
     return Selection(indices, np.full(len(indices), 1 / len(indices)))
 

@@ -1,4 +1,4 @@
-"""All methods by name. A new one is a file named like it, and its name here."""
+"""All selection methods by name. A new method is a file of its own and an entry here."""
 
 from pipeline.selection import (
     filter_then_weight,
@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
 
 
 def get(name: str) -> Method:
-    """The method of this name; ValueError names the known ones."""
+    """The method called ``name``. Raises ValueError, with the known names, where there is none."""
     if name not in METHODS:
         raise ValueError(f"no selection method is called {name!r}; there are {', '.join(METHODS)}")
     return METHODS[name]

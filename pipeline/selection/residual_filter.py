@@ -11,15 +11,13 @@ a signal."""
 
 
 def alignment_scores(signals: GramSignals) -> np.ndarray:
-    """b_i / sqrt(K_ii) = |phi_T| cos(phi_i, phi_T), shape (C,): the filter's first score. A zero gradient
-    scores 0."""
+    """b_i / sqrt(K_ii) = |phi_T| cos(phi_i, phi_T), (C,): the filter's first score; 0 for a zero gradient."""
     norm_C = np.sqrt(np.maximum(np.diagonal(signals.gram_CC), 0))
     return np.divide(signals.alignment_C, norm_C, out=np.zeros_like(norm_C), where=norm_C > 0)
 
 
 def smallest_score(signals: GramSignals) -> float:
-    """The score that a candidate must exceed to count as positive; infinite where the target's gradient is
-    zero."""
+    """The score that a candidate must exceed to count as positive; infinite for a target of zero."""
     target_norm = np.sqrt(max(signals.target_norm_squared, 0))
     return ROUNDING * target_norm if target_norm > 0 else np.inf
 
@@ -28,21 +26,21 @@ def residual_filter(signals: GramSignals, keep: int) -> tuple[np.ndarray, float]
     """Greedy residual matching with a line-searched common scale.
 
     With S kept so far, B = sum_S b_i and Q = sum_SS K_ij, the common scale max(0, B / Q) minimises
-    |scale sum_S phi_j - phi_T|, and the next to be kept is the one best aligned with what then remains of the
-    target,
+    |scale sum_S phi_j - phi_T|. The next to be kept is the candidate that is best aligned with what then
+    remains of the target,
 
         argmax over i not in S of (b_i - scale sum_{j in S} K_ij) / sqrt(K_ii),
 
     until ``keep`` are kept or no score is positive. Ties go to the lowest index; a zero gradient (K_ii <= 0)
-    is never kept. Scaling all gradients, or the target's alone, changes nothing. Running row sums make it O(C
-    K).
+    is never kept. Scaling all gradients, or the target's alone, changes nothing. With running row sums the
+    cost is O(C K).
 
     Args:
         signals: finite; gram_CC symmetric.
-        keep: at most so many.
+        keep: largest number of candidates to keep.
     Returns:
-        kept_K in the order kept (K <= keep, 0 if nothing is aligned with the target), and the final common
-        scale.
+        kept_K in the order of keeping (K <= keep, 0 if nothing is aligned with the target), and the final
+        common scale.
     Source:
         Our own derivation, docs/method.md, after the idea of Wang et al., "Filter-then-Weight" (arXiv
         2604.00001), of which only the abstract was at hand.

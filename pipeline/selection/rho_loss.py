@@ -1,4 +1,4 @@
-"""The candidates that can be learned, are worth learning, and are not learned yet."""
+"""RHO-LOSS: the candidates that can be learned, are worth learning, and are not learned yet."""
 
 import numpy as np
 
@@ -9,8 +9,7 @@ from pipeline.selection.contract import Method, Selection, Settings, Signals
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """The ``keep`` largest l_i - l_i(reference), uniformly weighted; the reference model was trained on
-    held-out data.
+    """The ``keep`` largest l_i - l_i(reference), uniformly weighted; the reference learned held-out data.
 
     Source: S. Mindermann et al., "Prioritized training on points that are learnable, worth learning, and not
     yet learnt" (ICML 2022, arXiv 2206.07137), eq. 3 and algorithm 1. Departure: the irreducible losses are

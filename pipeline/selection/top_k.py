@@ -10,12 +10,11 @@ from pipeline.selection.residual_filter import alignment_scores, smallest_score
 def select(
     signals: Signals, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """The ``keep`` largest b_i / sqrt(K_ii) that are positive, uniformly weighted; fewer where fewer are
-    positive.
+    """The ``keep`` largest b_i / sqrt(K_ii), uniformly weighted; only positive ones, so they may be fewer.
 
-    The filter's score with nothing kept yet (docs/method.md), so that the two differ in redundancy and
-    weights alone. Falls back to the best aligned where none is positive. Raises ValueError where the target,
-    or every candidate, is not finite.
+    This is the filter's score with nothing kept yet (docs/method.md), so that the two methods differ in
+    redundancy and weights alone. Where no score is positive, the best aligned are kept. Raises ValueError
+    where the target, or every candidate, is not finite.
     """
     usable = usable_candidates(signals, num_candidates)
     positive_C = alignment_scores(usable.signals) > smallest_score(usable.signals)

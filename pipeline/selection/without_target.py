@@ -1,6 +1,5 @@
 # C candidates, U usable ones
-"""What a step does whose target has no finite gradient: a uniform draw among the candidates whose own numbers
-are finite."""
+"""Selection where the target's gradient is not finite: a uniform draw among finite candidates."""
 
 import numpy as np
 
@@ -17,7 +16,7 @@ def usable_candidates(signals: Signals) -> np.ndarray:
 def draw(
     usable_U: np.ndarray, keep: int, num_candidates: int, rng: np.random.Generator, settings: Settings
 ) -> Selection:
-    """At most ``keep`` of them, at equal weights; the others are dropped."""
+    """At most ``keep`` of the usable candidates, uniformly weighted; the unusable ones are dropped."""
     drawn = random.METHOD.select(None, min(keep, len(usable_U)), len(usable_U), rng, settings)
     dropped = tuple(np.setdiff1d(np.arange(num_candidates), usable_U).tolist())
     return Selection(usable_U[drawn.indices], drawn.weights, fallback=True, dropped=dropped)

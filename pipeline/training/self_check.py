@@ -22,6 +22,7 @@ from pipeline.hook import SelectionHook
 from pipeline.ranks.narrator import Line
 from pipeline.scoring.backends import BACKENDS
 from pipeline.scoring.contraction import summary
+from pipeline.scoring.engines import Engine
 from pipeline.scoring.exact import ExactGram, held_bytes
 from pipeline.scoring.factors import factor_bytes, per_sample_gradient, scoring_pass
 from pipeline.scoring.loss import causal_logits, evaluating, per_sample_loss
@@ -55,7 +56,7 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
     # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each
     # and group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
-    before = _fingerprint(hook)
+    before = _fingerprint(hook.engine, hook.collectives.rank)
     if hook.is_packed:
         lines.append(_agree(hook, _packing(hook, *samples)))
         if not lines[-1].passed:  # the others pack too
@@ -314,10 +315,9 @@ def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     return Line("held between scoring micro-batches", held < free, found, remedy)
 
 
-def _fingerprint(hook: SelectionHook) -> tuple:
+def _fingerprint(engine: Engine, rank: int) -> tuple:
     """Exact sums of this rank's parameters and their gradients, flags, counters and random states."""
-    engine = hook.engine
-    tensors = [own_part(p, hook.collectives.rank) for p in engine.module.parameters()]
+    tensors = [own_part(p, rank) for p in engine.module.parameters()]
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     total = lambda tensor: tensor.sum(dtype=torch.float64).item()
     return (
@@ -333,7 +333,7 @@ def _fingerprint(hook: SelectionHook) -> tuple:
 
 
 def _untouched(hook: SelectionHook, before: tuple) -> Line:
-    passed = _fingerprint(hook) == before
+    passed = _fingerprint(hook.engine, hook.collectives.rank) == before
     found = (
         "parameters, gradients, flags, counters and random state are as before"
         if passed
