@@ -176,8 +176,8 @@ def main() -> None:
 def killed_run(
     folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random
 ) -> dict:
-    """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong
-    besides."""
+    """The kills of a run, and what went wrong besides: it is killed ``wanted`` times, continued each time,
+    and then left to end."""
     kills: list[dict] = []
     while len(kills) < wanted:
         # From the first step, or from the start of a continued run.
@@ -254,8 +254,8 @@ def arguments_of(folder: Path, run_folder: Path, variant: dict) -> list[str]:
 
 
 def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
-    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the
-    end of the output.
+    """Exit codes of the ranks of one run and the end of their output; killed as ``aim`` says, also the phase
+    and step that the kill hit.
 
     ``folder`` takes the ranks' output and what they show of themselves.
     """
@@ -285,11 +285,18 @@ def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
 
 
 def kill(processes: list, board: Path, aim: dict) -> dict:
-    """Wait for the moment, stop all ranks to see where they are, and kill."""
-    alive = lambda: all(process.exitcode is None for process in processes)
+    """Moment, step and outcome of a kill: waits for its time, stops all ranks to see where they are, and
+    kills. {} where a rank has ended before."""
+
+    def alive() -> bool:
+        return all(process.exitcode is None for process in processes)
+
     due = None
     with open(board, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        read = lambda rank: SLOT.unpack_from(memory, rank * SLOT.size)
+
+        def read(rank: int) -> tuple[int, int, int]:
+            return SLOT.unpack_from(memory, rank * SLOT.size)
+
         while alive():
             slots = [read(rank) for rank in range(RANKS)]
             if due is None:
@@ -352,9 +359,9 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     from pipeline.training import checkpoint, checkpoint_files, run_folder
 
     state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
-    show = lambda: SLOT.pack_into(
-        memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"]
-    )
+
+    def show() -> None:
+        SLOT.pack_into(memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"])
 
     @contextmanager
     def within(phase: int):
@@ -427,7 +434,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def compare(undisturbed: Path, other: Path) -> list[str]:
-    """Where two finished runs differ; [] if they are equal bit by bit."""
+    """Names of what differs in two finished runs; [] if they are equal bit by bit."""
     found = [
         f"{name}.jsonl"
         for name in ("steps", "kept", "passed", "evaluations")
@@ -442,7 +449,7 @@ def compare(undisturbed: Path, other: Path) -> list[str]:
 
 
 def records(run_folder: Path, name: str) -> list[dict]:
-    """The lines of a record but for their seconds and memory."""
+    """Lines of a record but for their seconds and memory."""
     lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines
@@ -450,7 +457,7 @@ def records(run_folder: Path, name: str) -> list[dict]:
 
 
 def states(run_folder: Path) -> dict:
-    """All that is in the last checkpoint, by file."""
+    """Content of the last checkpoint, by file."""
     latest = run_folder / "checkpoints" / (run_folder / "checkpoints/latest").read_text()
     return {path.name: torch.load(path, weights_only=False) for path in sorted(latest.glob("*.pt"))}
 
