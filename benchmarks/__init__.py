@@ -1,1 +1,1 @@
-"""Speed, memory and convergence, measured; result files with the machine they ran on stand in results/."""
+"""Speed, memory and convergence, measured; results/ has what came out, with the machine."""

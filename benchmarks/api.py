@@ -16,15 +16,17 @@ PAGE = ROOT / "docs" / "api.md"
 INTRODUCTION = """\
 # API
 
-Made from the docstrings by `python -m benchmarks.api`; a test holds this page against them. Names of tensors end with their axes: B samples
-of a batch, T tokens, V vocabulary, C candidates of all ranks, R of this one, K kept. The other way in is the command line:
-`python -m pipeline.train --help`.
+Made from the docstrings by `python -m benchmarks.api`; a test holds this page against them. Names of tensors
+end with their axes: B samples of a batch, T tokens, V vocabulary, C candidates of all ranks, R of this one, K
+kept. The other way in is the command line: `python -m pipeline.train --help`.
 """
 # heading -> object: members to show, () for those with a docstring
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "In a loop of one's own": {
         "hook.SelectionHook": ("attach", "select", "micro_batches", "weighted_loss", "agree"),
-        "hook.Scores": (),
+        "step.look.Look": (),
+        "train_step.train_step": (),
+        "step.trained_step.TrainedStep": (),
         "step.micro_batches.MicroBatch": (),
         "step.weighted_step.weighted_step": (),
         "step.weighted_step.StepResult": (),
@@ -92,7 +94,8 @@ def render() -> str:
 
 
 def without_links_to_nowhere(page: str) -> str:
-    """griffe2md links every name in a type to an anchor that GitHub does not make."""
+    """The page without the links that griffe2md puts on every name in a type: GitHub does not make their
+    anchors."""
     while (plain := re.sub(r"\[([^\[\]]+)\]\(#[^()\s]+\)", r"\1", page)) != page:
         page = plain
     return page

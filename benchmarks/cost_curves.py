@@ -1,5 +1,5 @@
 # C candidates, T tokens
-"""How the cost of selection grows with the number of candidates and with their length.
+"""Measure how the cost of selection grows with the number of candidates and with their length.
 
     python -m benchmarks.cost_curves [--backends exact factored] [--cases full lora]
 
@@ -61,47 +61,13 @@ def main() -> None:
     for case in arguments.cases:
         for backend in arguments.backends:
             for num_candidates, num_tokens in shapes:
-                result = in_process(
-                    [
-                        "--model",
-                        arguments.model,
-                        "--cases",
-                        case,
-                        "--backend",
-                        backend,
-                        "--candidates",
-                        num_candidates,
-                        "--tokens",
-                        num_tokens,
-                        "--targets",
-                        1,
-                        "--rounds",
-                        arguments.rounds,
-                    ]
-                )
-                point = {
-                    "case": case,
-                    "backend": backend,
-                    "candidates": num_candidates,
-                    "tokens": num_tokens,
-                    **result[case],
-                }
-                points.append(point)
-                print(
-                    json.dumps(
-                        {
-                            key: point[key]
-                            for key in (
-                                "case",
-                                "backend",
-                                "candidates",
-                                "tokens",
-                                "time_ratio",
-                                "memory_ratio",
-                            )
-                        }
-                    )
-                )
+                shape = {"backend": backend, "candidates": num_candidates, "tokens": num_tokens}
+                constant = {"model": arguments.model, "targets": 1, "rounds": arguments.rounds}
+                options = {"cases": case, **shape, **constant}
+                result = in_process([f"--{name}={value}" for name, value in options.items()])
+                points.append({"case": case, **shape, **result[case]})
+                ratios = {name: result[case][name] for name in ("time_ratio", "memory_ratio")}
+                print(json.dumps({"case": case, **shape, **ratios}))
     settings = {k: v for k, v in vars(arguments).items() if k != "output"}
     arguments.output.write_text(
         json.dumps({"settings": settings, "points": points, "machine": result["machine"]}, indent=1) + "\n"
@@ -111,7 +77,7 @@ def main() -> None:
 
 
 def draw(points: list[dict], arguments) -> Figure:
-    """Time and memory in units of a plain pass: by candidates on the left, by tokens on the right."""
+    """Figure of time and memory over a plain pass: against C on the left, against T on the right."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     curves = (
         ("candidates", arguments.candidates, "tokens", arguments.short),

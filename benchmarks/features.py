@@ -1,5 +1,5 @@
 # C candidates, k features of the backend, D of the file
-"""How close inner products of the features that pipeline.score writes come to those of the gradients.
+"""Compare inner products of the features that pipeline.score writes with those of the gradients.
 
     python -m benchmarks.features [--model .cache/smollm2-135m] [--quick]
 
@@ -10,7 +10,8 @@ and a target are scored under that state by ``exact``, and by the backends that 
     alignment   rank correlation of <f_i, f_T> with <phi_i, phi_T>
     cosines     rank correlation of the cosines of all pairs of candidates
     error       root mean square of (<f_i, f_j> - <phi_i, phi_j>) / (|phi_i| |phi_j|) over all pairs
-    twins       rank of each sample's nearest neighbour by ``exact`` among its neighbours by features: 1 is the nearest too (median)
+    twins       rank of each sample's nearest neighbour by ``exact`` among its neighbours by features
+                (median; 1: the nearest too)
 
 The last line printed is JSON.
 """
@@ -104,7 +105,7 @@ def main() -> None:
 
 
 def compare(case: str, arguments, device: torch.device) -> list[dict]:
-    """One row a backend and D: means over the draws."""
+    """Rows, one for each backend and D: means over the draws."""
     pool, targets, pad_token_id = data(arguments)
     engine, _ = build(case, arguments, 1)
     stream = CandidateStream(pool, arguments.candidates, seed=0)
@@ -154,7 +155,7 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
 
 
 def measures(gram: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    """Of the exact Gram matrix (C + 1, C + 1) and features (C + 1, D), the target last."""
+    """The MEASURES of features (C + 1, D) beside the exact Gram matrix (C + 1, C + 1); the target is last."""
     products = features @ features.T
     norms, own_norms = np.sqrt(np.diagonal(gram)), np.sqrt(np.diagonal(products))
     pairs = np.triu_indices(len(gram) - 1, 1)

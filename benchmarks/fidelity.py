@@ -1,5 +1,5 @@
 # C candidates, K kept
-"""How close the cheap ways to the Gram matrix come to the exact one: projected, factored, and the last blocks
+"""Compare the cheap ways to the Gram matrix with the exact one: projected, factored, and the last blocks
 alone.
 
     python -m benchmarks.fidelity [--data FOLDER --target gsm8k] [--quick]
@@ -11,7 +11,8 @@ candidates and targets are scored in every way under that state, several times w
     spearman   rank correlation of the alignments b
     overlap    share of the kept samples that ``exact`` keeps too
     cosine     of the combined update sum_i w_i phi_i to that of ``exact``, both under the exact metric
-    reached    cosine of the combined update to the target's, as a share of what ``exact`` reaches (random: what chance reaches)
+    reached    cosine of the combined update to the target's, as a share of what ``exact`` reaches; the row
+               ``random`` has what chance reaches
 
 FOLDER holds ``noisy_pool.jsonl`` and ``targets/<name>/dev.jsonl``; without it the demo's data are used.  The
 last line printed is JSON.
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 def compare(case: str, arguments, world_size: int) -> list[dict]:
-    """One row a way of scoring: means over the looks, and the worst."""
+    """Rows, one for each way of scoring: means over the looks, and the worst."""
     pool, targets, pad_token_id = data(arguments)
     engine, _ = build(case, arguments, world_size)
     stream = CandidateStream(pool, arguments.candidates, seed=0)
@@ -183,7 +184,7 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
 def measures(
     exact: Signals, exact_C: np.ndarray, other: Signals | None, other_C: np.ndarray
 ) -> dict[str, float]:
-    """Of dense weights (C,); ``other`` is None where nothing was scored."""
+    """The MEASURES of one look, from dense weights (C,); ``other`` is None where nothing was scored."""
     norm = lambda weights_C: np.sqrt(weights_C @ exact.gram_CC @ weights_C)
     cosine_to_target = lambda weights_C: (
         weights_C @ exact.alignment_C / (norm(weights_C) * np.sqrt(exact.target_norm_squared))
@@ -204,7 +205,7 @@ def dense(selection, num_candidates: int) -> np.ndarray:
 
 
 def data(arguments) -> tuple[list, list, int]:
-    """(pool, targets, pad token): tokenised."""
+    """(pool, targets, pad token), the first two tokenised."""
     config = Config()
     config.model.name, config.data.max_tokens = arguments.model, arguments.max_tokens
     tokenizer = load_tokenizer(config.model)

@@ -48,16 +48,15 @@ TURN = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 CHATML = "{% for message in messages %}" + TURN + "{% endfor %}" + ASK
 MARKED = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
-    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
-    + TURN
-    + "{% endif %}{% endfor %}"
-    + ASK
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+    + (TURN + "{% endif %}{% endfor %}" + ASK)
 )
 CALLING = (
     "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
-    "{% for call in message.tool_calls or [] %}{{ '<call>' + call.function | tojson + '</call>' }}{% endfor %}"
+    "{% for call in message.tool_calls or [] %}{{ '<call>' + call.function | tojson + '</call>' }}"
+    "{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endfor %}" + ASK
 )
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "</s>", "<unk>")
@@ -67,7 +66,7 @@ CONTROL = ("<|im_start|>", "<|im_end|>", "<|pad|>", "<s>", "</s>", "<unk>")
 
 @lru_cache(maxsize=1)
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
-    """The ways in which tokenizers treat text, as small as they come."""
+    """Tokenizers of each way to treat text, as small as they come."""
     return {
         "bytes": _byte_level(CHATML),
         "generation tags": _byte_level(MARKED),
@@ -112,19 +111,17 @@ def _metaspace() -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     template = (
-        "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']' + message['content'] + eos_token }}{% endfor %}"
+        "{{ bos_token }}{% for message in messages %}"
+        "{{ '[' + message['role'] + ']' + message['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
     )
     return _wrapped(backend, template, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def _lower_case() -> PreTrainedTokenizerFast:
-    words = {
-        token: i
-        for i, token in enumerate(
-            ["<unk>", *(chr(c) for c in range(33, 127)), *(f"##{chr(c)}" for c in range(33, 127))]
-        )
-    }
+    characters = [chr(c) for c in range(33, 127)]
+    pieces = ["<unk>", *characters, *(f"##{c}" for c in characters)]
+    words = {piece: i for i, piece in enumerate(pieces)}
     backend = Tokenizer(models.WordPiece(words, unk_token="<unk>"))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     return _wrapped(
@@ -173,37 +170,11 @@ WITH_SURROGATES = st.one_of(
 )
 ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WITH_SURROGATES)
-KEYS = st.one_of(
-    st.sampled_from(
-        [
-            "messages",
-            "prompt",
-            "completion",
-            "instruction",
-            "output",
-            "input",
-            "text",
-            "id",
-            "source",
-            "damage",
-            "corruption",
-            "role",
-            "content",
-            "name",
-            "tool_calls",
-            "tools",
-            "conversations",
-            "from",
-            "value",
-            "chosen",
-            "rejected",
-            "label",
-            "history",
-            "system",
-        ]
-    ),
-    WITH_SURROGATES,
+FIELDS = (
+    "messages prompt completion instruction output input text id source damage corruption role content "
+    "name tool_calls tools conversations from value chosen rejected label history system"
 )
+KEYS = st.one_of(st.sampled_from(FIELDS.split()), WITH_SURROGATES)
 JSON = st.recursive(
     SCALARS, lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(KEYS, v, max_size=4)), max_leaves=8
 )
@@ -295,12 +266,12 @@ ODD_LINES = (
     '{"text": "a"}'.encode("utf-16"),
     b'{"text": "' + b"x" * 200_000 + b'"}',
     b'{"text": "a"} {"text": "b"}',
-    b'{"messages": [{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
-    b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]}',
-    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "x": '
-    + b"[" * 60
-    + b"]" * 60
-    + b"}]}",
+    b'{"messages": [{"role": "assistant", "content": null, '
+    b'"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]}',
+    b'{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, '
+    b'{"role": "assistant", "content": "b"}]}',
+    b'{"messages": [{"role": "user", "content": "a"}, '
+    b'{"role": "assistant", "content": "b", "x": %b}]}' % (b"[" * 60 + b"]" * 60),
 )
 
 
@@ -316,7 +287,7 @@ def _damaged(content: bytes, places: list[tuple[int, int]]) -> bytes:
 
 
 def _half(one: st.SearchStrategy, other: st.SearchStrategy) -> st.SearchStrategy:
-    """Either as often; st.one_of weighs by the alternatives within."""
+    """One of two, each as often as the other; st.one_of weighs by the alternatives within."""
     return st.booleans().flatmap(lambda first: one if first else other)
 
 
@@ -598,16 +569,14 @@ def _check_tokens(records: list[Record], tokenizer) -> None:
         )
         for sample in found[0] if found else ():
             json.dumps([sample.id, sample.source, sample.damage], ensure_ascii=False).encode()
-            ids, expected = (
-                _control_ids(sample.input_ids, tokenizer),
-                _control_ids(_neutral_ids(record, tokenizer), tokenizer),
-            )
+            ids = _control_ids(sample.input_ids, tokenizer)
+            expected = _control_ids(_neutral_ids(record, tokenizer), tokenizer)
             if ids != expected:
                 raise Crash(f"{record.parts()}: control tokens {ids} instead of {expected}")
 
 
 def _control_ids(ids: list[int], tokenizer) -> list[int]:
-    """Unknown characters become the unknown token in any text."""
+    """Control tokens among ``ids``, but the unknown one: unknown characters become it in any text."""
     control = {
         place
         for place, token in tokenizer.added_tokens_decoder.items()
@@ -617,15 +586,15 @@ def _control_ids(ids: list[int], tokenizer) -> list[int]:
 
 
 def _neutral_ids(record: Record, tokenizer) -> list[int]:
-    """Of the same chat in which everybody says nothing but x: all control tokens are the template's."""
+    """Tokens of the same chat in which everybody says x alone: all control tokens are the template's."""
     if record.messages is None:
         return [tokenizer.eos_token_id]
-    call = lambda _: {"type": "function", "function": {"name": "x", "arguments": {}}}
+    call = {"type": "function", "function": {"name": "x", "arguments": {}}}
     neutral = [
-        {"role": message["role"], "content": "x", "tool_calls": [*map(call, message.get("tool_calls", ()))]}
+        {"role": message["role"], "content": "x", "tool_calls": [call] * len(message.get("tool_calls", ()))}
         for message in record.messages
     ]
-    tools = [*map(call, record.tools or ())]
+    tools = [call] * len(record.tools or ())
     return tokenizer.apply_chat_template(neutral, tools=tools or None, tokenize=True, return_dict=False)
 
 
@@ -640,7 +609,7 @@ def _outcome(attempt: Callable[[], Any], *places: str) -> Any:
 
 
 def try_file(content: bytes, suffix: str, folder: Path) -> Counter:
-    """A data file, with on_broken 'error' and 'skip'; what is accepted is tokenised."""
+    """Counts of a data file, read with on_broken 'error' and 'skip'; what is accepted is tokenised."""
     path = folder / f"pool{suffix}"
     path.write_bytes(content)
     empty = f"data.pool: there is no sample in {path}"
@@ -692,8 +661,8 @@ def _column(kind, num_rows: int, rng: random.Random) -> pyarrow.Array:
 
 
 def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
-    """Ids of control tokens are the template's, whatever is said; the assistant's words are what is
-    supervised."""
+    """Counts of a chat. Control tokens must be the template's, whatever is said, and the supervised words the
+    assistant's."""
     name, messages = made
     tokenizer, origin = tokenizers()[name], "chat.jsonl:1"
     try:
@@ -724,7 +693,7 @@ def try_chat(made: tuple[str, list[dict]], folder: Path) -> Counter:
 
 
 def try_tool_chat(row: dict, folder: Path) -> Counter:
-    """As ``try_chat``, of chats with tools and calls in a template that has them."""
+    """Counts of a chat with tools and calls, in a template that has them; checked as in ``try_chat``."""
     tokenizer, origin = tokenizers()["tools"], "chat.jsonl:1"
     try:
         record = parse(row, "chat", 1, origin)
@@ -741,12 +710,12 @@ def try_tool_chat(row: dict, folder: Path) -> Counter:
         record.messages, tools=record.tools, tokenize=False
     ):
         raise Crash(f"{row}: the tokens read {tokenizer.decode(sample.input_ids)!r}")
-    dump = lambda call: f"<call>{json.dumps(call['function'], ensure_ascii=False)}</call>"
-    said = "".join(
-        m["content"] + "".join(map(dump, m.get("tool_calls", ()))) + "<|im_end|>"
-        for m in record.messages or ()
-        if m["role"] == "assistant"
-    )
+
+    def spelled(message: dict) -> str:
+        calls = (json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ()))
+        return message["content"] + "".join(f"<call>{call}</call>" for call in calls) + "<|im_end|>"
+
+    said = "".join(spelled(m) for m in record.messages or () if m["role"] == "assistant")
     learnt = tokenizer.decode([label for label in sample.labels if label >= 0])
     if learnt.replace("\n", "") != said.replace("\n", ""):
         raise Crash(f"{row}: supervised is {learnt!r}")
@@ -791,13 +760,8 @@ def try_recipe(content: bytes, folder: Path) -> Counter:
 
 def try_grid(content: bytes, folder: Path) -> Counter:
     (folder / "grid.yaml").write_bytes(content)
-    return Counter(
-        {
-            "accepted"
-            if _parsed(lambda: grid.parse("", ["--config", str(folder / "grid.yaml")]))
-            else "refused": 1
-        }
-    )
+    parsed = _parsed(lambda: grid.parse("", ["--config", str(folder / "grid.yaml")]))
+    return Counter({"accepted" if parsed else "refused": 1})
 
 
 def _parsed(attempt: Callable[[], Any]) -> Any:
@@ -815,7 +779,7 @@ def _parsed(attempt: Callable[[], Any]) -> Any:
 
 
 def try_path(name: str, folder: Path) -> Counter:
-    """Files are followed as the system does; what is none is refused."""
+    """Counts of a path. Links are followed as the system does; what is no file is refused."""
     if not (folder / "good.jsonl").exists():
         (folder / "good.jsonl").write_text('{"text": "a"}\n')
         (folder / "link.jsonl").symlink_to("good.jsonl")
@@ -857,7 +821,7 @@ KINDS = {
 
 
 def chats_of(folder: str) -> Kind:
-    """Chats in the tokenizer of a model."""
+    """The kind of chats in the tokenizer of a model."""
     tokenizers()[folder] = AutoTokenizer.from_pretrained(folder)
     return Kind(st.tuples(st.just(folder), st.one_of(GOOD_CHATS, CHATS)), try_chat, 0.1)
 
@@ -907,11 +871,8 @@ def main(arguments=None) -> int:
     kinds = {name: KINDS[name] for name in options.kinds}
     if options.tokenizer:
         kinds["chats in a model's tokenizer"] = chats_of(options.tokenizer)
-    begin, found, packages = (
-        time.time(),
-        {},
-        ("transformers", "tokenizers", "pyarrow", "jsonargparse", "pyyaml", "jinja2", "hypothesis"),
-    )
+    packages = ("transformers", "tokenizers", "pyarrow", "jsonargparse", "pyyaml", "jinja2", "hypothesis")
+    begin, found = time.time(), {}
     for name, kind in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = run(kind, max(1, round(options.inputs * kind.share)), options.seed, Path(folder))

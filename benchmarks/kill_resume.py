@@ -165,8 +165,8 @@ def main() -> None:
 def killed_run(
     folder: Path, run_folder: Path, variant: dict, wanted: int, number: int, rng: random.Random
 ) -> dict:
-    """Kill a run ``wanted`` times, continuing it each time, then let it end; the kills, and what went wrong
-    besides."""
+    """The kills of a run, and what went wrong besides: it is killed ``wanted`` times, continued each time,
+    and then left to end."""
     kills: list[dict] = []
     while len(kills) < wanted:
         # From the first step, or from the start of a continued run.
@@ -243,8 +243,8 @@ def arguments_of(folder: Path, run_folder: Path, variant: dict) -> list[str]:
 
 
 def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
-    """All ranks of one run, killed as ``aim`` says; exit codes, the phase and step that the kill hit, and the
-    end of the output.
+    """Exit codes of the ranks of one run and the end of their output; killed as ``aim`` says, also the phase
+    and step that the kill hit.
 
     ``folder`` takes the ranks' output and what they show of themselves.
     """
@@ -274,11 +274,18 @@ def run(folder: Path, arguments: list[str], aim: dict | None = None) -> dict:
 
 
 def kill(processes: list, board: Path, aim: dict) -> dict:
-    """Wait for the moment, stop all ranks to see where they are, and kill."""
-    alive = lambda: all(process.exitcode is None for process in processes)
+    """Moment, step and outcome of a kill: waits for its time, stops all ranks to see where they are, and
+    kills. {} where a rank has ended before."""
+
+    def alive() -> bool:
+        return all(process.exitcode is None for process in processes)
+
     due = None
     with open(board, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        read = lambda rank: SLOT.unpack_from(memory, rank * SLOT.size)
+
+        def read(rank: int) -> tuple[int, int, int]:
+            return SLOT.unpack_from(memory, rank * SLOT.size)
+
         while alive():
             slots = [read(rank) for rank in range(RANKS)]
             if due is None:
@@ -330,14 +337,14 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     """Wrap what is called in each phase, so that the board shows the innermost one."""
     import deepspeed
 
-    from pipeline import hook
     from pipeline.reporting.records import Recorder
+    from pipeline.step.scorer import Scorer
     from pipeline.training import checkpoint, checkpoint_files, prepare, run, run_folder
 
     state: dict[str, Any] = {"stack": [PHASES.index("start")], "step": 0, "entered": 0}
-    show = lambda: SLOT.pack_into(
-        memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"]
-    )
+
+    def show() -> None:
+        SLOT.pack_into(memory, rank * SLOT.size, state["stack"][-1], state["step"], state["entered"])
 
     @contextmanager
     def within(phase: int):
@@ -370,7 +377,7 @@ def mark_phases(memory: mmap.mmap, rank: int, aimed_at: int) -> None:
     wrap(checkpoint.Checkpoints, "load", "resuming")
     wrap(run_folder, "continue_records", "resuming")
     wrap(run, "held_out_loss", "evaluation")
-    wrap(hook.SelectionHook, "_score", "scoring")
+    wrap(Scorer, "measure", "scoring")
     wrap(deepspeed.DeepSpeedEngine, "backward", "backward")
     wrap(deepspeed.DeepSpeedEngine, "step", "optimizer step")
     wrap(Recorder, "_append", "records")
@@ -410,7 +417,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def compare(undisturbed: Path, other: Path) -> list[str]:
-    """Where two finished runs differ; [] if they are equal bit by bit."""
+    """Names of what differs in two finished runs; [] if they are equal bit by bit."""
     found = [
         f"{name}.jsonl"
         for name in ("steps", "kept", "passed", "evaluations")
@@ -425,7 +432,7 @@ def compare(undisturbed: Path, other: Path) -> list[str]:
 
 
 def records(run_folder: Path, name: str) -> list[dict]:
-    """The lines of a record but for their seconds and memory."""
+    """Lines of a record but for their seconds and memory."""
     lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
     return [
         {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines
@@ -433,7 +440,7 @@ def records(run_folder: Path, name: str) -> list[dict]:
 
 
 def states(run_folder: Path) -> dict:
-    """All that is in the last checkpoint, by file."""
+    """Content of the last checkpoint, by file."""
     latest = run_folder / "checkpoints" / (run_folder / "checkpoints/latest").read_text()
     return {path.name: torch.load(path, weights_only=False) for path in sorted(latest.glob("*.pt"))}
 

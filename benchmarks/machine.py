@@ -1,4 +1,4 @@
-"""What a result file says about where it was measured."""
+"""Date, device and versions that a result file says of its measurement."""
 
 import platform
 from datetime import date
@@ -21,13 +21,6 @@ def describe() -> dict:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

@@ -1,6 +1,6 @@
 # C candidates, K kept, M targets
-"""What packing is worth: real tokens per second of a scoring pass and of a weighted step, packed and padded,
-at the lengths of a pool.
+"""Measure what packing is worth: real tokens per second of a scoring pass and of a weighted step, packed and
+padded, at the lengths of a pool.
 
     python -m benchmarks.packing --pool POOL.jsonl --tokenizer FOLDER
 
@@ -136,7 +136,7 @@ def drawn(options) -> list[Sample]:
 
 
 def build(options, size: int):
-    """``(attention, engine)``."""
+    """The attention kernel, and an engine around a random Llama that runs on it."""
     config = Config()
     config.selection.candidates_per_step, config.selection.keep_per_step = options.candidates, options.keep
     config.training.micro_batch_size = size or options.keep

@@ -91,7 +91,7 @@ def fidelity(result: dict) -> str:
 
 
 def features(*results: dict) -> str:
-    """Of the features that scores of a file are written with."""
+    """Closeness of the features in scores of a file to the gradients."""
     rows = [
         [
             Path(result["settings"]["model"]).name + (", LoRA" if case == "lora" else ", full"),
@@ -207,7 +207,7 @@ def scaling(result: dict) -> str:
 
 
 def soak(result: dict) -> str:
-    """What a long run held, and what of it rose."""
+    """Levels of a long run's series, and the rise of their floors."""
     rows = [
         [
             name.replace("_", " ").replace("mib", "MiB"),
@@ -228,7 +228,7 @@ def soak(result: dict) -> str:
 
 
 def quickstart(results: list) -> str:
-    """Its summary, in few columns."""
+    """Summary of the quickstart, in few columns."""
     rows = [
         [
             run["label"],
@@ -241,7 +241,8 @@ def quickstart(results: list) -> str:
         ]
         for run in results
     ]
-    pool = f"Pool: {results[0]['damaged_pool']:.1%} damaged, {results[0]['target_pool']:.1%} of the target's kind."
+    first = results[0]
+    pool = f"Pool: {first['damaged_pool']:.1%} damaged, {first['target_pool']:.1%} of the target's kind."
     headings = [
         "run",
         "loss before",
@@ -259,7 +260,7 @@ def plan_table(result: dict) -> str:
 
 
 def fuzz_input(result: dict) -> str:
-    """What came of random and hostile input."""
+    """Counts of random and hostile input, by kind."""
     names = ("inputs", "accepted", "refused", "crashed")
     rows = [[name, *(f"{kind[key]:,}" for key in names)] for name, kind in result["kinds"].items()]
     table = _table(["", *names], [*rows, ["all", *(f"{result[key]:,}" for key in names)]])
@@ -267,33 +268,32 @@ def fuzz_input(result: dict) -> str:
 
 
 def versions(result: dict) -> str:
-    """What the tests ran with at both ends of the requirements, and how they ended."""
+    """Versions of packages at both ends of the requirements, and how the tests ended with them."""
     names = dict.fromkeys(name for found in result.values() for name in found["versions"])
     rows = [["Python", *(found["python"] for found in result.values())]]
     rows += [[name, *(found["versions"].get(name, "-") for found in result.values())] for name in names]
     ended = (
-        "{passed} passed, {failed} failed, {skipped} skipped".format(**{**f, "failed": len(f["failed"])})
-        for f in result.values()
+        f"{found['passed']} passed, {len(found['failed'])} failed, {found['skipped']} skipped"
+        for found in result.values()
     )
-    return _table(
-        ["", *result], [*rows, ["tests", *ended], ["on", *(found["date"] for found in result.values())]]
-    )
+    dates = (found["date"] for found in result.values())
+    return _table(["", *result], [*rows, ["tests", *ended], ["on", *dates]])
 
 
 def comparison(result: dict) -> str:
     """The tables that ``pipeline.compare`` prints, and its notes."""
     rows = [_row(row) for row in result["variants"].values()]
     names, cells = [row.variant for row in rows], pd.DataFrame(result["cells"])
-    num_seeds, num_cells = cells["seed"].nunique(), len(cells)
-    of_machine = result["environment"]
+    versions_of = result["environment"].get("versions", {})
+    counts = f"{len(names)} variants, {len(result['targets'])} target(s), {cells['seed'].nunique()} seeds"
     return "\n\n".join(
         [
-            f"{num_cells} runs: {len(names)} variants, {len(result['targets'])} target(s), {num_seeds} seeds.",
+            f"{len(cells)} runs: {counts}.",
             _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
             *([by_target(result)] if len(result["targets"]) > 1 else []),
             _columns(names, outcome.time_and_kept(rows, cells)),
             "\n".join(f"- {note}" for note in result["notes"]),
-            f"Versions: {', '.join(f'{k} {v}' for k, v in of_machine.get('versions', {}).items())}.",
+            f"Versions: {', '.join(f'{name} {version}' for name, version in versions_of.items())}.",
         ]
     )
 
@@ -309,7 +309,7 @@ def by_target(result: dict) -> str:
 
 
 def standings(result: dict) -> str:
-    """A comparison in few columns."""
+    """Variants of a comparison in few columns."""
     rows = [_row(row) for row in result["variants"].values()]
     shown = dict(
         [
@@ -330,12 +330,12 @@ def standings(result: dict) -> str:
 
 
 def verdict(result: dict) -> str:
-    """What a comparison says of itself."""
+    """The verdict of a comparison, as a quotation."""
     return f"> {result['verdict']}"
 
 
 def machine(*results: dict) -> str:
-    """Where results were measured."""
+    """Machines and versions of the results, each once."""
     known = {json.dumps(result["machine"], sort_keys=True): result["machine"] for result in results}
     return "\n".join(
         f"- {m['device']}, {m['threads']} thread(s), Python {m['python']}, "
@@ -387,11 +387,9 @@ def _row(values: dict) -> Row:
 
 
 def _with_error(value: Estimate) -> str:
-    return (
-        "-"
-        if value.mean is None
-        else f"{value.mean:.3f}" + (f" ±{value.error:.3f}" if value.error is not None else "")
-    )
+    if value.mean is None:
+        return "-"
+    return f"{value.mean:.3f}" + (f" ±{value.error:.3f}" if value.error is not None else "")
 
 
 def _columns(names: list[str], columns: outcome.Columns) -> str:

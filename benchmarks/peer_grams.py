@@ -1,6 +1,6 @@
 # C candidates, T tokens, V vocabulary, O out_features, I in_features, n elements of a weight
-"""One Gram matrix, got in several ways: K_ij = <D g_i, D g_j> over the trained linear weights, with Adam's D
-= 1 / (sqrt(v) + eps).
+"""One Gram matrix, got in several ways: K_ij = <D g_i, D g_j> over the trained linear weights, with Adam's
+D = 1 / (sqrt(v) + eps).
 
 Each way is a context manager that takes a ``Problem``, prepares the model (that is not timed) and yields a
 function without arguments that returns K, float64 (C, C).  Ways that only deliver per-sample gradients share
@@ -9,10 +9,12 @@ freed after its turn where the peer lets go of it.
 
     loop       batch-of-one backward passes of plain autograd; C gradients of the whole model are held
     vmap       torch.func: vmap(grad(loss)) over functional_call; all gradients are held
-    opacus     GradSampleModule; all ``.grad_sample`` are held at the end of the backward, and ``.grad`` beside them
-    bergson    its hook collector with its AdamNormalizer, which is our D; a layer's rows are multiplied inside the backward and not
-               held. The model is frozen but for the embedding, as bergson's own loader leaves it.
-    ours       ``scoring_pass`` with each Gram backend. They form a row more, the target's, which is zero here.
+    opacus     GradSampleModule; all ``.grad_sample`` are held at the end of the backward, and ``.grad``
+               beside them
+    bergson    its hook collector with its AdamNormalizer, which is our D; a layer's rows are multiplied
+               inside the backward and not held. The model is frozen but for the embedding, as bergson's own
+               loader leaves it.
+    ours       ``scoring_pass`` with each Gram backend. They form a row more, the target's, zero here.
 """
 
 import copy
@@ -88,8 +90,8 @@ def pose(model: nn.Module, input_ids_CT: torch.Tensor, other_ids_NT: torch.Tenso
 
 
 def per_sample_loss(logits_CTV: torch.Tensor, input_ids_CT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each sample, (C,), at least float32. Without boolean indexing, which vmap cannot
-    follow."""
+    """Mean cross-entropy of each sample, (C,), at least float32; formed without boolean indexing, which vmap
+    cannot follow."""
     logits_CVT = logits_CTV[:, :-1].to(torch.promote_types(logits_CTV.dtype, torch.float32)).transpose(1, 2)
     return F.cross_entropy(logits_CVT, input_ids_CT[:, 1:], reduction="none").mean(1)
 
@@ -239,8 +241,10 @@ def bergson(problem: Problem) -> Iterator[Run]:
             pass
 
     # Where v = 0 our D is 0 and bergson's 1 / eps: infinity makes the two agree.
-    endless = lambda v: v if v.all() else v.masked_fill(v == 0, torch.inf)
-    normalizers = {name: AdamNormalizer(endless(v)) for name, v in problem.exp_avg_sq.items()}
+    endless = {
+        name: v if v.all() else v.masked_fill(v == 0, torch.inf) for name, v in problem.exp_avg_sq.items()
+    }
+    normalizers = {name: AdamNormalizer(v) for name, v in endless.items()}
     trained = [parameter for parameter in problem.model.parameters() if parameter.requires_grad]
 
     def run():

@@ -1,6 +1,6 @@
 # C candidates, T tokens
-"""Ours beside what one would use instead: seconds, peak memory and error of the Gram matrix of Adam-scaled
-per-sample gradients.
+"""Compare ours with what one would use instead: seconds, peak memory and error of the Gram matrix of
+Adam-scaled per-sample gradients.
 
     pip install --no-deps -r benchmarks/requirements.txt    # the peers
     python -m benchmarks.peers [--quick]
@@ -38,13 +38,13 @@ RESULTS = Path(__file__).parent / "results"
 INSTALL = "pip install --no-deps -r benchmarks/requirements.txt"
 NUM_OTHERS = 8  # samples whose squared gradients are the Adam state; 2 with --quick
 LEFT_OUT = {
-    "kronfluence 1.0.1": "its diagonal strategy weighs gradients by 1 / (lambda + damping) with a lambda that it fits itself and "
-    "keeps in files of its own; exp_avg_sq is not an input. Scores are query by training sample, with a "
-    "backward pass for each side",
-    "dattri 0.3.0": "TracInAttributor always projects gradients to 512 numbers and knows no Adam metric; its gradients come from "
-    "vmap(grad), which is measured here",
-    "traker 0.3.2": "its metric is the inverse covariance of projected gradients; its gradients come from vmap(grad) over all "
-    "parameters, or from a loop, both of which are measured here",
+    "kronfluence 1.0.1": "its diagonal strategy weighs gradients by 1 / (lambda + damping) with a lambda "
+    "that it fits itself and keeps in files of its own; exp_avg_sq is not an input. Scores are query by "
+    "training sample, with a backward pass for each side",
+    "dattri 0.3.0": "TracInAttributor always projects gradients to 512 numbers and knows no Adam metric; its "
+    "gradients come from vmap(grad), which is measured here",
+    "traker 0.3.2": "its metric is the inverse covariance of projected gradients; its gradients come from "
+    "vmap(grad) over all parameters, or from a loop, both of which are measured here",
 }
 
 
@@ -102,8 +102,8 @@ def main() -> None:
 
 
 def measure(case: str, arguments, device: torch.device) -> dict:
-    """Every peer on one problem; a peer that is not installed, or fails, has a line that says so instead of
-    numbers."""
+    """Time, memory and error of every peer on one problem; a peer that is not installed, or fails, has a line
+    that says so instead of numbers."""
     problem = build(case, arguments, device)
     expected_CC = reference(problem)
     for name in filter(find_spec, OPTIONAL):
@@ -143,7 +143,7 @@ def measure(case: str, arguments, device: torch.device) -> dict:
 
 
 def first_run(name: str, problem: Problem, expected_CC: torch.Tensor) -> dict:
-    """Peak memory and error; also a warm-up for the clock."""
+    """Peak memory and error of a first run, which also warms up for the clock."""
     grams = []
     with PEERS[name](problem) as run:
         peak = peak_bytes(lambda: grams.append(run()), problem.device)
@@ -154,8 +154,8 @@ def first_run(name: str, problem: Problem, expected_CC: torch.Tensor) -> dict:
 
 
 def build(case: str, arguments, device: torch.device) -> Problem:
-    """Pretrained model, random tokens. Adapters get values, so that lora_A has a gradient, as after some
-    training."""
+    """The problem of a pretrained model and random tokens. Adapters get values, so that lora_A has a
+    gradient, as after some training."""
     model = AutoModelForCausalLM.from_pretrained(
         arguments.model, dtype=resolve_dtype("auto", device), attn_implementation="sdpa"
     )

@@ -1,8 +1,8 @@
 # C candidates, T tokens
-"""How far predictions of ``pipeline.plan`` are from measured steps on this machine.
+"""Compare predictions of ``pipeline.plan`` with measured steps on this machine.
 
-    python -m benchmarks.plan_error [--cases full lora] [--backends exact projected factored] [--candidates 4]
-    [--tokens 128]
+    python -m benchmarks.plan_error [--cases full lora] [--backends exact projected factored]
+                                    [--candidates 4] [--tokens 128]
 
 Before each run of ``benchmarks.step_cost`` the machine is measured anew
 (``pipeline.planning.hardware.measure``), since its speed may vary.  Results go to
@@ -42,27 +42,12 @@ def main() -> None:
     for case in arguments.cases:
         for backend in arguments.backends:
             hardware = measure()
-            result = in_process(
-                [
-                    "--model",
-                    arguments.model,
-                    "--cases",
-                    case,
-                    "--backend",
-                    backend,
-                    "--candidates",
-                    arguments.candidates,
-                    "--tokens",
-                    arguments.tokens,
-                ]
-            )
+            options = {"model": arguments.model, "cases": case, "backend": backend}
+            options |= {"candidates": arguments.candidates, "tokens": arguments.tokens}
+            result = in_process([f"--{name}={value}" for name, value in options.items()])
             compared.append(compare(result, case, backend, hardware))
-            print(
-                json.dumps(
-                    {key: compared[-1][key] for key in ("case", "backend", "predicted_over_measured")}
-                ),
-                flush=True,
-            )
+            shown = {key: compared[-1][key] for key in ("case", "backend", "predicted_over_measured")}
+            print(json.dumps(shown), flush=True)
     found = {**summary(compared), "machine": result["machine"], "compared": compared}
     arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {arguments.output}")

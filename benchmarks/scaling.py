@@ -1,9 +1,9 @@
 # C candidates, W ranks
-"""How the traffic of a step grows with the number of ranks: counted, compared with the planner's formulas,
-and carried to 512 ranks.
+"""Count the traffic of a step as the number of ranks grows, compare it with the planner's formulas, and carry
+these to 512 ranks.
 
-    python -m benchmarks.scaling                  # counts on 1, 2, 4 and 8 processes of this machine, then the model; minutes
-    python -m benchmarks.scaling --processes 1 2  # fewer
+    python -m benchmarks.scaling                  # on 1, 2, 4 and 8 processes of this machine; minutes
+    python -m benchmarks.scaling --processes 1 2  # on fewer
 
 Counted are the bytes that all ranks together send to each other in one selection, by
 ``pipeline.ranks.collectives`` as they are sent; ZeRO's own traffic (gradients, gathered parameters) is
@@ -120,7 +120,7 @@ def settings(world_size: int, stage: int, model: str) -> Config:
 
 
 def predicted_small(world_size: int, model: str) -> list[dict]:
-    """What the planner says of ``settings``: bytes that all ranks together send."""
+    """Bytes that all ranks together send in one selection under ``settings``, as the planner has them."""
     rows, shapes = [], read_shapes(ModelConfig(name=model, lora_rank=0))
     hardware = replace(BUILT_IN["h100"], device_type="cpu")
     for stage in STAGES:
@@ -134,7 +134,7 @@ def predicted_small(world_size: int, model: str) -> list[dict]:
 
 
 def count(world_size: int, model: str, folder: Path) -> list[dict]:
-    """The same, as real ranks send it, and whether the two agree."""
+    """Bytes that real ranks send in it, and whether they are those of ``predicted_small``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,5 +1,6 @@
 # C candidates, K kept, F factors, N noise dimensions
-"""What rank 0's solve costs: the Filter and the Weight on a Gram matrix of C candidates, K = C / 4 kept.
+"""Measure what rank 0's solve costs: the Filter and the Weight on a Gram matrix of C candidates, K = C / 4
+kept.
 
     OMP_NUM_THREADS=1 python -m benchmarks.solve_cost
 
@@ -87,8 +88,9 @@ def measure(num_candidates: int, rounds: int, ridge: float) -> dict:
 
 
 def synthetic(num_candidates: int, rng: np.random.Generator) -> Signals:
-    """phi_i = n_i (sqrt(s) f_i + sqrt(1 - s) e_i): f_i in F shared directions whose variance falls as 1 /
-    rank, e_i noise, n_i a log-normal norm. The target is the mean of four such samples, noise included."""
+    """Signals of phi_i = n_i (sqrt(s) f_i + sqrt(1 - s) e_i): f_i in F shared directions whose variance falls
+    as 1 / rank, e_i noise, n_i a log-normal norm. The target is the mean of four such samples, noise
+    included."""
     num_rows = num_candidates + 4
     variance_F = 1 / np.arange(1, NUM_FACTORS + 1)
     shared_CF = rng.normal(size=(num_rows, NUM_FACTORS)) * np.sqrt(SHARED * variance_F / variance_F.sum())

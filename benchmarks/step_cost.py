@@ -1,6 +1,6 @@
 # C candidates, T tokens
-"""What selection costs: time and peak memory of scoring + Gram + solve for C candidates, over a plain forward
-and backward.
+"""Measure what selection costs: time and peak memory of scoring + Gram + solve for C candidates, over a plain
+forward and backward.
 
     python -m benchmarks.step_cost [--backend exact|projected|factored] [--quick]
     deepspeed --num_gpus 2 --module benchmarks.step_cost          # the same on 2 ranks
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def in_process(arguments: list) -> dict:
-    """The result file of one measurement with these arguments, in a process of its own: memory starts
+    """The result file of one measurement with these arguments, in a process of its own, where memory starts
     afresh."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "step_cost.json"
@@ -210,7 +210,7 @@ def build(case: str, arguments, world_size: int):
 
 
 def timed(action, device: torch.device) -> float:
-    """Seconds, in the state in which training would leave the allocator."""
+    """Seconds of ``action``, in the state in which training would leave the allocator."""
     begin = time.perf_counter()
     action()
     if device.type == "cuda":

@@ -1,5 +1,5 @@
-"""Memory and time of having a pool tokenised: as lists in memory, written to the token cache, and found
-there.
+"""Measure memory and time of having a pool tokenised: as lists in memory, written to the token cache, and
+found there.
 
     python -m benchmarks.token_cache --tokenizer FOLDER
 
@@ -35,44 +35,10 @@ from pipeline.data.token_file import TokenFile
 
 RESULTS = Path(__file__).parent / "results"
 CASES, STEPS, CANDIDATES = ("lists", "first start", "next start"), 100, 32
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "was",
-    "for",
-    "that",
-    "on",
-    "with",
-    "as",
-    "by",
-    "at",
-    "from",
-    "it",
-    "an",
-    "be",
-    "this",
-    "which",
-    "or",
-    "are",
-    "not",
-    "have",
-    "has",
-    "had",
-    "they",
-    "you",
-    "we",
-    "all",
-    "water",
-    "house",
-    "number",
-    "people",
-    "school",
-    "country",
-]
+WORDS = (
+    "the of and to in is was for that on with as by at from it an be this which or are not have has had they "
+    "you we all water house number people school country"
+)
 
 
 def main() -> None:
@@ -109,28 +75,21 @@ def main() -> None:
 
 
 def write_pool(folder: Path, num_samples: int, num_tokens: int, seed: int) -> None:
-    rng = random.Random(seed)
-    text = lambda count: " ".join(rng.choices(WORDS, k=count))
+    rng, words = random.Random(seed), WORDS.split()
+
+    def text(count: int) -> str:
+        return " ".join(rng.choices(words, k=count))
+
     with open(folder / "pool.jsonl", "w", encoding="utf-8") as file:
         for _ in range(num_samples):
             half = rng.randint(num_tokens // 4, 3 * num_tokens // 4)
-            file.write(
-                json.dumps({"prompt": text(half), "completion": " " + text(num_tokens - half - 1)}) + "\n"
-            )
+            row = {"prompt": text(half), "completion": " " + text(num_tokens - half - 1)}
+            file.write(json.dumps(row) + "\n")
 
 
 def in_a_process(case: str, folder: str, tokenizer: str) -> dict:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.token_cache",
-        "--tokenizer",
-        tokenizer,
-        "--case",
-        case,
-        "--folder",
-        folder,
-    ]
+    options = (f"--tokenizer={tokenizer}", f"--case={case}", f"--folder={folder}")
+    command = [sys.executable, "-m", "benchmarks.token_cache", *options]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -169,7 +128,7 @@ def measured(case: str, folder: Path, tokenizer_name: str) -> dict:
 
 
 def warm_up(folder: Path, tokenizer) -> None:
-    """Both ways once, with a few samples: libraries load parts of themselves when they are first needed."""
+    """Go both ways once, with a few samples: libraries load parts of themselves at first use."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         write_pool(Path(name), 300, 20, 0)
         data = DataConfig(pool=[f"{name}/pool.jsonl"], cache_folder=f"{name}/cache")
@@ -179,7 +138,7 @@ def warm_up(folder: Path, tokenizer) -> None:
 
 
 class Memory:
-    """The most that this process has had, above what it had at first."""
+    """The most memory that this process has had, above what it had at first."""
 
     def __enter__(self) -> "Memory":
         self._first, self._most, self._ended = self._now(), self._now(), threading.Event()

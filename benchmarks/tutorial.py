@@ -62,7 +62,7 @@ def renewed(page: str, run: Callable[[str], str]) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """What the commands find in the folder of the project."""
+    """Link into ``folder`` what the commands find in the folder of the project."""
     for name in ("ds_configs", "launch"):
         (folder / name).symlink_to(ROOT / name)
 

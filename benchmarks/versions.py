@@ -1,5 +1,4 @@
-"""Run tests in the present environment and write down which versions of other packages they ran with, and how
-they ended.
+"""Run tests in the present environment; write down how they ended, with which versions of other packages.
 
 bash launch/test_versions.sh oldest    # or newest; makes the environment and starts this
 python -m benchmarks.versions NAME [pytest arguments]
@@ -25,7 +24,7 @@ TESTS = (
     f"--deselect={TRAINER}::test_the_trainer_example_runs_under_both_launchers",
     f"--deselect={TRAINER}::test_the_sft_trainer_example_runs",
     "tests/test_library.py",
-    "tests/kept",
+    "tests/step",
     "tests/scoring/test_factors.py",
     "tests/scoring/test_packing.py",
     "tests/training/test_packing_runs.py",
@@ -34,8 +33,9 @@ TESTS = (
     "tests/data/test_chat.py",
     "tests/data/test_sources.py",
 )
-"""Trainers and a loop of one's own, factors, packed Gram matrices against the dense reference on two ranks,
-engines, data: what touches torch, DeepSpeed, transformers, peft, trl and datasets most, in minutes."""
+"""Trainers and a loop of one's own, the weighted step, factors, packed Gram matrices against the dense
+reference on two ranks, engines, data: what touches torch, DeepSpeed, transformers, peft, trl and datasets
+most, in minutes."""
 
 
 def main(arguments: list[str]) -> int:

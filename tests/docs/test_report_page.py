@@ -63,11 +63,12 @@ def test_every_kind_of_incident_has_a_row_and_no_other():
 
 
 def test_every_warning_has_a_row_with_words_of_its_own():
-    """One for each check of the watch, and for each that the hook says."""
+    """One for each check of the watch, and for each that a look brings."""
     quoted = [
         cell[1:-1] for cell in first_cells(part("Warnings and fallbacks")) if re.fullmatch(r"\*[^*]+\*", cell)
     ]
-    texts = literals("pipeline/training/guards.py", "pipeline/hook.py")
+    looks = ("pipeline/step/retries.py", "pipeline/step/chooser.py")
+    texts = literals("pipeline/training/guards.py", *looks)
     assert not [words for words in quoted if not any(words in text for text in texts)]
     watch = next(
         node for node in tree(guards).body if isinstance(node, ast.ClassDef) and node.name == "Watch"
@@ -79,8 +80,8 @@ def test_every_warning_has_a_row_with_words_of_its_own():
         and isinstance(node.func, ast.Attribute)
         and node.func.attr.startswith("_")
     } - {"_repeats"}
-    said_by_hook = (ROOT / "pipeline/hook.py").read_text().count("scores.warnings.append(")
-    assert len(quoted) == len(checks) + said_by_hook
+    said_of_looks = sum((ROOT / file).read_text().count('f"WARNING at step') for file in looks)
+    assert len(quoted) == len(checks) + said_of_looks and said_of_looks == 2
 
 
 def test_every_sentence_of_the_verdict_that_it_quotes_is_there():

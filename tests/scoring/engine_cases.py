@@ -230,21 +230,18 @@ def share(samples: list[Sample], rank: int, world_size: int) -> list[Sample]:
 @contextmanager
 def exchange_bound(num_bytes: int):
     """Below the smallest bound that the settings allow (1 MiB)."""
-    from pipeline import hook
+    from pipeline.scoring.backends import BACKENDS
 
-    names = ("ExactGram", "ProjectedGram", "FactoredGram")
-    originals = {name: getattr(hook, name) for name in names}
+    originals = dict(BACKENDS)
 
     def bounded(original):
-        return lambda *arguments, **options: original(*arguments[:7], num_bytes, *arguments[8:], **options)
+        return lambda problem, *others: original(replace(problem, exchange_bytes=num_bytes), *others)
 
-    for name, original in originals.items():
-        setattr(hook, name, bounded(original))
+    BACKENDS.update({name: bounded(original) for name, original in originals.items()})
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(hook, name, original)
+        BACKENDS.update(originals)
 
 
 def run_engines(cases: list[Case], model_folder: str, folder: str) -> list[dict]:
