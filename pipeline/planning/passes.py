@@ -10,7 +10,7 @@ transformers makes them, operation by operation and unfused.  Blocks of other ki
 sliding windows) differ there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from pipeline import config
@@ -118,10 +118,10 @@ def plain(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
     With LoRA the first block's inputs need no gradient; that they are counted makes less than one block of
     difference.
     """
-    recomputed = forward(shapes, run, num_samples) if run.checkpoints else []
+    again = recomputed(shapes, run, num_samples) if run.checkpoints else []
     return {
         "forward": forward(shapes, run, num_samples),
-        "backward": [*recomputed, *backward(shapes, run, num_samples)],
+        "backward": [*again, *backward(shapes, run, num_samples)],
         "attention": attention(shapes, run, num_samples),
         "loss": loss(shapes, run, num_samples),
         "weight_gradients": weight_gradients(shapes, run, num_samples),
@@ -138,6 +138,17 @@ def forward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 
         *(product(tokens, layer.in_features, layer.out_features, e) for layer in layers),
         Compute(memory_bytes=float(tokens) * num_blocks * _bytes_between(shapes, e)),
     ]
+
+
+def recomputed(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
+    """Forward of the blocks once more, each without its last product.
+
+    torch.utils.checkpoint stops where all that the backward needs is there again, and what the last layer
+    gives it does not need. In a scoring pass that layer has a hook, so all is computed.
+    """
+    last = {layer.block: layer.name for layer in shapes.linears}
+    inner = tuple(layer for layer in shapes.linears if last[layer.block] != layer.name)
+    return forward(replace(shapes, linears=inner), run, num_samples)
 
 
 def backward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0) -> Work:

@@ -1,6 +1,5 @@
 """What a run writes besides its records: the folder itself, environment, pool counts, final model."""
 
-import fcntl
 import json
 import os
 import platform
@@ -9,10 +8,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Optional, TextIO
+from typing import Any, Optional
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from peft import PeftModel
 
 from pipeline import config as configuration
@@ -30,7 +30,7 @@ from pipeline.versions import installed
 FINISHED, LOCK, CONFIG = "finished.json", "lock", "config.yaml"
 BEFORE_A_RUN = {LOCK, durable.partial(Path(CONFIG)).name}
 """Left by a process that was killed before its folder was a run's."""
-_held: dict[Path, TextIO] = {}
+_held: dict[Path, FileLock] = {}
 PACKAGES = (
     "torch",
     "deepspeed",
@@ -107,15 +107,18 @@ def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
 
 
 def hold(folder: Path, setting: str) -> None:
-    """Against other processes, until this one ends. Two jobs in one folder would mix their records: a
-    requeued job may start while the old one still writes. Raises ValueError, naming the ``setting``, where
-    another process holds it."""
+    """Lock the folder against other processes until this one ends, be it killed.
+
+    Two jobs in one folder would mix their records: a requeued job may start while the old one still writes.
+    Raises ValueError, naming the ``setting``, where another process holds it.
+    """
     if folder in _held:
-        _held.pop(folder).close()
-    file = open(folder / LOCK, "a")  # noqa: SIM115  let go by the kernel, also if the process is killed
+        _held.pop(folder).release()
+    # No marker file takes the place of the kernel's lock: it would outlive a process that is killed.
+    lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock.acquire()
+    except Timeout as error:
         raise ValueError(
             f"{setting}: another process writes in {folder}; wait for its end, or name another folder"
         ) from error
@@ -124,7 +127,7 @@ def hold(folder: Path, setting: str) -> None:
             f"{setting}: {folder} cannot be locked ({error.strerror}): let no other job write to it",
             file=sys.stderr,
         )
-    _held[folder] = file
+    _held[folder] = lock
 
 
 def continue_records(folder: Path, found: Found, world_size: int, say: Callable[[str], None]) -> None:

@@ -9,13 +9,13 @@ is something to fine-tune.
 """
 
 import argparse
-import fcntl
 import math
 import random
 import shutil
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,8 +41,8 @@ def located(name: str) -> str:
     if name != "demo":
         return name
     DEMO_FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    with open(DEMO_FOLDER.with_suffix(".lock"), "w") as lock:  # runs that start together make it once
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Runs that start together make it once. A marker file would outlive a killed run, and others would wait.
+    with FileLock(DEMO_FOLDER.with_suffix(".lock"), fallback_to_soft=False):
         if not DEMO_FOLDER.is_dir():
             make(
                 demo_records(),

@@ -2,11 +2,16 @@
 
 import json
 import re
-import struct
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from PIL import Image, ImageChops
 
 from pipeline.report import main
 from pipeline.reporting import browser
@@ -136,6 +141,7 @@ def test_data_cannot_inject_markup_or_secrets_into_the_page(hostile_page):
     assert "value-of-the-token" not in page and "s3cr3t" not in page and "[hidden]" in page
 
 
+SCROLL_WIDTH = "document.documentElement.scrollWidth"
 SMALLEST_TEXT = """(() => {
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
   while (walk.nextNode()) {
@@ -148,28 +154,92 @@ SMALLEST_TEXT = """(() => {
 })()"""
 
 
+@contextmanager
+def chromium() -> Iterator:
+    """The installed Chromium, steered by Playwright, which has none of its own."""
+    reason = "playwright is not installed (requirements-test.txt)"
+    api = pytest.importorskip("playwright.sync_api", reason=reason)
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser.find())
+        yield started
+        started.close()
+
+
+def opened(started, page: Path, width: int, color_scheme: str = "light"):
+    """A page as a device of ``width`` pixels shows it, the addresses it asks for, what its console hears."""
+    context = started.new_context(
+        viewport={"width": width, "height": 844}, is_mobile=width < 600, color_scheme=color_scheme
+    )
+    shown, requests, heard = context.new_page(), [], []
+    shown.on("request", lambda request: requests.append(request.url))
+    shown.on("console", lambda message: heard.append(message.text))
+    shown.on("pageerror", lambda error: heard.append(str(error)))
+    shown.goto(page.resolve().as_uri())
+    return shown, requests, heard
+
+
 @needs_browser
 def test_the_page_fits_a_telephone_and_loads_and_runs_nothing(hostile_page):
-    with browser.browser() as chromium:
+    with chromium() as started:
         for width in (390, 1200):
-            chromium.open(hostile_page, width)
-            assert chromium.requests == [hostile_page.resolve().as_uri()] and chromium.errors == []
-            assert chromium.evaluate("document.documentElement.scrollWidth") == width, (
-                "the page scrolls sideways"
-            )
-            assert chromium.evaluate("document.scripts.length + document.images.length") == 0
-            assert chromium.evaluate(SMALLEST_TEXT) >= 12
-        light = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
-        chromium.open(hostile_page, 390, dark=True)
-        assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") != light
+            shown, requests, heard = opened(started, hostile_page, width)
+            assert requests == [hostile_page.resolve().as_uri()] and heard == []
+            assert shown.evaluate(SCROLL_WIDTH) == width, "the page scrolls sideways"
+            assert shown.evaluate("document.scripts.length + document.images.length") == 0
+            assert shown.evaluate(SMALLEST_TEXT) >= 12
+        light = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        shown, _, _ = opened(started, hostile_page, 390, "dark")
+        assert shown.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+
+@needs_browser
+def test_what_a_page_asks_for_is_seen(tmp_path):
+    """The test above would notice a picture that is nowhere, a script that fails and a paragraph too wide."""
+    page, picture = tmp_path / "page.html", (tmp_path / "none.png").as_uri()
+    page.write_text(
+        "<meta name='viewport' content='width=device-width'><p style='width: 999px'>"
+        f"<img src='{picture}'><script>console.log('a'); undefined.b</script>"
+    )
+    with chromium() as started:
+        shown, requests, heard = opened(started, page, 390)
+        assert requests == [page.as_uri(), picture]
+        assert len(heard) == 3, heard
+        assert shown.evaluate(SCROLL_WIDTH) >= 999
 
 
 @needs_browser
 def test_a_screenshot_shows_the_whole_page_at_its_width(make_run, tmp_path, capsys):
     picture = tmp_path / "new/phone.png"
     assert main([str(make_run("a", num_steps=6)), "--screenshot", str(picture), "--width", "412"]) == 0
-    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
-    assert width == 412 and height > 3000 and str(picture) in capsys.readouterr().out
+    assert str(picture) in capsys.readouterr().out
+    with Image.open(picture) as shown:
+        ground = Image.new("RGB", shown.size, "white")
+        left, top, right, bottom = ImageChops.difference(shown.convert("RGB"), ground).getbbox()
+    assert shown.width == 412 and 3000 < shown.height < browser.MAX_HEIGHT
+    assert right + left == pytest.approx(412, abs=2), "the page was laid out for another width"
+    assert shown.height - bottom == top, "the picture ends too early or too late"
+
+
+@needs_browser
+def test_a_screenshot_ends_at_the_height_that_chromium_can_draw(tmp_path):
+    (tmp_path / "page.html").write_text("<body style='margin: 20px'>top<p style='height: 20000px'><p>end")
+    browser.screenshot(tmp_path / "page.html", tmp_path / "page.png", 300)
+    with Image.open(tmp_path / "page.png") as shown:
+        assert shown.width == 300 and shown.height <= browser.MAX_HEIGHT
+
+
+def test_a_browser_that_hangs_or_fails_is_ended_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(browser, "TIMEOUT_SECONDS", 2)
+    program, pid, finished = (tmp_path / name for name in ("chromium", "pid", "finished"))
+    hang = f"open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(30); open({str(finished)!r}, 'w')"
+    for code in (hang, "sys.exit(1)", "sys.exit(0)"):
+        program.write_text(f"#!{sys.executable} -S\nimport os, sys, time\n{code}\n")
+        program.chmod(0o755)
+        with pytest.raises(RuntimeError, match=r"was ended after 2 s.*open it in any browser instead"):
+            browser.screenshot(tmp_path / "page.html", tmp_path / "page.png", 390)
+    assert not finished.exists() and not psutil.pid_exists(int(pid.read_text()))
+    assert not (tmp_path / "page.png").exists()
 
 
 def test_without_a_browser_the_report_is_there_and_the_way_out_is_said(
