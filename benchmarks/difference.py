@@ -24,11 +24,11 @@ KEPT_FIELDS = ("id", "weight", "alignment")
 def first_difference(before: Path, now: Path) -> Optional[str]:
     """Where the runs in two folders first differ, in words; None if all that is compared is equal.
 
-    Compared are held-out losses, the fields above of each step and each kept sample, and the final parameters.
+    Compared are held-out losses, the fields above of each step and kept sample, and the final parameters.
     """
     one, other = story(before), story(now)
     for key in sorted({*one, *other}):
-        # Compared as they print, which tells apart what == does not (0.0 and -0.0), and not what it does (two NaNs).
+        # As they print, which tells apart what == does not (0.0 and -0.0), and not what it does (two NaNs).
         was, found = (repr(run[key]) if key in run else "nothing" for run in (one, other))
         if was != found:
             return f"step {key[0]}: {key[-1]}: {was} -> {found}"
@@ -36,7 +36,7 @@ def first_difference(before: Path, now: Path) -> Optional[str]:
 
 
 def story(folder: Path) -> dict[tuple[int, int, int, str], Any]:
-    """The values that a run has recorded; their keys, sorted, are in the order in which the run finds them."""
+    """The values that a run has recorded; their keys sort in the order in which the run finds them."""
     found: dict[tuple[int, int, int, str], Any] = {}
     for line in lines(folder / "evaluations.jsonl"):
         found[line["step"], 0, 0, f"held-out loss of {line['name']}"] = line["loss"]

@@ -121,7 +121,7 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
         settings, geometry="update", projection_size=arguments.size, scoring_micro_batch_size=8
     )
     candidates = stream.shard(arguments.steps, 0, 1)
-    exact = SelectionHook.attach(engine, target_set, settings, pad_token_id).score(candidates).signals.gram
+    exact = SelectionHook.attach(engine, target_set, settings, pad_token_id).score(candidates).gram
     gram = np.block(
         [[exact.gram_CC, exact.alignment_C[:, None]], [exact.alignment_C, exact.target_norm_squared]]
     )

@@ -40,7 +40,7 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.selection import registry
-from pipeline.selection.contract import Settings, Signals
+from pipeline.selection.contract import GramSignals, Settings
 from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 from pipeline.training.model import load_tokenizer
@@ -157,11 +157,12 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
     for step in tqdm(
         range(arguments.steps, arguments.steps + arguments.looks), desc=f"{case}: comparisons", unit="look"
     ):
-        signals, weights = dict[str, Signals | None](), dict[str, np.ndarray]()
+        signals, weights = dict[str, GramSignals | None](), dict[str, np.ndarray]()
         for way, changed in ways.items():
             hook = SelectionHook.attach(engine, target_set, changed, pad_token_id)
             look = hook.select(stream.shard(step, 0, 1), step)
-            signals[way], weights[way] = look.signals, dense(look.selection, arguments.candidates)
+            assert look.signals is not None
+            signals[way], weights[way] = look.signals.gram, dense(look.selection, arguments.candidates)
         exact = signals["exact"]
         assert exact is not None
         draw = registry.get("random").select(
@@ -182,7 +183,7 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
 
 
 def measures(
-    exact: Signals, exact_C: np.ndarray, other: Signals | None, other_C: np.ndarray
+    exact: GramSignals, exact_C: np.ndarray, other: GramSignals | None, other_C: np.ndarray
 ) -> dict[str, float]:
     """The MEASURES of one look, from dense weights (C,); ``other`` is None where nothing was scored."""
     norm = lambda weights_C: np.sqrt(weights_C @ exact.gram_CC @ weights_C)

@@ -1,4 +1,4 @@
-"""Ranks of one run on this machine: their environment, what is imported before they are forked, and where they meet."""
+"""Ranks of one run on this machine: environment, modules to import before they are forked, meeting place."""
 
 import socket
 

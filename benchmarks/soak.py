@@ -136,7 +136,7 @@ def size(path: Path) -> int:
 
 
 def judge(samples: list[dict]) -> dict:
-    """Mean, extremes and rise of the floor an hour of each series, and which of them rise too fast."""
+    """Of each series mean, extremes and the rise an hour of its floor; and which rise too fast."""
     end = samples[-1]["seconds"]
     late = [sample for sample in samples if sample["seconds"] >= end / 10]
     parts = np.array_split(np.arange(len(late)), PARTS)

@@ -71,7 +71,7 @@ def measure(num_candidates: int, rounds: int, ridge: float) -> dict:
         rng = np.random.default_rng((num_candidates, seed))
         signals = synthetic(num_candidates, rng)
         begin = time.perf_counter()
-        filtered.append(len(residual_filter(signals, keep)[0]))
+        filtered.append(len(residual_filter(signals.gram, keep)[0]))
         filter_seconds.append(time.perf_counter() - begin)
         begin = time.perf_counter()
         selection = method.select(signals, keep, num_candidates, rng, Settings(ridge=ridge))

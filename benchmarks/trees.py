@@ -1,6 +1,6 @@
-"""Source trees of this repository whose training program runs in processes of their own, so that no two of them meet in one.
+"""Source trees of this repository, each with a process of its own that trains, so that no two meet in one.
 
-Of a tree nothing is used but its training program, the names of its settings, and what a run leaves in its folder.
+Of a tree nothing is used but its training program, the names of its settings, and what a run leaves behind.
 """
 
 import importlib
@@ -96,11 +96,11 @@ def git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-# What follows runs in the process of a tree. It imports from the tree inside functions, because the tree is known only there.
+# What follows runs in the process of a tree, and imports inside functions: the tree is known only there.
 
 
 def enter(root: Path, folder: Path) -> None:
-    """Import from this tree from now on, and work in a folder where the demo model is made once for all trees."""
+    """Import from this tree from now on, and work in a folder where all trees find the same demo model."""
     sys.path.insert(0, str(root))
     os.chdir(folder)
     for name in PRELOADED:
@@ -121,7 +121,7 @@ def known_settings() -> set[str]:
 
 
 def run_ranks(arguments: list[str], logs: list[Path]) -> list[Optional[int]]:
-    """Exit codes of the ranks of one run, which are forked from this process; negative for one that had to be killed."""
+    """Exit codes of the ranks of one run, forked from this process; negative where one had to be killed."""
     context, port = multiprocessing.get_context("fork"), free_port()
     ranks = [
         context.Process(target=rank_process, args=(rank, port, log, arguments))

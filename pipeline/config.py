@@ -137,7 +137,7 @@ class SelectionConfig:
     """Candidates that one step keeps for its update, over all ranks (K), typically 5-25 % of them."""
     target_per_step: int = 8
     """Target samples whose mean gradient is matched in one step, over all ranks; the set is taken in turn."""
-    geometry: Literal[("auto", *GEOMETRIES)] = "auto"  # type: ignore[valid-type]  # names known at import alone
+    geometry: Literal[tuple(["auto", *GEOMETRIES])] = "auto"  # type: ignore[valid-type]  # names known at import alone
     """Space of the match: Adam's update D g (update), D^1/2 g (curvature), the raw gradient g (identity), or
     D g of candidates against g of the target (update_to_gradient). auto is the method's own (grad_norm,
     grad_dot, grad_match, greats: identity; less, opus: update_to_gradient; another is refused), else

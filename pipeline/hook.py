@@ -57,8 +57,8 @@ class SelectionHook:
             reference_model: for ``rho_loss``, whole on this rank's device.
             is_packed: samples stand one behind the other in one row instead of being padded;
                 ``training.attention.packs`` says where. A loop of one's own must then take its logits from
-                ``scoring.loss.causal_logits(engine, input_ids_BT, lengths)``, which keeps the samples of a row
-                apart.
+                ``scoring.loss.causal_logits(engine, input_ids_BT, lengths)``, which keeps the samples of a
+                row apart.
 
         Returns:
             The hook, which holds on to ``engine``. Nothing of the engine is changed.
@@ -105,8 +105,8 @@ class SelectionHook:
             keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
 
         Returns:
-            Positions and weights of the kept among the C candidates in rank order (``selection``), the same on
-            every rank, with everything that was seen and spent on the way.
+            Positions and weights of the kept among the C candidates in rank order (``selection``), the same
+            on every rank, with everything that was seen and spent on the way.
 
         Raises:
             ValueError: on all ranks together: unequal numbers of candidates, or a target without a finite
@@ -121,16 +121,16 @@ class SelectionHook:
         return self.chooser.choose(share, moments, measured, step, keep)
 
     def score(self, candidates: Candidates, target: Optional[TargetRow] = None) -> Measured:
-        """What candidates of all ranks come to, of whom nothing is selected, under the optimizer's present state.
-        Every rank calls it.
+        """What candidates of all ranks come to, of whom nothing is selected, under the optimizer's present
+        state. Every rank calls it.
 
-        For a method that needs a Gram. Adam's moments must be there where the geometry needs them: there is no
-        warm-up.
+        For a method that needs a Gram. Adam's moments must be there where the geometry needs them: there is
+        no warm-up.
 
         Args:
             candidates: this rank's R = C / W, as many as every other rank's.
-            target: what an earlier call has returned as ``target``, from this hook and this state of the engine;
-                without it the whole target set is measured.
+            target: what an earlier call has returned as ``target``, from this hook and this state of the
+                engine; without it the whole target set is measured.
 
         Returns:
             The Gram problem in rank order, the same on every rank, as ``signals``, whose numbers may be
@@ -150,14 +150,14 @@ class SelectionHook:
         micro_steps: Optional[int] = None,
         micro_batch_size: Optional[int] = None,
     ) -> list[MicroBatch]:
-        """This rank's micro-batches of the kept samples, which are dealt over ranks by their tokens. Every rank
-        calls it.
+        """This rank's micro-batches of the kept samples, which are dealt over ranks by their tokens. Every
+        rank calls it.
 
         Args:
             candidates: as given to ``select``.
             selection: what it has chosen.
-            micro_steps: how many micro-batches each rank gets, blank ones where samples are few; by default the
-                engine's gradient accumulation steps.
+            micro_steps: how many micro-batches each rank gets, blank ones where samples are few; by default
+                the engine's gradient accumulation steps.
             micro_batch_size: most samples of one; by default the engine's.
 
         Returns:
@@ -202,7 +202,8 @@ class SelectionHook:
         return weighted_loss(loss_B, batch.weights_B, divisor)
 
     def agree(self, selection: Selection, step: int) -> str:
-        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the same."""
+        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the
+        same."""
         return self.chooser.agree(selection, step)
 
     # -- what a checkpoint keeps --
@@ -234,9 +235,9 @@ def _refuse_contradictions(
     rates = set(engine.get_lr()) if method.reads_learning_rate else set()
     if len(rates) > 1:
         raise ValueError(
-            f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups have "
-            f"{len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take another "
-            "method"
+            f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups "
+            f"have {len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take "
+            "another method"
         )
     if targets is None and method.needs_target:
         raise ValueError(f"selection.method = {settings.method} needs target samples")

@@ -17,7 +17,8 @@ def train_step(
 ) -> TrainedStep:
     """One optimizer step on the samples that the method keeps. Every rank calls it.
 
-        candidates -> factors -> moments -> Gram -> all-reduce -> filter, then weight -> broadcast -> weighted step
+        candidates -> factors -> moments -> Gram -> all-reduce
+                   -> filter, then weight -> broadcast -> weighted step
 
     Args:
         hook: attached to the engine that is trained.
@@ -29,7 +30,8 @@ def train_step(
         What was chosen, trained on and spent; ``look`` of it goes into the next call.
 
     Raises:
-        ValueError: ``step`` lies between two looks, and the latest is not given; or as ``SelectionHook.select``.
+        ValueError: ``step`` lies between two looks, and the latest is not given; or as
+            ``SelectionHook.select``.
         RuntimeError: as ``SelectionHook.select`` and ``weighted_step``.
     """
     engine, ranks, every = hook.engine, hook.collectives, hook.settings.score_every
@@ -41,8 +43,8 @@ def train_step(
         share = hook.scorer.share(candidates)
         # Moments: this rank's slices of exp_avg and exp_avg_sq, read where ZeRO keeps them.
         moments = hook.scorer.moments(step)
-        # Factors, Gram, all-reduce: forwards and activation-gradient backwards hand each layer's two factors on;
-        # their products meet the moments at the owners, whose parts of the Gram matrix are summed over ranks.
+        # Factors, Gram, all-reduce: a forward and an activation-gradient backward hand on two factors of each
+        # layer; their products meet the moments, and parts of the Gram matrix are summed over ranks.
         measured = hook.scorer.measure(share, moments, step)
         # Filter, then weight, on rank 0 in float64; broadcast, and hashes compared.
         look = hook.chooser.choose(share, moments, measured, step)

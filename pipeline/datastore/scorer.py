@@ -15,7 +15,6 @@ import torch
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.datastore.sketch import CountSketch
 from pipeline.hook import SelectionHook
-from pipeline.selection.contract import Signals
 from pipeline.step.look import Measured, TargetRow
 
 
@@ -73,11 +72,16 @@ class FileScorer:
         or not finite."""
         collectives = self.hook.collectives
         rows = -(-self.batch // collectives.world_size)
-        measured, signals = self._measure([self.blank] * rows)
-        norm_squared, loss = signals.gram.target_norm_squared, measured.target_loss
+        measured = self._measure([self.blank] * rows)
+        norm_squared, loss, targets = (
+            measured.gram.target_norm_squared,
+            measured.target_loss,
+            self.hook.targets,
+        )
+        assert loss is not None and targets is not None  # a method that needs a Gram has measured them
         if not np.isfinite(norm_squared) or norm_squared == 0:
             raise ValueError(
-                f"the mean gradient of the {self.hook.targets.num_per_step} samples of data.target is "
+                f"the mean gradient of the {targets.num_per_step} samples of data.target is "
                 f"{'zero' if norm_squared == 0 else 'not finite'}: nothing can be measured "
                 "against it; look at data.target, or set training.precision to fp32"
             )
@@ -86,7 +90,6 @@ class FileScorer:
             part_k = _features_Rk(measured)[-1]
             self._sketch = CountSketch(len(part_k), self.num_features, f"{self.seed} features", part_k.device)
             features_D = collectives.sum(self._sketch(part_k[None])[0]).cpu().numpy()
-        assert loss is not None  # a method that needs a Gram has measured it
         return Target(loss, norm_squared, features_D)
 
     def part(self, samples: list[Sample], after_batch: Callable[[int, bool], None]) -> Scored:
@@ -113,25 +116,23 @@ class FileScorer:
         collectives = self.hook.collectives
         rows = -(-len(samples) // collectives.world_size)
         own = samples[collectives.rank :: collectives.world_size]
-        measured, signals = self._measure([*own, *[self.blank] * (rows - len(own))])
+        measured = self._measure([*own, *[self.blank] * (rows - len(own))])
         turn_n, rank_n = np.divmod(np.arange(len(samples)), collectives.world_size)
         at_n = rank_n * rows + turn_n  # signals come rank by rank
         features_nD = None
         if self._sketch:
             features_WRD = collectives.gather(self._sketch(_features_Rk(measured)[:-1]))
             features_nD = features_WRD.flatten(0, 1)[torch.as_tensor(at_n)].cpu().numpy()
-        gram, loss_C = signals.gram, signals.loss_C
-        assert loss_C is not None  # every pass measures losses
+        gram, loss_C = measured.gram, measured.loss_C
         return Scored(loss_C[at_n], np.diagonal(gram.gram_CC)[at_n], gram.alignment_C[at_n], features_nD)
 
-    def _measure(self, own: list[Sample]) -> tuple[Measured, Signals]:
-        """One pass and its signals; the first brings the target's row, which all later ones take as it is."""
+    def _measure(self, own: list[Sample]) -> Measured:
+        """One pass; the first brings the target's row, which all later ones take as it is."""
         measured = self.hook.score(own, self._target_row)
         self._target_row = measured.target
         for warning in measured.warnings:
             self.say(warning)
-        assert measured.signals is not None  # the method needs a Gram
-        return measured, measured.signals
+        return measured
 
 
 def _features_Rk(measured: Measured) -> torch.Tensor:

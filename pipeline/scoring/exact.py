@@ -36,7 +36,8 @@ def held_bytes(shapes: dict[str, tuple[int, int]], num_held: int, num_tokens: in
 class ExactGram:
     """Gram matrix of the rows {C candidates, target} of one look, from every per-sample gradient."""
 
-    features_Rk = None  # rows go to the owners piece by piece and are whole nowhere
+    features_Rk: Optional[torch.Tensor] = None
+    """None: rows go to the owners piece by piece and are whole nowhere."""
 
     def __init__(self, problem: GramProblem, collectives: Collectives, watch: Stopwatch):
         self.problem, self.collectives, self.watch = problem, collectives, watch
@@ -46,13 +47,7 @@ class ExactGram:
             num_candidates + 1, num_candidates + 1, dtype=torch.float64, device=collectives.device
         )
         self._dtype = torch.float64 if problem.element_size == 8 else torch.float32  # of sums
-        self.target = problem.target
-        if self.target is None:
-            self.target = {
-                name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=collectives.device)
-                for name in self.owners.shapes
-                if name in self.own
-            }
+        self.target = self._zeros() if problem.target is None else problem.target
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
         # Layers' rows or factors of earlier micro-batches, and how many candidates they are of.
@@ -75,6 +70,14 @@ class ExactGram:
         # The target is one row, so its chunks are longer.
         self._target_plan = {name: self._choose(name, 1, False, "auto") for name in self.owners.shapes}
         self._token_products = TokenProducts(collectives, self.gram)
+
+    def _zeros(self) -> dict[str, torch.Tensor]:
+        """The target's row before anything was added to it."""
+        return {
+            name: torch.zeros(self.own[name].numel, dtype=self._dtype, device=self.collectives.device)
+            for name in self.owners.shapes
+            if name in self.own
+        }
 
     def _choose(self, name: str, num_rows: int, may_go_by_tokens: bool, forced: str) -> Contraction:
         return choose(

@@ -48,8 +48,8 @@ class Chooser:
             keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
 
         Raises:
-            ValueError: what the method raises, on all ranks; for one, a target without a finite gradient several
-                times in a row.
+            ValueError: what the method raises, on all ranks; for one, a target without a finite gradient
+                several times in a row.
             RuntimeError: the ranks do not hold the same selection.
         """
         watch, settings, signals = share.watch, self.settings, measured.signals
@@ -83,8 +83,10 @@ class Chooser:
         )
 
     def agree(self, selection: Selection, step: int) -> str:
-        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the same."""
-        # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out here.
+        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the
+        same."""
+        # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out
+        # here.
         own = repr((step, self.seed, self.settings)).encode()
         what = selection.indices.tobytes() + selection.weights.tobytes() + own
         return self.collectives.assert_same(what, f"the selection of step {step}")
@@ -111,11 +113,11 @@ class Chooser:
         return select
 
     def _without_target(self, signals: Optional[Signals]) -> Optional[np.ndarray]:
-        """The usable candidates (U,), where the target's gradient is not finite and the step must do without it;
-        else None.
+        """The usable candidates (U,), where the target's gradient is not finite and the step must do without
+        it; else None.
 
-        A method that is given such a target refuses it with a sentence: so it is after MOST_TARGETS_LOST steps in
-        a row.
+        A method that is given such a target refuses it with a sentence: so it is after MOST_TARGETS_LOST
+        steps in a row.
         """
         if signals is None or signals.target_norm_squared is None:
             return None
@@ -129,6 +131,6 @@ class Chooser:
 
     def _lost_target(self, step: int, num_usable: int) -> str:
         return (
-            f"WARNING at step {step}: the gradient of its target samples is not finite, {self.num_targets_lost} in "
-            f"a row; it trains on a uniform draw of {num_usable} usable candidates"
+            f"WARNING at step {step}: the gradient of its target samples is not finite, "
+            f"{self.num_targets_lost} in a row; it trains on a uniform draw of {num_usable} usable candidates"
         )

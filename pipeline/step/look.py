@@ -1,5 +1,5 @@
 # C candidates, R candidates of this rank, k features
-"""What a look at the candidates is made of: the records that its stages hand on, and the one that it ends as."""
+"""Records of a look at the candidates: those that its stages hand on, and the one at its end."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
@@ -10,7 +10,7 @@ import torch
 from pipeline.data.sample import Sample
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
-from pipeline.selection.contract import Selection, Signals
+from pipeline.selection.contract import GramSignals, Selection, Signals
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TargetRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the factors of all candidates came to, the same on every rank but for ``target`` and ``features_Rk``."""
+    """Signals of all candidates, the same on every rank; ``target`` and ``features_Rk`` are this rank's part."""
 
     signals: Optional[Signals] = None
     """What the method is given; None where it needs nothing."""
@@ -64,12 +64,26 @@ class Measured:
     target: Optional[TargetRow] = None
     """The target's row, where it was to be kept."""
     features_Rk: Optional[torch.Tensor] = None
-    """Features (R + 1, k) of this rank's candidates and of its part of the target; None with the exact backend,
-    which forms none."""
+    """Features (R + 1, k) of this rank's candidates and of its part of the target; None with the exact
+    backend, which forms none."""
     out_of_memory: int = 0
     """How often the pass began again with half the samples in a forward."""
     warnings: tuple[str, ...] = ()
     """Sentences about the pass."""
+
+    @property
+    def gram(self) -> GramSignals:
+        """The Gram problem, of a pass that has formed one."""
+        assert self.signals is not None, "the method looks at no candidate"
+        return self.signals.gram
+
+    @property
+    def loss_C(self) -> np.ndarray:
+        """Loss of every candidate, float64 (C,), of a pass that has looked at them."""
+        assert self.signals is not None and self.signals.loss_C is not None, (
+            "the method looks at no candidate"
+        )
+        return self.signals.loss_C
 
 
 @dataclass(frozen=True)
@@ -106,9 +120,9 @@ class Look:
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What steps to come need of it, as checkpoints have it: the selection that waits and what was seen."""
+        """The selection that waits and what was seen, in the form that checkpoints have."""
         seen = {name: value for name, value in asdict(self).items() if name != "selection"}
-        spent = {"warnings": [], "seconds": {}, "peak_bytes": {}}  # written down already
+        spent: dict[str, Any] = {"warnings": [], "seconds": {}, "peak_bytes": {}}  # written down already
         return {"waiting": asdict(self.selection), "scores": {**seen, **spent}}
 
     @classmethod

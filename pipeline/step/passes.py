@@ -99,7 +99,8 @@ class Passes:
         on_factors: OnFactors,
         loss_scale: float = 1.0,
     ) -> torch.Tensor:
-        """Losses (B,) of the samples, without the blank rows, from one forward and activation-gradient backward.
+        """Losses (B,) of the samples, without the blank rows, from one forward and activation-gradient
+        backward.
 
         Args:
             samples: of this rank.

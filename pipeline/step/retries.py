@@ -29,8 +29,8 @@ class RowsPerPass:
     def that_fit(
         self, attempt: Callable[[int], Outcome], num_rows: int, num_tokens: int, step: int
     ) -> tuple[Outcome, list[str]]:
-        """What ``attempt(rows_per_pass)`` returns once it fits into memory, and a warning for each time that it
-        did not.
+        """What ``attempt(rows_per_pass)`` returns once it fits into memory, and a warning for each time that
+        it did not.
 
         Args:
             attempt: raises OutOfMemory on all ranks together.
@@ -63,8 +63,8 @@ class RowsPerPass:
 
 
 def without_overflow(attempt: Callable[[float], Measured], loss_scale: float) -> Measured:
-    """What ``attempt(loss_scale)`` returns, with less of a loss scale as long as a sample with a finite loss has
-    a gradient that overflows. All ranks see the same signals, so all go again."""
+    """What ``attempt(loss_scale)`` returns, with less of a loss scale as long as a sample with a finite loss
+    has a gradient that overflows. All ranks see the same signals, so all go again."""
     measured = attempt(loss_scale)
     while loss_scale > 1 and _has_overflowed(measured):
         loss_scale = max(1.0, loss_scale / OVERFLOW_STEP)
@@ -75,7 +75,7 @@ def without_overflow(attempt: Callable[[float], Measured], loss_scale: float) ->
 def _has_overflowed(measured: Measured) -> bool:
     """Whether a gradient is not finite whose loss is."""
     signals, target_loss = measured.signals, measured.target_loss
-    assert signals is not None and signals.loss_C is not None  # every pass measures losses
+    assert signals is not None  # a pass has measured them
     norm_C = signals.squared_norm_C if signals.gram_CC is None else np.diagonal(signals.gram_CC)
     if norm_C is None:
         return False
@@ -84,4 +84,4 @@ def _has_overflowed(measured: Measured) -> bool:
         and math.isfinite(target_loss)
         and not math.isfinite(signals.gram.target_norm_squared)
     )
-    return lost_target or bool((np.isfinite(signals.loss_C) & ~np.isfinite(norm_C)).any())
+    return lost_target or bool((np.isfinite(measured.loss_C) & ~np.isfinite(norm_C)).any())

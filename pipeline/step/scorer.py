@@ -1,10 +1,10 @@
 # C candidates, R candidates of this rank, B samples, T tokens, I in_features, O out_features, k features
-"""From candidates to signals: factors meet the moments in the Gram matrix, whose parts are summed over ranks."""
+"""From candidates to signals: factors meet moments in a Gram matrix, and its parts are summed over ranks."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -72,7 +72,10 @@ class Scorer:
 
     def _owners(self) -> OwnerMap:
         """Map of the scored weights. Raises ValueError where an element has no owner, or several."""
-        shapes = {f"{name}.weight": whole_shape(layer.weight) for name, layer in self.passes.layers.items()}
+        shapes = dict[str, tuple[int, int]]()
+        for name, layer in self.passes.layers.items():
+            out_features, in_features = whole_shape(layer.weight)
+            shapes[f"{name}.weight"] = (out_features, in_features)
         own = self.fragments() if shapes else {}
         owners = OwnerMap(shapes, list(own.values()), self.collectives)
         gaps = owners.gaps()
@@ -123,18 +126,18 @@ class Scorer:
         return {fragment.name: fragment for fragment in found if fragment.name in scored}
 
     def _has_state(self, own: dict[str, Fragment], step: int) -> bool:
-        """Whether there are moments to measure with. The first steps, and any before the first update, match the
-        plain gradient."""
+        """Whether there are moments to measure with. The first steps, and any before the first update, match
+        the plain gradient."""
         missing = sum(f.numel for f in own.values() if f.exp_avg_sq is None or f.step == 0)
         num_missing = self.collectives.sum(torch.tensor(missing, device=self.engine.device)).item()
-        # DeepSpeed's 16-bit wrappers at stage 0 take an empty step when they are made: state is there, and holds
-        # nothing.
+        # DeepSpeed's 16-bit wrappers at stage 0 take an empty step when they are made: state is there, and
+        # holds nothing.
         has_updated = self.engine.global_steps > self.engine.skipped_steps
         if has_updated and num_missing:
             raise RuntimeError(
-                f"after {self.engine.global_steps} updates {num_missing:,} scored elements have no Adam state: "
-                "is the optimizer AdamW, and was its state loaded with the checkpoint? selection.geometry = "
-                "identity needs none"
+                f"after {self.engine.global_steps} updates {num_missing:,} scored elements have no Adam "
+                "state: is the optimizer AdamW, and was its state loaded with the checkpoint? "
+                "selection.geometry = identity needs none"
             )
         return step - self.engine.skipped_steps >= self.settings.warmup_steps and has_updated
 
@@ -157,7 +160,8 @@ class Scorer:
             share: this rank's candidates.
             moments: what ``moments`` has read for this step.
             step: names the target samples and seeds projections.
-            target: the target's row of an earlier pass under the same state, which spares this one the target.
+            target: the target's row of an earlier pass under the same state, which spares this one the
+                target.
             keeps_target: whether the row is wanted for later passes.
 
         Raises:
@@ -179,8 +183,8 @@ class Scorer:
             measured, said = self.rows_per_pass.that_fit(of_size, num_rows, num_tokens, step)
             warnings.extend(said)
             # A target that is finite stays as it is when a candidate's overflow asks for another attempt.
-            if keeps_target and measured.signals is not None:
-                is_finite = math.isfinite(measured.signals.gram.target_norm_squared)
+            if keeps_target:
+                is_finite = math.isfinite(measured.gram.target_norm_squared)
                 target = measured.target if is_finite else None
             return measured
 
@@ -188,8 +192,8 @@ class Scorer:
         return replace(measured, warnings=tuple(warnings), out_of_memory=len(warnings))
 
     def scoring_loss_scale(self) -> float:
-        """In float16 a power of two near what a kept sample's loss is multiplied by in the training step, else
-        1."""
+        """In float16 a power of two near what a kept sample's loss is multiplied by in the training step,
+        else 1."""
         if not self.engine.fp16_enabled():
             return 1.0
         per_sample = loss_scale(self.engine) * self.collectives.world_size / self.settings.keep_per_step
@@ -205,8 +209,8 @@ class Scorer:
         target: Optional[TargetRow] = None,
         keeps_target: bool = False,
     ) -> GramBackend:
-        """The backend that turns factors of ``num_rows`` candidates a rank, of at most ``num_tokens`` tokens, into
-        the Gram matrix."""
+        """The backend that turns factors of ``num_rows`` candidates a rank, of at most ``num_tokens`` tokens,
+        into the Gram matrix."""
         settings, is_warmup = self.settings, moments.is_warmup
         problem = GramProblem(
             owners=self.owners,
@@ -266,7 +270,9 @@ class Scorer:
             ).tolist()
         with watch("solve"):
             back_C = torch.argsort(position_C)
-            measured = {name: values_C[back_C].double().cpu().numpy() for name, values_C in found.items()}
+            measured: dict[str, Any] = {
+                name: values_C[back_C].double().cpu().numpy() for name, values_C in found.items()
+            }
             if gram is None or gram_CC is None:
                 return Measured(Signals(**measured), candidate_tokens=int(totals[3]))
             rows = torch.cat([back_C, back_C.new_tensor([len(back_C)])])

@@ -22,6 +22,7 @@ class TrainedStep:
     learning_rate: float
     """Of the update, in the first parameter group."""
     seconds: dict[str, float]
-    """Wall time by stage on this rank: reading candidates, update, and the whole step with its look as total."""
+    """Wall time by stage on this rank: reading candidates, update, and the whole step with its look as
+    total."""
     peak_bytes: dict[str, int]
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -179,7 +180,7 @@ def _newest_good(
     none at all."""
     unusable = list[str]()
     for path in paths:
-        manifest, problem = together(lambda path=path: examine(path))
+        manifest, problem = together(partial(examine, path))
         problem = problem or _damage(path, manifest)
         if problem is None:
             return Found(path, manifest, unusable)
@@ -306,7 +307,8 @@ class Checkpoints:
     ):
         """Raises ValueError where a rank does not see ``folder``."""
         self.folder, self.settings = folder / files.FOLDER, config.training
-        self.hook, self.engine = hook, hook.engine
+        engine: Any = hook.engine  # DeepSpeed's: an Engine alone writes no checkpoints
+        self.hook, self.engine = hook, engine
         self.identity, self.say = now, say
         blind = [
             rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from pipeline.data.collate import collate, pack
+from pipeline.geometry import GEOMETRIES
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.factored import FactoredGram
 from pipeline.scoring.factors import leaf_module, per_sample_gradient, scored_layers, scoring_pass
@@ -43,6 +44,7 @@ from tests.reference import (
 )
 from tests.scoring.engine_cases import expected
 from tests.scoring.packing_cases import CASES, llama, small
+from tests.scoring.problem import problem
 
 CPU = torch.device("cpu")
 UNSUPERVISED = 2
@@ -241,17 +243,15 @@ def gram_of(name: str, model, micro_batches: list[list], targets: list, is_packe
         for weight, (o, i) in shapes.items()
     ]
     num_rows = sum(map(len, micro_batches))
-    if make is ExactGram:
-        options = {**options, "num_tokens": max(LENGTHS["awkward"]), "element_size": 8}
-    owners = OwnerMap(shapes, own, Alone)
-    gram = make(owners, own, Alone, Stopwatch(CPU), geometry, "cancel", num_rows, exchange_bytes, **options)
+    options = {"geometry": GEOMETRIES[geometry], "exchange_bytes": exchange_bytes, **options}
+    owners, longest = OwnerMap(shapes, own, Alone), max(LENGTHS["awkward"])
+    gram = make(problem(owners, own, num_rows, longest, 8, **options), Alone, Stopwatch(CPU))
     for layer, (*factors, _) in scored(model, targets, is_packed)[1].items():
         gram.add_target(layer, *factors)
     gram.finish_target()
-    for number, batch in enumerate(micro_batches):
-        take = gram.add if number == len(micro_batches) - 1 else gram.hold
+    for batch in micro_batches:
         for layer, factors in scored(model, batch, is_packed)[1].items():
-            take(layer, *factors)
+            gram.add(layer, *factors)
     return gram.finish()
 
 
