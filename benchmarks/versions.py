@@ -25,7 +25,7 @@ TESTS = (
     f"--deselect={TRAINER}::test_the_trainer_example_runs_under_both_launchers",
     f"--deselect={TRAINER}::test_the_sft_trainer_example_runs",
     "tests/test_library.py",
-    "tests/kept",
+    "tests/step",
     "tests/scoring/test_factors.py",
     "tests/scoring/test_packing.py",
     "tests/training/test_packing_runs.py",

@@ -12,7 +12,8 @@ from tests.processes import ENVIRONMENT
 os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "CUDA_VISIBLE_DEVICES"})
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

@@ -234,7 +234,8 @@ def test_a_scoring_pass_that_runs_out_of_memory_on_one_rank_is_halved_on_all_and
         ("no memory under ZeRO-3", "RuntimeError: the forward of a scoring pass of"),
         (
             "unequal",
-            r"ValueError: every rank must bring the same number of candidates, at least one; they bring [3, 2]",
+            "ValueError: every rank must bring the same number of candidates, at least one; they bring [3, "
+            "2]",
         ),
         (
             "none",

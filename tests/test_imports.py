@@ -1,4 +1,4 @@
-"""Data flows one way, and so do imports (DESIGN section 7)."""
+"""Data flows one way, and so do imports."""
 
 import ast
 from pathlib import Path

@@ -126,7 +126,8 @@ def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
     [
         (
             {"keep": 8},
-            r"selection.keep_per_step = 8, and one update trains on per_device_train_batch_size x .* = 2 x 2 x 1 = 4 samples",
+            "selection.keep_per_step = 8, and one update trains on per_device_train_batch_size x .* = "
+            "2 x 2 x 1 = 4 samples",
         ),
         (
             {"candidates": 9},
