@@ -62,20 +62,21 @@ def part_of(file: Path) -> str:
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imported(file: Path) -> set[str]:
-    """Parts of ours that a file imports, anywhere in it."""
-    modules = set()
+def modules(file: Path) -> set[str]:
+    """All that a file imports, anywhere in it."""
+    found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: line {node.lineno}: a relative import hides its direction"
-            modules |= (
-                {f"{node.module}.{alias.name}" for alias in node.names}
-                if node.module == "pipeline"
-                else {node.module}
-            )
-    return {module.split(".")[1] for module in modules if module.startswith("pipeline.")}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def imported(file: Path) -> set[str]:
+    """Parts of ours that a file imports."""
+    return {module.split(".")[1] for module in modules(file) if module.startswith("pipeline.")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -100,3 +101,12 @@ def test_only_moments_knows_the_internals_of_zero(file):
         assert words & INTERNALS
     else:
         assert not words & INTERNALS, f"{file.relative_to(ROOT)}: {sorted(words & INTERNALS)}"
+
+
+def test_tests_import_no_benchmark_program():
+    """But those of the programs themselves, and of the pages in docs/ that such a program writes. What both need
+    is the tests' own, and benchmarks import it from there."""
+    tests = Path(__file__).parent
+    for file in tests.rglob("*.py"):
+        if file.relative_to(tests).parts[0] not in ("benchmarks", "docs"):
+            assert not {name for name in modules(file) if name.split(".")[0] == "benchmarks"}, file

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import records
 from tests.cluster import hosts
 from tests.cluster.conftest import demand
 from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
+from tests.same_run import records
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

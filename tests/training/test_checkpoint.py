@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import compare, records, run
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint_files import Manifest
 from tests.processes import launch, run_ranks, tails
 from tests.run_arguments import run_arguments
+from tests.same_run import compare, records
 from tests.training.test_checkpoint_files import flip_one_bit
 
 STEPS, STOPPED_IN = 6, 2
@@ -72,19 +72,18 @@ def test_a_run_that_was_stopped_and_continued_equals_the_undisturbed_one(pairs, 
     assert compare(undisturbed, continued) == []
 
 
-@pytest.mark.parametrize(
-    "phase, entry, victims", [("checkpoint: file", 2, "all ranks"), ("scoring", 2, "rank 1")]
-)
-def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(
-    pairs, build, tmp_path, phase, entry, victims
-):
+@pytest.mark.parametrize("killed", ["all_ranks_in_a_file_of_a_checkpoint", "one_rank_in_scoring"])
+def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(pairs, build, tmp_path, killed):
+    """The others notice, and end. benchmarks.kill_resume does so by the dozen, at random moments."""
     arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2", "--resume", "auto")
-    killed = run(tmp_path, arguments, {"phase": phase, "entry": entry, "seconds": 0.0, "victims": victims})
-    assert killed["moment"] is not None and killed["others_ended"], killed
-    assert -signal.SIGKILL in killed["codes"], killed
-    continued = run(tmp_path, arguments)
-    assert continued["codes"] == [0, 0], continued["output"]
-    assert compare(pairs["zero2-full"][0], tmp_path / "run") == [], killed["moment"]
+    before = f"tests.training.checkpoint_cases:kill_{killed}"
+    ended = launch("tests.processes:train", 2, arguments=arguments, before=before)
+    codes = [end.code for end in ended]
+    assert -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 1}, tails(ended)
+    run_ranks("tests.training.train_cases:runs", 2, all_arguments=[arguments])
+    (resumed,) = [json.loads(line) for line in (tmp_path / "run/resumes.jsonl").read_text().splitlines()]
+    assert resumed["step"] == 2
+    assert compare(pairs["zero2-full"][0], tmp_path / "run") == []
 
 
 def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_nothing(
