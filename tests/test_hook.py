@@ -10,7 +10,6 @@ from pipeline.config import SelectionConfig
 from pipeline.hook import SelectionHook
 from pipeline.selection.contract import Settings, Signals
 from pipeline.selection.registry import METHODS
-from tests.processes import run_ranks
 from tests.reference import sample_loss
 from tests.scoring.engine_cases import KEEP, LR, NUM_CANDIDATES, RIDGE, SCORED_STEP, candidates, expected
 from tests.scoring.hook_cases import METHOD_CASES, SPOILED, reference_llama
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def selections(model_folder, folder):
+def selections(run_ranks, model_folder, folder):
     ranks = run_ranks(
         "tests.scoring.hook_cases:before_and_after_the_first_step",
         2,
@@ -45,7 +44,7 @@ def selections(model_folder, folder):
 
 
 @pytest.fixture(scope="module")
-def broken(model_folder, folder):
+def broken(run_ranks, model_folder, folder):
     return run_ranks("tests.scoring.hook_cases:broken", 2, model_folder=model_folder, folder=folder)
 
 
@@ -84,7 +83,7 @@ every_method_case = pytest.mark.parametrize("case", METHOD_CASES, ids=str)
 
 
 @pytest.fixture(scope="module")
-def by_method(model_folder, folder):
+def by_method(run_ranks, model_folder, folder):
     return run_ranks("tests.scoring.hook_cases:every_method", 2, model_folder=model_folder, folder=folder)
 
 
@@ -254,7 +253,9 @@ def test_every_rank_raises_the_same_error_and_none_hangs(broken, what, message):
     assert first == second
 
 
-def test_engines_that_selection_cannot_work_with_are_refused_with_the_way_out(model_folder, folder):
+def test_engines_that_selection_cannot_work_with_are_refused_with_the_way_out(
+    run_ranks, model_folder, folder
+):
     for outcomes in run_ranks(
         "tests.scoring.hook_cases:refused", 2, model_folder=model_folder, folder=folder
     ):

@@ -104,8 +104,8 @@ def test_only_moments_knows_the_internals_of_zero(file):
 
 
 def test_tests_import_no_benchmark_program():
-    """But those of the programs themselves, and of the pages in docs/ that such a program writes. What both need
-    is the tests' own, and benchmarks import it from there."""
+    """But those of the programs themselves, and of the pages in docs/ that such a program writes. What both
+    need is the tests' own, and benchmarks import it from there."""
     tests = Path(__file__).parent
     for file in tests.rglob("*.py"):
         if file.relative_to(tests).parts[0] not in ("benchmarks", "docs"):

@@ -13,6 +13,7 @@ from tests.data.fuzz_cases import CHATML, KINDS, TEXTS, tokenizers, try_chat
 EXAMPLES = {"jsonl files": 60, "chats": 100, "recipes": 8, "grids": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_any_input_is_accepted_or_refused_with_its_place(name, tmp_path):
     kind = KINDS[name]

@@ -2,17 +2,13 @@
 in one process."""
 
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from tests.integrations.trainer_cases import LR, STEPS, Way
-from tests.processes import ENVIRONMENT, free_port, run_ranks
+from tests.processes import free_port
 
-ROOT = Path(__file__).parents[2]
 WAYS = [Way(), Way(1), Way(2), Way(3)]
 OWN_LOOPS = [Way(), Way(2, gradient_accumulation_steps=1)]
 RESUMED = [Way(lora=True), Way(2)]
@@ -25,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(model_folder, folder):
+def on_two_ranks(run_ranks, model_folder, folder):
     return run_ranks(
         "tests.integrations.trainer_cases:on_two_ranks",
         2,
@@ -38,7 +34,7 @@ def on_two_ranks(model_folder, folder):
 
 
 @pytest.fixture(scope="module")
-def alone(model_folder, folder):
+def alone(run_ranks, model_folder, folder):
     return run_ranks(
         "tests.integrations.trainer_cases:alone", 1, model_folder=model_folder, folder=folder, own=ALONE
     )[0]
@@ -159,18 +155,6 @@ def test_a_trainer_evaluates_predicts_and_calls_back_as_it_always_does(alone):
     assert alone["evaluation"]["epochs"] == [pytest.approx(1.0)], "24 samples are 3 updates of 8 candidates"
 
 
-def launch(program: list[str], folder: Path, **environment) -> subprocess.CompletedProcess:
-    known = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "OUTPUT": str(folder), **environment}
-    known = {
-        k: v
-        for k, v in known.items()
-        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
-    }
-    return subprocess.run(
-        [sys.executable, "-m", *program], cwd=ROOT, env=known, capture_output=True, text=True, timeout=400
-    )
-
-
 LAUNCHED = ["--module", "tests.integrations.launched"]
 LAUNCHERS = {
     "deepspeed": ["deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "{port}", *LAUNCHED],
@@ -192,27 +176,26 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("launcher, stage", [("deepspeed", "2"), ("accelerate", "3")])
-def test_the_trainer_example_runs_under_both_launchers(launcher, stage, tmp_path):
+def test_the_trainer_example_runs_under_both_launchers(run_program, launcher, stage, tmp_path):
     port = free_port()
     program = [word.format(port=port) for word in LAUNCHERS[launcher]]
-    ended = launch([*program, "examples/trainer.py"], tmp_path, ZERO_STAGE=stage)
+    ended = run_program([*program, "examples/trainer.py"], OUTPUT=str(tmp_path), ZERO_STAGE=stage)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert ended.stdout.count("of 16 in the last of 20 updates, cosine") == 1
     assert not [name for name in os.listdir("/dev/shm") if f"_{port}_" in name]
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed: pip install 'trl>=1.16,<2'")
-def test_the_sft_trainer_example_runs(tmp_path):
-    ended = launch(["tests.integrations.launched", "examples/sft.py"], tmp_path)
+def test_the_sft_trainer_example_runs(run_program, tmp_path):
+    ended = run_program(["tests.integrations.launched", "examples/sft.py"], OUTPUT=str(tmp_path))
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert "of 16 in the last of 20 updates, cosine" in ended.stdout
     assert "mean_token_accuracy" in ended.stdout and "selection_cosine" in ended.stdout
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed: pip install 'trl>=1.16,<2'")
-def test_the_sft_trainer_takes_the_step_of_the_plain_trainer(model_folder, folder):
+def test_the_sft_trainer_takes_the_step_of_the_plain_trainer(run_ranks, model_folder, folder):
     found = run_ranks("tests.integrations.trainer_cases:sft", 1, model_folder=model_folder, folder=folder)[0]
     assert found["losses"] == pytest.approx(found["plain losses"], rel=1e-4) and len(found["losses"]) == STEPS
     for name, (difference, moved) in found["parameters"].items():

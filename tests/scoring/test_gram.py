@@ -11,7 +11,6 @@ import torch
 
 from pipeline.selection import registry
 from pipeline.selection.contract import Settings, Signals
-from tests.processes import run_ranks
 from tests.reference import relative_gram_error
 from tests.scoring.engine_cases import ALL, BACKENDS, KEEP, NUM_CANDIDATES, RIDGE, Case, expected
 from tests.scoring.extensions import deepspeed_adam_is_built
@@ -67,7 +66,7 @@ every_fp32_case_and_world = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def results(model_folder, tmp_path_factory):
+def results(run_ranks, model_folder, tmp_path_factory):
     """[world size][rank][case] -> what the rank saw."""
     folder = str(tmp_path_factory.mktemp("deepspeed"))
     run = lambda world_size: run_ranks(

@@ -31,7 +31,6 @@ from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
-from tests.processes import run_ranks
 from tests.reference import (
     add_lora,
     fill_adapters,
@@ -282,7 +281,7 @@ def test_norms_of_packed_samples_are_those_of_padded_ones():
 
 
 @pytest.fixture(scope="module")
-def ranks(model_folder, tmp_path_factory):
+def ranks(run_ranks, model_folder, tmp_path_factory):
     """What two ranks saw, rank by rank."""
     return run_ranks(
         "tests.scoring.packing_cases:run",

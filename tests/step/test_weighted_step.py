@@ -3,7 +3,6 @@ training."""
 
 import pytest
 
-from tests.processes import run_ranks
 from tests.scoring.engine_cases import LR, Case
 from tests.step.step_cases import STEPS
 
@@ -33,13 +32,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def against_plain(model_folder, folder):
+def against_plain(run_ranks, model_folder, folder):
     arguments = dict(cases=PLAIN_CASES, model_folder=model_folder, folder=folder)
     return run_ranks("tests.step.step_cases:compare_with_plain", 2, **arguments)
 
 
 @pytest.fixture(scope="module")
-def against_unscored(model_folder, folder):
+def against_unscored(run_ranks, model_folder, folder):
     arguments = dict(cases=BIT_CASES, model_folder=model_folder, folder=folder)
     return run_ranks("tests.step.step_cases:compare_with_unscored", 2, **arguments)
 
@@ -66,7 +65,7 @@ def test_scoring_before_every_step_changes_no_bit_of_the_parameters(against_unsc
     )
 
 
-def test_a_loss_that_is_infinite_on_one_rank_stops_all_before_the_optimizer(model_folder, folder):
+def test_a_loss_that_is_infinite_on_one_rank_stops_all_before_the_optimizer(run_ranks, model_folder, folder):
     for outcomes in run_ranks(
         "tests.step.step_cases:non_finite", 2, model_folder=model_folder, folder=folder
     ):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint_files import Manifest
-from tests.processes import launch, run_ranks, tails
+from tests.processes import tails
 from tests.run_arguments import run_arguments
 from tests.same_run import compare, records
 from tests.training.test_checkpoint_files import flip_one_bit
@@ -43,7 +43,7 @@ def build(model_folder, data_folder):
 
 
 @pytest.fixture(scope="module")
-def pairs(build, tmp_path_factory):
+def pairs(run_ranks, build, tmp_path_factory):
     """(undisturbed, stopped and continued) by variant. The undisturbed one has written no checkpoint before
     its last step; for the other the disk was full at step 2."""
     root = tmp_path_factory.mktemp("runs")
@@ -73,7 +73,9 @@ def test_a_run_that_was_stopped_and_continued_equals_the_undisturbed_one(pairs, 
 
 
 @pytest.mark.parametrize("killed", ["all_ranks_in_a_file_of_a_checkpoint", "one_rank_in_scoring"])
-def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(pairs, build, tmp_path, killed):
+def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(
+    run_ranks, launch, pairs, build, tmp_path, killed
+):
     """The others notice, and end. benchmarks.kill_resume does so by the dozen, at random moments."""
     arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2", "--resume", "auto")
     before = f"tests.training.checkpoint_cases:kill_{killed}"
@@ -87,7 +89,7 @@ def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(pairs, b
 
 
 def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_nothing(
-    pairs, build, data_folder, tmp_path
+    run_ranks, launch, pairs, build, data_folder, tmp_path
 ):
     """But what is continued is refused: its data are gone. And what DeepSpeed copies into a checkpoint is
     hashed like the rest."""
@@ -117,7 +119,7 @@ def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_no
     )
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(pairs, build, tmp_path):
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(launch, pairs, build, tmp_path):
     undisturbed, continued = pairs["zero2-full"]
     folder = Path(shutil.copytree(continued, tmp_path / "run"))
     (folder / "finished.json").unlink()
@@ -136,7 +138,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(pa
 
 
 def test_a_disk_that_is_full_at_a_record_ends_all_ranks_and_the_run_goes_on_from_its_checkpoint(
-    pairs, build, tmp_path
+    run_ranks, launch, pairs, build, tmp_path
 ):
     arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2")
     ended = launch(
@@ -152,7 +154,7 @@ def test_a_disk_that_is_full_at_a_record_ends_all_ranks_and_the_run_goes_on_from
 
 
 @pytest.mark.parametrize("before, after, stage", [(2, 1, "zero2"), (1, 2, "zero3")])
-def test_a_run_goes_on_with_another_number_of_ranks(pairs, build, tmp_path, before, after, stage):
+def test_a_run_goes_on_with_another_number_of_ranks(run_ranks, pairs, build, tmp_path, before, after, stage):
     """Full fine-tuning has two parameter groups, with and without weight decay. Sums are rounded otherwise:
     losses agree to 1e-3 and no kept sample changes, nor its order."""
     arguments = build("zero2-full", tmp_path / "run", "--deepspeed", f"ds_configs/{stage}.json")
@@ -185,7 +187,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(pairs, build, tmp_path, befo
     assert not list((tmp_path / "run/checkpoints").glob("*universal*"))
 
 
-def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_named(tmp_path):
+def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_named(run_ranks, tmp_path):
     """Torn, of other settings, with records that are gone, of more ranks; the same on both ranks."""
     now = {"selection.ridge": 1.0, "training.micro_batch_size": 2, "content of data.pool": "48 samples 0123"}
 

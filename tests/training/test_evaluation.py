@@ -4,7 +4,6 @@ import pytest
 
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.training.evaluation import answer_span, questions, result_of
-from tests.processes import run_ranks
 from tests.scoring.engine_cases import Case
 from tests.training.evaluation_cases import NUM_TOKENS
 
@@ -12,7 +11,7 @@ CASES = [Case(2, "lora"), Case(3), Case(3, "lora")]
 
 
 @pytest.fixture(scope="module")
-def found(model_folder, tmp_path_factory):
+def found(run_ranks, model_folder, tmp_path_factory):
     arguments = dict(cases=CASES, model_folder=model_folder, folder=str(tmp_path_factory.mktemp("deepspeed")))
     return run_ranks("tests.training.evaluation_cases:exact_matches", 2, **arguments)
 
