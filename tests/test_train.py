@@ -17,6 +17,7 @@ from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
 from pipeline.reporting.records import read_run
+from tests import selected
 from tests.processes import free_port, tails
 from tests.reference import sample_loss
 from tests.run_arguments import run_arguments
@@ -60,14 +61,20 @@ def arguments(model_folder, data_folder):
 
 
 @pytest.fixture(scope="module")
-def folders(run_ranks, arguments, tmp_path_factory):
-    """Run folders by name, of two ranks, but for `one_rank`."""
+def folders(request, run_ranks, arguments, tmp_path_factory):
+    """Run folders by name, of two ranks, but for `one_rank`. Tests without a name look at several."""
     root = tmp_path_factory.mktemp("runs")
-    run_ranks(
-        "tests.training.train_cases:runs",
-        2,
-        all_arguments=[arguments(root / name, *changes) for name, changes in RUNS.items()],
-    )
+    names = selected.cases(request, "name", [*RUNS, "one_rank"])
+    on_two = [arguments(root / name, *RUNS[name]) for name in names if name in RUNS]
+    if on_two:
+        run_ranks("tests.training.train_cases:runs", 2, all_arguments=on_two)
+    if "one_rank" in names:
+        run_ranks("tests.training.train_cases:runs", 1, all_arguments=[monitored(arguments, root)])
+    return {name: root / name for name in names}
+
+
+def monitored(arguments, root: Path) -> list[str]:
+    """The command line of `one_rank`, whose numbers go to DeepSpeed's monitors too."""
     monitors = {"enabled": True, "output_path": str(root / "monitors")}
     preset = json.loads((ROOT / "ds_configs/zero2.json").read_text())
     preset |= {
@@ -75,11 +82,9 @@ def folders(run_ranks, arguments, tmp_path_factory):
         "tensorboard": {**monitors, "job_name": "tensorboard"},
     }
     (root / "monitored.json").write_text(json.dumps(preset))
-    one_rank = arguments(
+    return arguments(
         root / "one_rank", "--training.micro_batch_size", "4", "--deepspeed", str(root / "monitored.json")
     )
-    run_ranks("tests.training.train_cases:runs", 1, all_arguments=[one_rank])
-    return {name: root / name for name in [*RUNS, "one_rank"]}
 
 
 def lines(folder: Path, name: str) -> list[dict]:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests import selected
 from tests.integrations.trainer_cases import LR, STEPS, Way
 from tests.processes import free_port
 
@@ -21,16 +22,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(run_ranks, model_folder, folder):
-    return run_ranks(
-        "tests.integrations.trainer_cases:on_two_ranks",
-        2,
-        model_folder=model_folder,
-        folder=folder,
-        plain=WAYS,
-        own=OWN_LOOPS,
-        interrupted=RESUMED,
-    )
+def on_two_ranks(request, run_ranks, model_folder, folder):
+    """Rank by rank, by what a way was compared with: what was seen, by way."""
+    asked = selected.parameters(request)
+    ways = {
+        name: [way for way in every if any(given.get(name) == way for given in asked)]
+        for name, every in {"plain": WAYS, "own": OWN_LOOPS, "resumed": RESUMED}.items()
+    }
+    arguments = dict(ways=ways, model_folder=model_folder, folder=folder)
+    return run_ranks("tests.integrations.trainer_cases:on_two_ranks", 2, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def alone(run_ranks, model_folder, folder):
     )[0]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("plain", WAYS, ids=str)
 def test_a_trainer_that_keeps_all_candidates_is_the_plain_trainer_on_the_mean_of_the_samples(
-    on_two_ranks, way
+    on_two_ranks, plain
 ):
     """Samples are dealt to other ranks and micro-batches, so sums round otherwise: as in
     test_weighted_step.py."""
     for results in on_two_ranks:
-        found = results["plain"][WAYS.index(way)]
+        found = results["plain"][plain]
         assert (
             found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-4)
             and len(found["losses"][0]) == STEPS
@@ -59,18 +59,16 @@ def test_a_trainer_that_keeps_all_candidates_is_the_plain_trainer_on_the_mean_of
             )
 
 
-@pytest.mark.parametrize("way", OWN_LOOPS, ids=str)
-def test_a_trainer_selects_and_trains_as_the_library_does_in_a_loop_of_ones_own(on_two_ranks, way):
-    assert (
-        on_two_ranks[0]["own"][OWN_LOOPS.index(way)]["own"]
-        == on_two_ranks[1]["own"][OWN_LOOPS.index(way)]["own"]
-    )
-    for results in on_two_ranks:
-        check_own_loop(results["own"][OWN_LOOPS.index(way)])
+@pytest.mark.parametrize("own", OWN_LOOPS, ids=str)
+def test_a_trainer_selects_and_trains_as_the_library_does_in_a_loop_of_ones_own(on_two_ranks, own):
+    first, second = (results["own"][own] for results in on_two_ranks)
+    assert first["own"] == second["own"]
+    for found in (first, second):
+        check_own_loop(found)
 
 
 def test_a_trainer_in_one_process_does_so_too(alone):
-    check_own_loop(alone["own"][0])
+    check_own_loop(alone["own"][ALONE[0]])
 
 
 def check_own_loop(found: dict) -> None:
@@ -85,8 +83,9 @@ def check_own_loop(found: dict) -> None:
         assert difference < 3e-3 * moved, f"{name}: differs by {difference:.2e} after it moved by {moved:.2e}"
 
 
-def test_a_trainer_logs_what_selection_saw(on_two_ranks):
-    training = [entry for entry in on_two_ranks[0]["own"][0]["log"] if "loss" in entry]
+@pytest.mark.parametrize("own", OWN_LOOPS[:1], ids=str)
+def test_a_trainer_logs_what_selection_saw(on_two_ranks, own):
+    training = [entry for entry in on_two_ranks[0]["own"][own]["log"] if "loss" in entry]
     assert len(training) == STEPS
     for entry in training:
         assert 0 < entry["selection_kept"] <= 4
@@ -97,12 +96,12 @@ def test_a_trainer_logs_what_selection_saw(on_two_ranks):
         )
 
 
-@pytest.mark.parametrize("way", RESUMED, ids=str)
-def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, way):
+@pytest.mark.parametrize("resumed", RESUMED, ids=str)
+def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, resumed):
     """From the middle of an epoch, with dropout: candidates, random states, Adam's state and learning rates
     all come back."""
     for results in on_two_ranks:
-        found = results["resumed"][RESUMED.index(way)]
+        found = results["resumed"][resumed]
         assert found["selections"][0] == found["selections"][1] and len(found["selections"][0]) == STEPS - 2
         assert found["losses"][0] == found["losses"][1]
         assert not found["differ"]
@@ -111,7 +110,7 @@ def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, way):
 def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
     """The self-check has compared factors with autograd; the first update's loss is that of the fp32 run, up
     to rounding."""
-    fp32, bf16 = alone["own"]
+    fp32, bf16 = (alone["own"][way] for way in ALONE)
     assert bf16["losses"][0] == pytest.approx(fp32["losses"][0], rel=0.02)
     assert all(0 < entry["selection_cosine"] <= 1.01 for entry in bf16["log"] if "selection_cosine" in entry)
     assert sum("selection_cosine" in entry for entry in bf16["log"]) == STEPS

@@ -15,6 +15,7 @@ from pipeline.data import demo
 from pipeline.data.chat import tokenize
 from pipeline.data.record import parse
 from pipeline.training.model import load_tokenizer
+from tests import selected
 from tests.conftest import tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -57,14 +58,14 @@ def data_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(run_ranks, data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(request, run_ranks, data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """(model folder, run folder) by recipe; the tokenizers have no chat template of their own, as base
     models."""
     root, folders = tmp_path_factory.mktemp("runs"), {}
-    for name, shape in CONFIGS.items():
+    for name in selected.cases(request, "name", list(CONFIGS)):
         torch.manual_seed(0)
         model_folder = root / f"{name}_model"
-        AutoModelForCausalLM.from_config(shape).save_pretrained(model_folder)
+        AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(model_folder)
         base = tokenizer()
         base.chat_template = None
         base.save_pretrained(model_folder)

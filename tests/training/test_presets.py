@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import selected
 from tests.processes import tails
 from tests.scoring.extensions import is_built
 from tests.training import preset_cases
@@ -79,10 +80,12 @@ def arguments(
 
 
 @pytest.fixture(scope="module")
-def steps(run_ranks, model_folder, data_folder, tmp_path_factory):
-    """Function of a preset and a precision: the step records."""
+def steps(request, run_ranks, model_folder, data_folder, tmp_path_factory):
+    """Function of a preset and a precision: the step records. All are compared with zero0's."""
     root = tmp_path_factory.mktemp("presets")
-    lines = [arguments(*case, model_folder, data_folder, root / "-".join(case)) for case in CASES]
+    asked = {(given["preset"], given["precision"]) for given in selected.parameters(request)}
+    cases = [case for case in CASES if case in asked | {("zero0", "fp32")}]
+    lines = [arguments(*case, model_folder, data_folder, root / "-".join(case)) for case in cases]
     run_ranks("tests.training.preset_cases:runs", 2, timeout=1200, all_arguments=lines, nvme_folder=str(root))
     read = lambda *case: (root / "-".join(case) / "steps.jsonl").read_text().splitlines()
     return lambda *case: [json.loads(line) for line in read(*case)]
