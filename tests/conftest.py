@@ -1,5 +1,5 @@
-"""What many tests share: the folder of a tiny random Llama with its tokenizer, and data to fine-tune it
-on."""
+"""What many tests share: ranks, the folder of a tiny random Llama with its tokenizer, and data to fine-tune
+it on; and which tests are quick."""
 
 import json
 import os
@@ -7,14 +7,58 @@ import random
 
 import pytest
 
-from tests.processes import ENVIRONMENT
+from tests import processes
 
-os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "CUDA_VISIBLE_DEVICES"})
+os.environ.update(
+    {name: value for name, value in processes.ENVIRONMENT.items() if name != "CUDA_VISIBLE_DEVICES"}
+)
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+NOT_QUICK = ("distributed", "slow", "gpu", "cluster")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="only tests that start no ranks and take moments: 90 s on one core",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("quick"):
+        config.option.markexpr = " and ".join(f"not {name}" for name in NOT_QUICK)
+
+
+def pytest_itemcollected(item):
+    if {"run_ranks", "launch", "run_program"} & set(item.fixturenames):
+        item.add_marker("distributed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    processes.unmarked_test = "" if item.get_closest_marker("distributed") else item.nodeid
+
+
+@pytest.fixture(scope="session")
+def run_ranks():
+    return processes.run_ranks
+
+
+@pytest.fixture(scope="session")
+def launch():
+    return processes.launch
+
+
+@pytest.fixture(scope="session")
+def run_program():
+    return processes.run_program
 
 
 @pytest.fixture(scope="session")

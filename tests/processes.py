@@ -1,6 +1,9 @@
 """Real ranks on one machine: processes that meet over gloo, with a time limit, so that a hang is a failure
 and not a wait.
 
+Tests get ``run_ranks``, ``launch`` and ``run_program`` as fixtures (tests/conftest.py), which mark them
+``distributed``; an unmarked test is refused its ranks.
+
 DeepSpeed takes seconds to import, so ranks are forked from a server that has imported it once. Every process
 leaves through ``os._exit`` after a barrier: through the interpreter gloo aborts now and then (its thread
 drops tensors while Python ends).
@@ -12,6 +15,7 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +43,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "MASTER_ADDR": "127.0.0.1",
 }
+ROOT = Path(__file__).parent.parent
+unmarked_test = ""
+"""The test that runs, where it is not marked ``distributed``."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,21 @@ def launch(target: str, world_size: int, timeout: float = 240, **kwargs) -> list
     return [Ended(*end) for end in zip(codes, outputs, results)]
 
 
+def run_program(words: list[str], timeout: float = 420, **environment: str) -> subprocess.CompletedProcess:
+    """``python -m WORDS`` in the project's folder, as a user starts it: a launcher, or one rank."""
+    _require_mark()
+    taken = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
+    known = {k: v for k, v in {**os.environ, **ENVIRONMENT}.items() if k not in taken}
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        env={**known, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 def train(arguments: list[str], before: str = "") -> None:
     """The training program in a rank, after ``before = "module:function"``, which may break something. Does
     not return."""
@@ -140,7 +162,15 @@ class ForkedProgram:
         self.process.terminate()
 
 
+def _require_mark() -> None:
+    assert not unmarked_test, (
+        f"{unmarked_test} starts processes of its own and would be among the quick tests: let it ask for the "
+        "fixture run_ranks, launch or run_program, or mark it distributed"
+    )
+
+
 def _server():
+    _require_mark()
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -13,6 +13,7 @@ from pipeline.compare import main
 from pipeline.comparison import running
 from tests.compare_cases import Forked
 
+pytestmark = pytest.mark.distributed  # cells are processes
 CELLS = [f"sums/{variant}/seed_{seed}" for seed in (0, 1) for variant in ("filter_then_weight", "random")]
 
 

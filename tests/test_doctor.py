@@ -7,7 +7,6 @@ import os
 import pytest
 
 from pipeline import doctor
-from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
 
 
@@ -100,8 +99,7 @@ def two_ranks(arguments: list[str]) -> list[tuple]:
     return [(line.check, line.passed, line.found) for line in lines]
 
 
-@pytest.mark.distributed
-def test_ranks_are_compared_and_the_odd_one_is_named(model_folder, data_folder, tmp_path):
+def test_ranks_are_compared_and_the_odd_one_is_named(run_ranks, model_folder, data_folder, tmp_path):
     by_rank = run_ranks(
         "tests.test_doctor:two_ranks", 2, arguments=run_arguments(model_folder, data_folder, tmp_path / "run")
     )

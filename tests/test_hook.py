@@ -10,19 +10,12 @@ from pipeline.config import SelectionConfig
 from pipeline.hook import SelectionHook
 from pipeline.selection.contract import Settings, Signals
 from pipeline.selection.registry import METHODS
-from tests.processes import run_ranks
+from tests import selected
 from tests.reference import sample_loss
 from tests.scoring.engine_cases import KEEP, LR, NUM_CANDIDATES, RIDGE, SCORED_STEP, candidates, expected
-from tests.scoring.hook_cases import METHOD_CASES, SPOILED, reference_llama
+from tests.scoring.hook_cases import FIRST_CASES, METHOD_CASES, SPOILED, reference_llama
 
-ENGINES = [
-    "zero0-full-fp32",
-    "zero1-full-fp32",
-    "zero2-full-fp32",
-    "zero3-full-fp32",
-    "zero0-full-bf16",
-    "zero2-lora-bf16",
-]
+ENGINES = [str(case) for case in FIRST_CASES]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
@@ -32,20 +25,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def selections(model_folder, folder):
+def selections(request, run_ranks, model_folder, folder):
+    asked = selected.cases(request, "engine", ENGINES)
     ranks = run_ranks(
         "tests.scoring.hook_cases:before_and_after_the_first_step",
         2,
+        cases=[case for case in FIRST_CASES if str(case) in asked],
         model_folder=model_folder,
         folder=folder,
     )
     assert ranks[0] == ranks[1], "the ranks disagree"
-    assert list(ranks[0]) == ENGINES
     return ranks[0]
 
 
 @pytest.fixture(scope="module")
-def broken(model_folder, folder):
+def broken(run_ranks, model_folder, folder):
     return run_ranks("tests.scoring.hook_cases:broken", 2, model_folder=model_folder, folder=folder)
 
 
@@ -84,8 +78,12 @@ every_method_case = pytest.mark.parametrize("case", METHOD_CASES, ids=str)
 
 
 @pytest.fixture(scope="module")
-def by_method(model_folder, folder):
-    return run_ranks("tests.scoring.hook_cases:every_method", 2, model_folder=model_folder, folder=folder)
+def by_method(request, run_ranks, model_folder, folder):
+    """Tests without a case look at the first."""
+    asked = [given.get("case", METHOD_CASES[0]) for given in selected.parameters(request)]
+    cases = [case for case in METHOD_CASES if case in asked]
+    arguments = dict(cases=cases, model_folder=model_folder, folder=folder)
+    return run_ranks("tests.scoring.hook_cases:every_method", 2, **arguments)
 
 
 @every_method_case
@@ -234,7 +232,8 @@ def test_a_scoring_pass_that_runs_out_of_memory_on_one_rank_is_halved_on_all_and
         ("no memory under ZeRO-3", "RuntimeError: the forward of a scoring pass of"),
         (
             "unequal",
-            r"ValueError: every rank must bring the same number of candidates, at least one; they bring [3, 2]",
+            "ValueError: every rank must bring the same number of candidates, at least one; they bring [3, "
+            "2]",
         ),
         (
             "none",
@@ -253,7 +252,9 @@ def test_every_rank_raises_the_same_error_and_none_hangs(broken, what, message):
     assert first == second
 
 
-def test_engines_that_selection_cannot_work_with_are_refused_with_the_way_out(model_folder, folder):
+def test_engines_that_selection_cannot_work_with_are_refused_with_the_way_out(
+    run_ranks, model_folder, folder
+):
     for outcomes in run_ranks(
         "tests.scoring.hook_cases:refused", 2, model_folder=model_folder, folder=folder
     ):

@@ -107,11 +107,7 @@ def modules(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: line {node.lineno}: a relative import hides its direction"
-            found |= (
-                {f"{node.module}.{alias.name}" for alias in node.names}
-                if node.module == "pipeline"
-                else {node.module}
-            )
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
@@ -188,3 +184,12 @@ def test_an_engine_needs_neither_figures_nor_templates_nor_datasets():
     names, _ = loaded("import pipeline.training.engine")
     assert "deepspeed" in names
     assert not names & {"matplotlib", "jinja2", "datasets", "pandas", "transformers"}
+
+
+def test_tests_import_no_benchmark_program():
+    """But those of the programs themselves, and of the pages in docs/ that such a program writes. What both
+    need is the tests' own, and benchmarks import it from there."""
+    tests = Path(__file__).parent
+    for file in tests.rglob("*.py"):
+        if file.relative_to(tests).parts[0] not in ("benchmarks", "docs"):
+            assert not {name for name in modules(file) if name.split(".")[0] == "benchmarks"}, file

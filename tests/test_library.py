@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.hook import SelectionHook
-from tests.processes import run_ranks
 
 EXAMPLE = Path(__file__).parent.parent / "examples/own_loop.py"
 STEP = re.compile(r"^step (\d+): kept (\d+) of 16, (\d+) of them wanted; cosine (.*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_library_example_keeps_what_the_target_asks_for(world_size):
+def test_the_library_example_keeps_what_the_target_asks_for(run_ranks, world_size):
     """Half of the candidates are of the wanted kind."""
     first, *others = run_ranks("tests.example_cases:run", world_size, script=str(EXAMPLE))
     steps = STEP.findall(first)

@@ -22,7 +22,7 @@ from pipeline.datastore.parts import Parts
 from pipeline.datastore.sketch import CountSketch
 from pipeline.training.run_folder import LOCK
 from tests import reference
-from tests.processes import launch, run_ranks, tails
+from tests.processes import tails
 from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
 
@@ -88,7 +88,7 @@ def spoiled_pool(data_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outputs(build, spoiled_pool, tmp_path_factory):
+def outputs(run_ranks, launch, build, spoiled_pool, tmp_path_factory):
     """Folders of scores by name, how the programs ended, and the reason of the one that was killed."""
     root = tmp_path_factory.mktemp("scores")
     features = [

@@ -3,9 +3,6 @@ end."""
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -20,7 +17,8 @@ from pipeline.data import sources
 from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
 from pipeline.reporting.records import read_run
-from tests.processes import ENVIRONMENT, free_port, launch, run_ranks, tails
+from tests import selected
+from tests.processes import free_port, tails
 from tests.reference import sample_loss
 from tests.run_arguments import run_arguments
 from tests.training.train_cases import SPOILED_TOKEN
@@ -63,14 +61,20 @@ def arguments(model_folder, data_folder):
 
 
 @pytest.fixture(scope="module")
-def folders(arguments, tmp_path_factory):
-    """Run folders by name, of two ranks, but for `one_rank`."""
+def folders(request, run_ranks, arguments, tmp_path_factory):
+    """Run folders by name, of two ranks, but for `one_rank`. Tests without a name look at several."""
     root = tmp_path_factory.mktemp("runs")
-    run_ranks(
-        "tests.training.train_cases:runs",
-        2,
-        all_arguments=[arguments(root / name, *changes) for name, changes in RUNS.items()],
-    )
+    names = selected.cases(request, "name", [*RUNS, "one_rank"])
+    on_two = [arguments(root / name, *RUNS[name]) for name in names if name in RUNS]
+    if on_two:
+        run_ranks("tests.training.train_cases:runs", 2, all_arguments=on_two)
+    if "one_rank" in names:
+        run_ranks("tests.training.train_cases:runs", 1, all_arguments=[monitored(arguments, root)])
+    return {name: root / name for name in names}
+
+
+def monitored(arguments, root: Path) -> list[str]:
+    """The command line of `one_rank`, whose numbers go to DeepSpeed's monitors too."""
     monitors = {"enabled": True, "output_path": str(root / "monitors")}
     preset = json.loads((ROOT / "ds_configs/zero2.json").read_text())
     preset |= {
@@ -78,11 +82,9 @@ def folders(arguments, tmp_path_factory):
         "tensorboard": {**monitors, "job_name": "tensorboard"},
     }
     (root / "monitored.json").write_text(json.dumps(preset))
-    one_rank = arguments(
+    return arguments(
         root / "one_rank", "--training.micro_batch_size", "4", "--deepspeed", str(root / "monitored.json")
     )
-    run_ranks("tests.training.train_cases:runs", 1, all_arguments=[one_rank])
-    return {name: root / name for name in [*RUNS, "one_rank"]}
 
 
 def lines(folder: Path, name: str) -> list[dict]:
@@ -227,7 +229,9 @@ def test_the_saved_model_loads_in_peft_or_transformers_and_has_the_recorded_held
     assert abs(before - after) > 0.01, "the run changed nothing, so this test could not fail"
 
 
-def test_a_method_without_gradients_needs_no_target_and_no_warm_up(arguments, model_folder, tmp_path):
+def test_a_method_without_gradients_needs_no_target_and_no_warm_up(
+    run_ranks, arguments, model_folder, tmp_path
+):
     """Against a reference model that is whole on each rank beside a model that ZeRO-3 splits."""
     changes = [
         "--selection.method",
@@ -251,40 +255,21 @@ def test_a_method_without_gradients_needs_no_target_and_no_warm_up(arguments, mo
     assert {line["alignment"] for line in kept} == {None} and {line["weight"] for line in kept} == {0.25}
 
 
-def deepspeed_launcher(module: str, *arguments: str) -> subprocess.CompletedProcess:
-    launcher = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    environment = {
-        k: v
-        for k, v in environment.items()
-        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")
-    }
-    return subprocess.run(
-        [*launcher, "--module", module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=420,
-    )
+@pytest.fixture
+def deepspeed_launcher(run_program):
+    """Function of a module and its arguments: how two ranks of it ended."""
+    launcher = ["deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(free_port()), "--module"]
+    return lambda module, *arguments: run_program([*launcher, module, *arguments])
 
 
-def test_the_deepspeed_launcher_gives_the_same_records(folders, arguments, tmp_path):
+def test_the_deepspeed_launcher_gives_the_same_records(deepspeed_launcher, folders, arguments, tmp_path):
     ended = deepspeed_launcher("pipeline.train", *arguments(tmp_path / "run"))
     assert ended.returncode == 0, (ended.stdout + ended.stderr)[-4000:]
     assert steps(tmp_path / "run") == steps(folders["lora"])
     assert "self-check" in ended.stdout and "FAILED" not in ended.stdout
 
 
-def test_a_rank_that_raises_alone_ends_the_others_under_the_launcher(arguments, tmp_path):
+def test_a_rank_that_raises_alone_ends_the_others_under_the_launcher(deepspeed_launcher, arguments, tmp_path):
     ended = deepspeed_launcher(
         "tests.training.train_cases", "raise_on_one_rank", *arguments(tmp_path / "run")
     )
@@ -293,7 +278,7 @@ def test_a_rank_that_raises_alone_ends_the_others_under_the_launcher(arguments, 
     assert [record["step"] for record in steps(tmp_path / "run")] == [0, 1, 2]
 
 
-def test_a_rank_that_stalls_ends_all_under_the_launcher_and_is_named(arguments, tmp_path):
+def test_a_rank_that_stalls_ends_all_under_the_launcher_and_is_named(deepspeed_launcher, arguments, tmp_path):
     """Within run.timeout_seconds, the ten seconds for notes, and the 30 that DeepSpeed's launcher waits
     before it kills."""
     changed = arguments(tmp_path / "run", "--run.timeout_seconds", "20")
@@ -316,7 +301,7 @@ def assert_all_fail(ended, message: str, code: int = 1) -> None:
     )
 
 
-def test_a_rank_that_raises_alone_ends_the_other_without_a_launcher(arguments, tmp_path):
+def test_a_rank_that_raises_alone_ends_the_other_without_a_launcher(launch, arguments, tmp_path):
     ended = launch(
         "tests.processes:train",
         2,
@@ -327,7 +312,7 @@ def test_a_rank_that_raises_alone_ends_the_other_without_a_launcher(arguments, t
     assert "KeyError: 'only here'" in ended[1].output
 
 
-def test_a_loss_that_is_not_finite_ends_every_rank_with_the_step_and_the_remedy(arguments, tmp_path):
+def test_a_loss_that_is_not_finite_ends_every_rank_with_the_step_and_the_remedy(launch, arguments, tmp_path):
     changes = (
         "--training.learning_rate",
         "1e30",
@@ -341,7 +326,7 @@ def test_a_loss_that_is_not_finite_ends_every_rank_with_the_step_and_the_remedy(
     assert len(steps(tmp_path / "run")) >= 1
 
 
-def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(arguments, tmp_path):
+def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(launch, arguments, tmp_path):
     """At stage 0, where nothing puts it right: at 1 and 2 a rank gets what others update afresh in every
     step."""
     changes = ("--deepspeed", "ds_configs/zero0.json", "--training.verify_every", "2")
@@ -351,21 +336,21 @@ def test_a_bit_that_flips_in_a_replica_ends_every_rank_at_the_next_comparison(ar
     assert len(steps(tmp_path / "run")) == 4
 
 
-def test_a_log_that_cannot_be_written_ends_every_rank_with_a_sentence(arguments, tmp_path):
+def test_a_log_that_cannot_be_written_ends_every_rank_with_a_sentence(launch, arguments, tmp_path):
     before = "tests.training.train_cases:fill_the_log"
     ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run"), before=before)
     assert_all_fail(ended, "standard output cannot be written (No space left on device)")
     assert "Traceback" not in ended[0].output, tails(ended)
 
 
-def test_a_failed_self_check_ends_every_rank_with_code_2_before_the_first_step(arguments, tmp_path):
+def test_a_failed_self_check_ends_every_rank_with_code_2_before_the_first_step(launch, arguments, tmp_path):
     before = "tests.training.train_cases:double_factors_on_one_rank"
     ended = launch("tests.processes:train", 2, arguments=arguments(tmp_path / "run"), before=before)
     assert_all_fail(ended, "self-check failed: factors equal autograd, sample by sample: on rank 1", code=2)
     assert not (tmp_path / "run" / "steps.jsonl").exists() or not steps(tmp_path / "run")
 
 
-def test_a_setting_that_does_not_divide_ends_every_rank(arguments, tmp_path):
+def test_a_setting_that_does_not_divide_ends_every_rank(launch, arguments, tmp_path):
     ended = launch(
         "tests.processes:train", 2, arguments=arguments(tmp_path / "run", "--selection.keep_per_step", "3")
     )
@@ -375,14 +360,14 @@ def test_a_setting_that_does_not_divide_ends_every_rank(arguments, tmp_path):
     )
 
 
-def test_a_folder_with_an_earlier_run_is_refused_on_every_rank_and_left_alone(arguments, folders):
+def test_a_folder_with_an_earlier_run_is_refused_on_every_rank_and_left_alone(launch, arguments, folders):
     before = (folders["lora"] / "steps.jsonl").read_bytes()
     ended = launch("tests.processes:train", 2, arguments=arguments(folders["lora"]))
     assert_all_fail(ended, "holds an earlier run; name another folder or set run.overwrite")
     assert (folders["lora"] / "steps.jsonl").read_bytes() == before
 
 
-def test_a_model_that_is_not_there_ends_every_rank(arguments, tmp_path):
+def test_a_model_that_is_not_there_ends_every_rank(launch, arguments, tmp_path):
     ended = launch(
         "tests.processes:train",
         2,
@@ -391,7 +376,9 @@ def test_a_model_that_is_not_there_ends_every_rank(arguments, tmp_path):
     assert_all_fail(ended, "nothing")
 
 
-def test_a_spoiled_candidate_is_dropped_with_its_id_and_training_goes_on(arguments, data_folder, tmp_path):
+def test_a_spoiled_candidate_is_dropped_with_its_id_and_training_goes_on(
+    run_ranks, arguments, data_folder, tmp_path
+):
     rows = [json.loads(line) for line in Path(data_folder, "pool.jsonl").read_text().splitlines()]
     position = int(CandidateStream(rows, NUM_CANDIDATES, seed=0).positions(SPOILED_STEP)[5])
     rows[position]["completion"] = SPOILED_TOKEN * 3

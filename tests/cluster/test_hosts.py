@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import records
 from tests.cluster import hosts
 from tests.cluster.conftest import demand
-from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
+from tests.same_run import records
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -63,7 +62,7 @@ def steps(folder: Path) -> list[dict]:
     return records(folder, "steps") if (folder / "steps.jsonl").exists() else []
 
 
-def test_two_hosts_train_as_two_ranks_of_one(two, model_folder, data_folder, tmp_path):
+def test_two_hosts_train_as_two_ranks_of_one(run_ranks, two, model_folder, data_folder, tmp_path):
     here = arguments(model_folder, data_folder, tmp_path / "here", 6)
     run_ranks("tests.training.train_cases:runs", 2, all_arguments=[here], timeout=900)
     launcher = start(

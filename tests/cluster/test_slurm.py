@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import records
 from tests.cluster import slurm
 from tests.cluster.conftest import demand
 from tests.processes import ENVIRONMENT
 from tests.run_arguments import run_arguments
+from tests.same_run import records
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

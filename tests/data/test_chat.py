@@ -9,7 +9,8 @@ TURN = "'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end
 ASK = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 CHATML = "{% for message in messages %}{{ " + TURN + " }}{% endfor %}" + ASK
 MARKED = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% generation %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n' }}{% generation %}"
     "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}{{ "
     + TURN
     + " }}{% endif %}{% endfor %}"
@@ -69,7 +70,8 @@ def test_an_answer_that_merges_with_the_generation_prompt_is_still_covered(token
 
 def test_a_template_without_end_token_is_supervised_to_the_end_of_the_turn():
     template = (
-        "{% for m in messages %}{{ ('Q: ' if m['role'] == 'user' else 'A:') + m['content'] + '\n' }}{% endfor %}"
+        "{% for m in messages %}{{ ('Q: ' if m['role'] == 'user' else 'A:') + m['content'] + '\n' }}"
+        "{% endfor %}"
         "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
     )
     tokenizer = make_tokenizer(template)

@@ -4,15 +4,16 @@ place."""
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from benchmarks.fuzz_input import CHATML, KINDS, TEXTS, tokenizers, try_chat
 from pipeline.config import DataConfig
 from pipeline.data.chat import tokenize_all
 from pipeline.data.markers import RESERVED, Markers
 from pipeline.data.record import Record
+from tests.data.fuzz_cases import CHATML, KINDS, TEXTS, tokenizers, try_chat
 
 EXAMPLES = {"jsonl files": 60, "chats": 100, "recipes": 8, "grids": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_any_input_is_accepted_or_refused_with_its_place(name, tmp_path):
     kind = KINDS[name]

@@ -19,7 +19,8 @@ from tests.data.byte_tokenizer import make_tokenizer, supervised_text, whole
 SMOLLM2 = Path(__file__).parents[2] / ".cache" / "smollm2-135m"
 
 LLAMA3 = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}{% set messages = messages[1:] %}
+{%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}
+  {%- set messages = messages[1:] %}
 {%- else %}{% set system = '' %}{% endif %}
 {{- '<|start_header_id|>system<|end_header_id|>\n\n' + system + '<|eot_id|>' }}
 {%- if tools %}
@@ -31,22 +32,27 @@ LLAMA3 = """{{ bos_token }}
   {%- if message.role == 'tool' %}
     {{- '<|start_header_id|>ipython<|end_header_id|>\n\n' + message.content | tojson + '<|eot_id|>' }}
   {%- elif message.tool_calls %}
-    {%- if message.tool_calls | length != 1 %}{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}
+    {%- if message.tool_calls | length != 1 %}
+      {{- raise_exception('This model only supports single tool-calls at once!') }}{% endif %}
     {%- set call = message.tool_calls[0].function %}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
     {{- '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}<|eot_id|>' }}
   {%- else %}
-    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}
+    {{- message.content | trim + '<|eot_id|>' }}
   {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
 
 QWEN = """{%- if tools %}
-  {{- '<|im_start|>system\n' + (messages[0].content + '\n\n' if messages[0].role == 'system' else '') + '# Tools\n<tools>' }}
+  {{- '<|im_start|>system\n' + (messages[0].content + '\n\n' if messages[0].role == 'system' else '') }}
+  {{- '# Tools\n<tools>' }}
   {%- for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}{{ '\n</tools><|im_end|>\n' }}
-{%- elif messages[0].role == 'system' %}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
+{%- elif messages[0].role == 'system' %}
+  {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{% endif %}
 {%- set ns = namespace(last_query=0) %}
-{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last_query = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+  {%- if message.role == 'user' %}{% set ns.last_query = loop.index0 %}{% endif %}{% endfor %}
 {%- for message in messages %}
   {%- if message.role == 'user' %}{{ '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
   {%- elif message.role == 'assistant' %}
@@ -55,7 +61,8 @@ QWEN = """{%- if tools %}
     {{- message.content }}
     {%- for call in message.tool_calls or [] %}
       {{- '\n' if loop.index0 or message.content else '' }}
-      {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}\n</tool_call>' }}
+      {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+      {{- call.function.arguments | tojson + '}\n</tool_call>' }}
     {%- endfor %}
     {{- '<|im_end|>\n' }}
   {%- elif message.role == 'tool' %}
@@ -67,22 +74,27 @@ QWEN = """{%- if tools %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 MISTRAL = """{{ bos_token }}
-{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}
+{%- if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}
+  {%- set messages = messages[1:] %}
 {%- else %}{% set system = '' %}{% endif %}
 {%- set users = messages | selectattr('role', 'equalto', 'user') | list %}
 {%- for message in messages %}
   {%- if message.role == 'user' %}
-    {%- if tools and message == users[-1] %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+    {%- if tools and message == users[-1] %}
+      {{- '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
     {{- '[INST] ' + (system if loop.first else '') + message.content + '[/INST]' }}
   {%- elif message.tool_calls %}
     {{- '[TOOL_CALLS] [' }}
     {%- for call in message.tool_calls %}
-      {%- if call.id is not defined or call.id | length != 9 %}{{ raise_exception('Tool call IDs should be 9 characters') }}{% endif %}
-      {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (', ' if not loop.last else ']' + eos_token) }}
+      {%- if call.id is not defined or call.id | length != 9 %}
+        {{- raise_exception('Tool call IDs should be 9 characters') }}{% endif %}
+      {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' }}
+      {{- ', ' if not loop.last else ']' + eos_token }}
     {%- endfor %}
   {%- elif message.role == 'assistant' %}{{ ' ' + message.content | trim + eos_token }}
   {%- elif message.role == 'tool' %}
-    {{- '[TOOL_RESULTS] {"content": ' + message.content | tojson + ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {{- '[TOOL_RESULTS] {"content": ' + message.content | tojson }}
+    {{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
   {%- endif %}
 {%- endfor %}"""
 
@@ -339,7 +351,10 @@ def test_a_template_that_writes_the_date_writes_the_same_on_every_day(marks):
         + answer
         + "{% endif %}{% endfor %}"
     )
-    llamas = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '26 Jul 2024' %}{% endif %}"
+    llamas = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}"
+        "{% else %}{% set day = '26 Jul 2024' %}{% endif %}"
+    )
     messages = [say("user", "a?"), say("assistant", "b")]
     for form, written in (
         ("{{ day }}", "26 Jul 2024"),
@@ -359,7 +374,10 @@ def test_a_template_for_tools_is_taken_where_there_are_tools():
 
 
 NAME_ALONE = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
-KEYS_ALONE = "{% for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments.keys() | join }}{% endfor %}"
+KEYS_ALONE = (
+    "{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name }}{{ call.function.arguments.keys() | join }}{% endfor %}"
+)
 FIRST_ALONE = "{% for call in (message.tool_calls or [])[:1] %}{{ call.function | tojson }}{% endfor %}"
 
 
@@ -418,7 +436,8 @@ def test_mistrals_tools_before_the_last_question_are_told_from_one_question_alon
 def test_a_special_token_that_begins_a_call_does_not_end_it():
     template = (
         "{% for m in messages %}{{ m.role + ':' + m.content }}"
-        "{% for call in m.tool_calls or [] %}{{ '<|call|>' + call.function.name + ' ' + call.function.arguments | tojson }}{% endfor %}"
+        "{% for call in m.tool_calls or [] %}"
+        "{{ '<|call|>' + call.function.name + ' ' + call.function.arguments | tojson }}{% endfor %}"
         "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
     tokenizer = make_tokenizer(template, additional_special_tokens=["<|call|>"])

@@ -103,7 +103,8 @@ BROKEN = {
         "are a pair, and the weighted loss",
     ),
     "not text": (
-        b'{"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "b"}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": "image"}]}, '
+        b'{"role": "assistant", "content": "b"}]}',
         "message 1 of 'messages' has a part 'image'",
     ),
 }

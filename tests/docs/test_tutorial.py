@@ -13,6 +13,7 @@ from pipeline.config import parse
 from pipeline.training import small_model
 from tests.tutorial_cases import Program
 
+pytestmark = pytest.mark.distributed  # programs are processes
 PAGE = tutorial.PAGE.read_text()
 COMMANDS = [body for kind, body in tutorial.BLOCK.findall(PAGE) if kind == "bash"]
 

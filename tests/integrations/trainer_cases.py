@@ -181,9 +181,9 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def against_plain(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
+def against_plain(ways: list[Way], model_folder: str, folder: str) -> dict[Way, dict]:
     """All candidates at uniform weights against a Trainer that knows no selection."""
-    results = []
+    results = {}
     for way in ways:
         world_size = world()
         per_device = 8 // world_size // way.gradient_accumulation_steps
@@ -197,18 +197,16 @@ def against_plain(ways: list[Way], model_folder: str, folder: str) -> list[dict]
         )
         trainer.train()
         selected = close(trainer)
-        results.append(
-            {
-                "parameters": {
-                    name: (
-                        (selected[name] - plain[name]).abs().max().item(),
-                        (plain[name] - before[name]).abs().max().item(),
-                    )
-                    for name in plain
-                },
-                "losses": (losses(trainer), plain_losses),
-            }
-        )
+        results[way] = {
+            "parameters": {
+                name: (
+                    (selected[name] - plain[name]).abs().max().item(),
+                    (plain[name] - before[name]).abs().max().item(),
+                )
+                for name in plain
+            },
+            "losses": (losses(trainer), plain_losses),
+        }
     return results
 
 
@@ -218,10 +216,10 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
+def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> dict[Way, dict]:
     """Selections and final parameters of a SelectionTrainer, and of a loop written by hand over the same
     candidates."""
-    results = []
+    results = {}
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
         args = arguments(way, folder, per_device)
@@ -245,7 +243,7 @@ def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> list[di
             )
             for name in begin
         }
-        results.append(result)
+        results[way] = result
     return results
 
 
@@ -335,10 +333,10 @@ def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: i
     optimizer.zero_grad()
 
 
-def resumed(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
+def resumed(ways: list[Way], model_folder: str, folder: str) -> dict[Way, dict]:
     """An undisturbed run, and one that goes on from its checkpoint after 2 of 5 updates, in the middle of an
     epoch."""
-    results = []
+    results = {}
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
         output = Path(folder) / str(way)
@@ -354,26 +352,19 @@ def resumed(ways: list[Way], model_folder: str, folder: str) -> list[dict]:
         trainer = build()
         trainer.train(resume_from_checkpoint=str(output / "checkpoint-2"))
         second = {"selections": trainer.selections, "losses": losses(trainer), "parameters": close(trainer)}
-        results.append(
-            {
-                "selections": (first["selections"][2:], second["selections"]),
-                "losses": (first["losses"], second["losses"]),
-                "differ": [
-                    n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])
-                ],
-            }
-        )
+        results[way] = {
+            "selections": (first["selections"][2:], second["selections"]),
+            "losses": (first["losses"], second["losses"]),
+            "differ": [
+                n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])
+            ],
+        }
     return results
 
 
-def on_two_ranks(
-    model_folder: str, folder: str, plain: list[Way], own: list[Way], interrupted: list[Way]
-) -> dict:
-    return {
-        "plain": against_plain(plain, model_folder, folder),
-        "own": against_own_loop(own, model_folder, folder),
-        "resumed": resumed(interrupted, model_folder, folder),
-    }
+def on_two_ranks(ways: dict[str, list[Way]], model_folder: str, folder: str) -> dict[str, dict[Way, dict]]:
+    compare = {"plain": against_plain, "own": against_own_loop, "resumed": resumed}
+    return {name: compare[name](of_name, model_folder, folder) for name, of_name in ways.items()}
 
 
 REFUSED = (

@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("command", ["ruff check", "ruff format --check", "mypy"])
+@pytest.mark.parametrize(
+    "command", ["ruff check", "ruff format --check", pytest.param("mypy", marks=pytest.mark.slow)]
+)
 def test_has_no_complaint(command):
     """mypy takes half a minute in a fresh checkout; then .mypy_cache knows what has not changed."""
     program, *arguments = command.split()

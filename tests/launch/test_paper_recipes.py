@@ -15,8 +15,8 @@ from pipeline.data import demo
 from pipeline.data.chat import tokenize
 from pipeline.data.record import parse
 from pipeline.training.model import load_tokenizer
+from tests import selected
 from tests.conftest import tokenizer
-from tests.processes import run_ranks
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {name: str(ROOT / f"launch/recipes/paper_{name}.yaml") for name in ("llama32_1b", "qwen3_06b")}
@@ -58,14 +58,14 @@ def data_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def runs(request, run_ranks, data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """(model folder, run folder) by recipe; the tokenizers have no chat template of their own, as base
     models."""
     root, folders = tmp_path_factory.mktemp("runs"), {}
-    for name, shape in CONFIGS.items():
+    for name in selected.cases(request, "name", list(CONFIGS)):
         torch.manual_seed(0)
         model_folder = root / f"{name}_model"
-        AutoModelForCausalLM.from_config(shape).save_pretrained(model_folder)
+        AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(model_folder)
         base = tokenizer()
         base.chat_template = None
         base.save_pretrained(model_folder)
@@ -96,7 +96,6 @@ def runs(data_folder, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     return folders
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("name", RECIPES)
 def test_run_to_the_end(runs, name):
     model_folder, folder = runs[name]
@@ -129,6 +128,7 @@ def test_budget_is_five_percent_and_as_many_samples_as_four_epochs_of_them(name)
     assert config.check_world_size(settings, 8) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_is_planned_without_a_network(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -97,6 +97,7 @@ def test_recipe_is_a_valid_configuration(recipe, tmp_path):
         assert config.check_world_size(parsed, world_size) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", GRIDS, ids=named)
 def test_grid_is_valid_and_every_variant_differs(recipe, tmp_path, monkeypatch):
     for variable in ("DATA", "TEST"):

@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 
-import pytest
-
 from pipeline.config import ModelConfig
 from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN
 from pipeline.planning.model_shapes import read_shapes
 from tests.planning.plan_cases import sizes
-from tests.processes import run_ranks
 from tests.scoring.engine_cases import NUM_CANDIDATES, NUM_TARGETS, Case
 
 WORLD_SIZE = 2
@@ -33,8 +30,7 @@ VARIANTS += [
 CASES = [(Case(2), VARIANTS), (Case(3, "full", "bf16"), VARIANTS)]
 
 
-@pytest.mark.distributed
-def test_bytes_between_ranks(model_folder, tmp_path):
+def test_bytes_between_ranks(run_ranks, model_folder, tmp_path):
     """The plan gives the mean over ranks, since slices of the moments differ in length; so the sum is
     compared."""
     by_rank = run_ranks(

@@ -11,12 +11,11 @@ from pipeline.data.chat import tokenize_all
 from pipeline.data.sample import digest
 from pipeline.data.sources import read
 from tests.conftest import tokenizer
-from tests.processes import run_ranks
 from tests.ranks.once_cases import TIMEOUT
 
 
 @pytest.fixture(scope="module")
-def outcomes():
+def outcomes(run_ranks):
     return run_ranks("tests.ranks.once_cases:outcomes", 2)
 
 
@@ -52,7 +51,7 @@ def test_work_without_a_sign_of_life_ends_all_ranks_and_names_the_place(outcomes
         )
 
 
-def test_one_rank_tokenises_and_all_map_the_file(data_folder, tmp_path):
+def test_one_rank_tokenises_and_all_map_the_file(run_ranks, data_folder, tmp_path):
     """The second start tokenises nothing; a temporary file is gone once it is mapped; what is refused is
     refused everywhere."""
     data = DataConfig(

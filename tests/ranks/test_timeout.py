@@ -10,7 +10,6 @@ from deepspeed.utils import groups
 
 from pipeline.ranks import peers
 from pipeline.training.engine import start_process_group
-from tests.processes import run_ranks
 
 TIMEOUT, LATE = 2, 12  # seconds
 
@@ -32,7 +31,7 @@ def one_rank_is_late() -> tuple[str, float]:
     return message, seconds
 
 
-def test_the_timeout_holds_on_the_group_of_the_engine():
+def test_the_timeout_holds_on_the_group_of_the_engine(run_ranks):
     message, seconds = run_ranks("tests.ranks.test_timeout:one_rank_is_late", 2)[0]
     assert "Timed out" in message or "timeout" in message.lower(), message
     assert f"rank 1 on {socket.gethostname()} (127.0.0.1)" in message, message

@@ -10,6 +10,8 @@ from pipeline.reporting.figures import COLOURS, MANY, PLOTS
 from pipeline.reporting.pictures import INK, Panel, pictures, short, wide
 from pipeline.reporting.records import read_run
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(runs) -> dict:
     """Panels of the plots that have any."""

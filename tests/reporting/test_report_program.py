@@ -18,6 +18,7 @@ from pipeline.reporting import browser
 from pipeline.reporting.records import read_run
 from pipeline.reporting.run_page import differing_settings
 
+pytestmark = pytest.mark.slow
 HOSTILE = [
     "<script>alert('x')</script>",
     "</script></style></svg><img src=http://127.0.0.1:9/x onerror=alert(1)>",

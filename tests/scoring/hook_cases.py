@@ -21,21 +21,24 @@ from tests.scoring.engine_cases import (
     target_set,
 )
 
+FIRST_CASES = [
+    *(Case(stage) for stage in (0, 1, 2, 3)),
+    Case(0, "full", "bf16"),
+    Case(2, "lora", "bf16"),
+]
 METHOD_CASES = [Case(2), Case(3, "lora", "bf16")]
 SPOILED = 5  # candidate whose gradient is made non-finite; it belongs to the last rank
 
 
-def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
-    """Selections at every stage: with no Adam state, inside and after the warm-up steps, and by methods that
-    score nothing."""
+def before_and_after_the_first_step(cases: list[Case], model_folder: str, folder: str) -> dict:
+    """By case selections at every stage: with no Adam state, inside and after the warm-up steps, and by
+    methods that score nothing."""
     from pipeline.hook import SelectionHook
     from pipeline.step.weighted_step import weighted_step
 
     rank, world_size = start()
     found = {}
-    for number, case in enumerate(
-        [*(Case(stage) for stage in (0, 1, 2, 3)), Case(0, "full", "bf16"), Case(2, "lora", "bf16")]
-    ):
+    for number, case in enumerate(cases):
         settings = settings_of(case, model_folder, Path(folder) / f"first-{rank}-{number}.json", world_size)
         engine = build_engine(case, settings)
 
@@ -69,7 +72,7 @@ def before_and_after_the_first_step(model_folder: str, folder: str) -> dict:
     return found
 
 
-def every_method(model_folder: str, folder: str) -> dict:
+def every_method(cases: list[Case], model_folder: str, folder: str) -> dict:
     """After two updates, at step 2: what each method is given, what it costs and what it selects; by engine
     and method."""
     import pipeline.hook as hooks
@@ -79,7 +82,7 @@ def every_method(model_folder: str, folder: str) -> dict:
 
     rank, world_size = start()
     found, scoring_pass, reference = {}, passes.scoring_pass, reference_llama().float()
-    for number, case in enumerate(METHOD_CASES):
+    for number, case in enumerate(cases):
         settings = settings_of(case, model_folder, Path(folder) / f"methods-{rank}-{number}.json", world_size)
         engine = build_engine(case, settings)
         for step, selection in enumerate(PLAYED):

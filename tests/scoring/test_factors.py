@@ -64,7 +64,10 @@ def assert_equal_loop(model, found, tolerance=1e-10):
         expected = gradient(model, [(sample, 1.0)])
         for name in names:
             error, norm = (found[name][row] - expected[name]).norm().item(), expected[name].norm().item()
-            message = f"{name}, sample {row}: norm {found[name][row].norm():.3e}, expected {norm:.3e}, error {error:.3e}"
+            message = (
+                f"{name}, sample {row}: norm {found[name][row].norm():.3e}, expected {norm:.3e}, "
+                f"error {error:.3e}"
+            )
             assert error <= tolerance * max(norm, 1e-3), message
             assert norm == 0 or row != WITHOUT_SUPERVISION, message
         total = sum(expected[name].norm() for name in names)

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.selection import registry
 from pipeline.selection.contract import Settings, Signals
-from tests.processes import run_ranks
+from tests import selected
 from tests.reference import relative_gram_error
 from tests.scoring.engine_cases import ALL, BACKENDS, KEEP, NUM_CANDIDATES, RIDGE, Case, expected
 from tests.scoring.extensions import deepspeed_adam_is_built
@@ -67,18 +67,24 @@ every_fp32_case_and_world = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def results(model_folder, tmp_path_factory):
-    """[world size][rank][case] -> what the rank saw."""
+def results(request, run_ranks, model_folder, tmp_path_factory):
+    """Function of a world size and a case: what its ranks saw, rank by rank. Tests without a world size look
+    at two ranks, those without a case at all cases."""
     folder = str(tmp_path_factory.mktemp("deepspeed"))
-    run = lambda world_size: run_ranks(
-        "tests.scoring.engine_cases:run_engines",
-        world_size,
-        cases=WORLDS[world_size],
-        model_folder=model_folder,
-        folder=folder,
-    )
-    found = {world_size: run(world_size) for world_size in WORLDS}
-    return lambda world_size, case: [rank[WORLDS[world_size].index(case)] for rank in found[world_size]]
+    asked = [(given.get("world_size", 2), given.get("case")) for given in selected.parameters(request)]
+    found = {}
+    for world_size, every in WORLDS.items():
+        cases = [case for case in every if (world_size, case) in asked or (world_size, None) in asked]
+        if cases:
+            ranks = run_ranks(
+                "tests.scoring.engine_cases:run_engines",
+                world_size,
+                cases=cases,
+                model_folder=model_folder,
+                folder=folder,
+            )
+            found |= {(world_size, str(case)): seen for case, *seen in zip(cases, *ranks)}
+    return lambda world_size, case: found[world_size, str(case)]
 
 
 @every_case_and_world

@@ -1,5 +1,5 @@
 # C candidates, K kept, N elements
-"""Adam's metric against closed forms, and the linearised step of DESIGN section 2 against a real one of
+"""Adam's metric against closed forms, and the linearised step (docs/method.md) against a real one of
 torch.optim.AdamW."""
 
 import math

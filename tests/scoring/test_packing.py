@@ -32,7 +32,7 @@ from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
-from tests.processes import run_ranks
+from tests import selected
 from tests.reference import (
     add_lora,
     fill_adapters,
@@ -282,25 +282,31 @@ def test_norms_of_packed_samples_are_those_of_padded_ones():
 
 
 @pytest.fixture(scope="module")
-def ranks(model_folder, tmp_path_factory):
-    """What two ranks saw, rank by rank."""
-    return run_ranks(
-        "tests.scoring.packing_cases:run",
-        2,
-        model_folder=model_folder,
-        folder=str(tmp_path_factory.mktemp("packing")),
-    )
+def folder(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("packing"))
 
 
-every_case = pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+@pytest.fixture(scope="module")
+def engines(request, run_ranks, model_folder, folder):
+    """What two ranks saw, by case."""
+    cases = selected.cases(request, "case", CASES)
+    arguments = dict(cases=cases, model_folder=model_folder, folder=folder)
+    ranks = run_ranks("tests.scoring.engine_cases:run_engines", 2, **arguments)
+    return dict(zip(map(str, cases), zip(*ranks)))
 
 
-@every_case
+@pytest.fixture(scope="module")
+def ranks(run_ranks, model_folder, folder):
+    """What else they saw, rank by rank."""
+    return run_ranks("tests.scoring.packing_cases:run", 2, model_folder=model_folder, folder=folder)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_packing_on_two_ranks_gives_the_gram_losses_and_updates_of_the_dense_reference(
-    ranks, model_folder, number
+    engines, model_folder, case
 ):
     """Tolerances of test_gram.py, where they have their reasons."""
-    reference, found = expected(CASES[number], model_folder), ranks[0]["engines"][number]
+    reference, (found, on_other) = expected(case, model_folder), engines[str(case)]
     for variant, scores in found["grams"].items():
         error = relative_gram_error(
             torch.from_numpy(scores["gram"]), torch.from_numpy(reference.grams[variant.gram])
@@ -309,7 +315,7 @@ def test_packing_on_two_ranks_gives_the_gram_losses_and_updates_of_the_dense_ref
         assert error <= tolerance, f"{variant}: {error:.1e} of |phi_i| |phi_j|"
         assert np.abs(scores["loss_C"] - np.array(reference.loss_C)).max() < 1e-5, variant
         assert abs(scores["target_loss"] - reference.target_loss) < 1e-5, variant
-        assert np.array_equal(scores["gram"], ranks[1]["engines"][number]["grams"][variant]["gram"]), variant
+        assert np.array_equal(scores["gram"], on_other["grams"][variant]["gram"]), variant
     assert np.abs(np.array(found["losses"]) - np.array(reference.losses)).max() < 1e-5
     for name, wanted in reference.parameters.items():
         error = (found["parameters"][name].double() - wanted).abs().max().item()

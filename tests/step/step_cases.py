@@ -81,10 +81,10 @@ def prepare(case: Case, model_folder: str, file: Path, world_size: int, num_trai
     return settings
 
 
-def compare_with_plain(cases: list[Case], model_folder: str, folder: str) -> list[dict]:
-    """Largest difference of each parameter, and how far the plain run has moved it."""
+def compare_with_plain(cases: list[Case], model_folder: str, folder: str) -> dict[str, dict]:
+    """By case the largest difference of each parameter, and how far the plain run has moved it."""
     rank, world_size = start()
-    results = []
+    results = {}
     for number, case in enumerate(cases):
         settings = prepare(
             case, model_folder, Path(folder) / f"plain-{rank}-{number}.json", world_size, NUM_CANDIDATES
@@ -98,23 +98,21 @@ def compare_with_plain(cases: list[Case], model_folder: str, folder: str) -> lis
         selected_steps(engine, settings, [UNIFORM] * STEPS, rank, world_size)
         selected = full_parameters(engine)
         close(engine)
-        results.append(
-            {
-                name: (
-                    (selected[name] - plain[name]).abs().max().item(),
-                    (plain[name] - before[name]).abs().max().item(),
-                )
-                for name in plain
-            }
-        )
+        results[str(case)] = {
+            name: (
+                (selected[name] - plain[name]).abs().max().item(),
+                (plain[name] - before[name]).abs().max().item(),
+            )
+            for name in plain
+        }
     return results
 
 
-def compare_with_unscored(cases: list[Case], model_folder: str, folder: str) -> list[dict]:
-    """Names of the parameters that scoring changed by any bit; and, once, those that another random state
-    changes."""
+def compare_with_unscored(cases: list[Case], model_folder: str, folder: str) -> dict[str, dict]:
+    """By case names of the parameters that scoring changed by any bit; and, for the first with dropout, those
+    that another random state changes (None for the others)."""
     rank, world_size = start()
-    results = []
+    results, first_with_dropout = {}, next((case for case in cases if case.kind == "lora"), None)
     for number, case in enumerate(cases):
         settings = prepare(case, model_folder, Path(folder) / f"bits-{rank}-{number}.json", world_size, 4)
 
@@ -127,9 +125,9 @@ def compare_with_unscored(cases: list[Case], model_folder: str, folder: str) -> 
             return parameters
 
         unscored, scored = run(False, 0), run(True, 0)
-        otherwise = run(False, 1) if number == 0 else unscored
         differ = lambda a, b: [name for name in a if not torch.equal(a[name], b[name])]
-        results.append({"scored": differ(unscored, scored), "seeded otherwise": differ(unscored, otherwise)})
+        otherwise = differ(unscored, run(False, 1)) if case is first_with_dropout else None
+        results[str(case)] = {"scored": differ(unscored, scored), "seeded otherwise": otherwise}
     return results
 
 

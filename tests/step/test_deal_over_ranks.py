@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.step.deal_over_ranks import deal_over_ranks
-from tests.processes import run_ranks
 
 
 @st.composite
@@ -58,6 +57,6 @@ def test_more_samples_than_slots_are_refused_with_the_numbers():
 
 
 @pytest.mark.parametrize("world_size, lengths", [(2, [3, 9, 2, 14, 5, 2]), (3, [3, 9, 2, 14, 5, 2, 8, 8, 1])])
-def test_every_rank_fetches_the_kept_samples_in_the_order_of_the_selection(world_size, lengths):
+def test_every_rank_fetches_the_kept_samples_in_the_order_of_the_selection(run_ranks, world_size, lengths):
     for found, wanted in run_ranks("tests.step.step_cases:fetched", world_size, lengths=lengths, num_kept=5):
         assert found == wanted

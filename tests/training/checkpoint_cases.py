@@ -39,6 +39,35 @@ def stopped(groups: list[tuple[list[str], int, int]]) -> list[int]:
     return codes
 
 
+def kill_all_ranks_in_a_file_of_a_checkpoint() -> None:
+    """Half of what a rank writes for checkpoint-4 is there when it is killed."""
+    from pipeline.training.checkpoint import DurableWriter
+
+    original = DurableWriter.save
+
+    def save(writer, state_dict, path):
+        original(writer, state_dict, path)
+        if "checkpoint-4.tmp" in path:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    DurableWriter.save = save
+
+
+def kill_one_rank_in_scoring() -> None:
+    """Rank 1 in the third step, where the other waits for it."""
+    from pipeline.hook import SelectionHook
+
+    original = SelectionHook._score
+
+    def score(hook, *arguments):
+        if hook.collectives.rank == 1 and hook.engine.global_steps == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(hook, *arguments)
+
+    SelectionHook._score = score
+
+
 @contextmanager
 def files_up_to(num_bytes: int):
     """Writing beyond fails in the middle of a file, as on a full disk."""

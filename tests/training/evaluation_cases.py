@@ -44,12 +44,12 @@ def questions(kind: str, model_folder: str) -> tuple[list[Sample], list[bool], i
     return samples, right, end, [len(answer) for answer in answers]
 
 
-def exact_matches(cases: list[Case], model_folder: str, folder: str) -> list[tuple]:
-    """For each case the share found and expected, the right ones found one by one and expected, and the
+def exact_matches(cases: list[Case], model_folder: str, folder: str) -> dict[str, tuple]:
+    """By case the share found and expected, the right ones found one by one and expected, and the
     answers' lengths."""
     from pipeline.training.evaluation import exact_match
 
-    found = []
+    found = {}
     for case in cases:
         samples, right, end, lengths = questions(case.kind, model_folder)
         words = tokenizer()
@@ -62,6 +62,13 @@ def exact_matches(cases: list[Case], model_folder: str, folder: str) -> list[tup
         one_by_one = case.stage < 3 and [
             2 * exact_match(engine, [sample, samples[1]], words, 2) for sample in samples
         ]
-        found.append((share, sum(right) / len(right), one_by_one, right, lengths, engine.module.training))
+        found[str(case)] = (
+            share,
+            sum(right) / len(right),
+            one_by_one,
+            right,
+            lengths,
+            engine.module.training,
+        )
         close(engine)
     return found

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kill_resume import compare, records, run
 from pipeline import durable
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint_files import Manifest
-from tests.processes import launch, run_ranks, tails
+from tests import selected
+from tests.processes import tails
 from tests.run_arguments import run_arguments
+from tests.same_run import compare, records
 from tests.training.test_checkpoint_files import flip_one_bit
 
 STEPS, STOPPED_IN = 6, 2
@@ -44,19 +45,23 @@ def build(model_folder, data_folder):
 
 
 @pytest.fixture(scope="module")
-def pairs(build, tmp_path_factory):
+def pairs(request, run_ranks, build, tmp_path_factory):
     """(undisturbed, stopped and continued) by variant. The undisturbed one has written no checkpoint before
-    its last step; for the other the disk was full at step 2."""
+    its last step; for the other the disk was full at step 2. Tests without a name look at zero2-full."""
     root = tmp_path_factory.mktemp("runs")
+    asked = [given.get("name", "zero2-full") for given in selected.parameters(request)]
+    names = [name for name in VARIANTS if name in asked]
     undisturbed = [
-        build(name, root / "undisturbed" / name, "--training.save_every", str(STEPS)) for name in VARIANTS
+        build(name, root / "undisturbed" / name, "--training.save_every", str(STEPS)) for name in names
     ]
     run_ranks("tests.training.train_cases:runs", 2, all_arguments=undisturbed)
-    continued = [build(name, root / "continued" / name, "--training.save_every", "2") for name in VARIANTS]
-    groups = [(arguments, STOPPED_IN, rank) for rank, arguments in enumerate(continued)]
+    continued = [build(name, root / "continued" / name, "--training.save_every", "2") for name in names]
+    # the variants' places say which rank gets the signal
+    ranks = [list(VARIANTS).index(name) for name in names]
+    groups = [(arguments, STOPPED_IN, rank) for arguments, rank in zip(continued, ranks)]
     codes = run_ranks("tests.training.checkpoint_cases:stopped_and_continued", 2, timeout=900, groups=groups)
-    assert codes == [[75] * len(VARIANTS)] * 2
-    return {name: (root / "undisturbed" / name, root / "continued" / name) for name in VARIANTS}
+    assert codes == [[75] * len(names)] * 2
+    return {name: (root / "undisturbed" / name, root / "continued" / name) for name in names}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -73,23 +78,24 @@ def test_a_run_that_was_stopped_and_continued_equals_the_undisturbed_one(pairs, 
     assert compare(undisturbed, continued) == []
 
 
-@pytest.mark.parametrize(
-    "phase, entry, victims", [("checkpoint: file", 2, "all ranks"), ("scoring", 2, "rank 1")]
-)
+@pytest.mark.parametrize("killed", ["all_ranks_in_a_file_of_a_checkpoint", "one_rank_in_scoring"])
 def test_a_run_that_was_killed_and_continued_equals_the_undisturbed_one(
-    pairs, build, tmp_path, phase, entry, victims
+    run_ranks, launch, pairs, build, tmp_path, killed
 ):
+    """The others notice, and end. benchmarks.kill_resume does so by the dozen, at random moments."""
     arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2", "--resume", "auto")
-    killed = run(tmp_path, arguments, {"phase": phase, "entry": entry, "seconds": 0.0, "victims": victims})
-    assert killed["moment"] is not None and killed["others_ended"], killed
-    assert -signal.SIGKILL in killed["codes"], killed
-    continued = run(tmp_path, arguments)
-    assert continued["codes"] == [0, 0], continued["output"]
-    assert compare(pairs["zero2-full"][0], tmp_path / "run") == [], killed["moment"]
+    before = f"tests.training.checkpoint_cases:kill_{killed}"
+    ended = launch("tests.processes:train", 2, arguments=arguments, before=before)
+    codes = [end.code for end in ended]
+    assert -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 1}, tails(ended)
+    run_ranks("tests.training.train_cases:runs", 2, all_arguments=[arguments])
+    (resumed,) = [json.loads(line) for line in (tmp_path / "run/resumes.jsonl").read_text().splitlines()]
+    assert resumed["step"] == 2
+    assert compare(pairs["zero2-full"][0], tmp_path / "run") == []
 
 
 def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_nothing(
-    pairs, build, data_folder, tmp_path
+    run_ranks, launch, pairs, build, data_folder, tmp_path
 ):
     """But what is continued is refused: its data are gone. And what DeepSpeed copies into a checkpoint is
     hashed like the rest."""
@@ -119,7 +125,7 @@ def test_a_clock_that_goes_back_and_a_pool_that_is_truncated_meanwhile_change_no
     )
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(pairs, build, tmp_path):
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(launch, pairs, build, tmp_path):
     undisturbed, continued = pairs["zero2-full"]
     folder = Path(shutil.copytree(continued, tmp_path / "run"))
     (folder / "finished.json").unlink()
@@ -138,7 +144,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(pa
 
 
 def test_a_disk_that_is_full_at_a_record_ends_all_ranks_and_the_run_goes_on_from_its_checkpoint(
-    pairs, build, tmp_path
+    run_ranks, launch, pairs, build, tmp_path
 ):
     arguments = build("zero2-full", tmp_path / "run", "--training.save_every", "2")
     ended = launch(
@@ -154,7 +160,7 @@ def test_a_disk_that_is_full_at_a_record_ends_all_ranks_and_the_run_goes_on_from
 
 
 @pytest.mark.parametrize("before, after, stage", [(2, 1, "zero2"), (1, 2, "zero3")])
-def test_a_run_goes_on_with_another_number_of_ranks(pairs, build, tmp_path, before, after, stage):
+def test_a_run_goes_on_with_another_number_of_ranks(run_ranks, pairs, build, tmp_path, before, after, stage):
     """Full fine-tuning has two parameter groups, with and without weight decay. Sums are rounded otherwise:
     losses agree to 1e-3 and no kept sample changes, nor its order."""
     arguments = build("zero2-full", tmp_path / "run", "--deepspeed", f"ds_configs/{stage}.json")
@@ -187,7 +193,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(pairs, build, tmp_path, befo
     assert not list((tmp_path / "run/checkpoints").glob("*universal*"))
 
 
-def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_named(tmp_path):
+def test_the_newest_good_checkpoint_of_this_run_is_found_and_the_others_are_named(run_ranks, tmp_path):
     """Torn, of other settings, with records that are gone, of more ranks; the same on both ranks."""
     now = {"selection.ridge": 1.0, "training.micro_batch_size": 2, "content of data.pool": "48 samples 0123"}
 

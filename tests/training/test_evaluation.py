@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.data.sample import IGNORED, Sample
 from pipeline.training.evaluation import answer_span, questions, result_of
-from tests.processes import run_ranks
+from tests import selected
 from tests.scoring.engine_cases import Case
 from tests.training.evaluation_cases import NUM_TOKENS
 
@@ -12,15 +12,16 @@ CASES = [Case(2, "lora"), Case(3), Case(3, "lora")]
 
 
 @pytest.fixture(scope="module")
-def found(model_folder, tmp_path_factory):
-    arguments = dict(cases=CASES, model_folder=model_folder, folder=str(tmp_path_factory.mktemp("deepspeed")))
+def found(request, run_ranks, model_folder, tmp_path_factory):
+    places = dict(model_folder=model_folder, folder=str(tmp_path_factory.mktemp("deepspeed")))
+    arguments = dict(cases=selected.cases(request, "case", CASES), **places)
     return run_ranks("tests.training.evaluation_cases:exact_matches", 2, **arguments)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_batched_answers_on_two_ranks_equal_those_decoded_one_token_at_a_time(found, case):
     for rank in found:
-        share, expected, one_by_one, right, lengths, is_training = rank[CASES.index(case)]
+        share, expected, one_by_one, right, lengths, is_training = rank[str(case)]
         assert share == pytest.approx(expected)
         assert case.stage == 3 or one_by_one == [float(hit) for hit in right]
         assert min(lengths) < NUM_TOKENS == max(lengths), (

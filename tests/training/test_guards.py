@@ -11,7 +11,7 @@ import torch
 
 from pipeline.training.checksum import checksum
 from pipeline.training.guards import WINDOW, Watch, check_replicas
-from tests.processes import launch, run_ranks, tails
+from tests.processes import tails
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -52,7 +52,7 @@ def replicas() -> tuple[str, str]:
     return tuple(heard)
 
 
-def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it():
+def test_a_bit_that_flips_in_one_replica_ends_all_ranks_and_names_it(run_ranks):
     for before, after in run_ranks("tests.training.test_guards:replicas", 3):
         assert before == ""
         assert "after step 2 ranks [1] hold other parameters than the 2 ranks that agree" in after
@@ -205,7 +205,7 @@ def meet(how: str) -> None:
         ("raises", "rank 1 failed with KeyError: 'only here'"),
     ],
 )
-def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(how, message):
+def test_a_rank_that_does_not_answer_ends_the_others_and_is_named(launch, how, message):
     ended = launch("tests.training.test_guards:meet", 3, how=how)
     for rank in (0, 2):
         assert ended[rank].code == 1, tails(ended)
@@ -235,7 +235,7 @@ def freeze_rank_0():
     ending.end_together(main)
 
 
-def test_a_rank_0_that_answers_nothing_does_not_keep_the_others():
+def test_a_rank_0_that_answers_nothing_does_not_keep_the_others(launch):
     ended = launch("tests.training.test_guards:freeze_rank_0", 2)
     assert ended[1].code == 1, tails(ended)
     assert "no word from rank 0 in 4 s" in ended[1].output, tails(ended)

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run_ranks
 from tests.run_arguments import run_arguments
 
 
 @pytest.fixture(scope="module")
-def folders(model_folder, data_folder, tmp_path_factory) -> dict[bool, Path]:
+def folders(run_ranks, model_folder, data_folder, tmp_path_factory) -> dict[bool, Path]:
     """Run folders, packed or not."""
     root = tmp_path_factory.mktemp("packing")
     found = {is_packed: root / str(is_packed) for is_packed in (True, False)}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import launch, run_ranks, tails
+from tests import selected
+from tests.processes import tails
 from tests.scoring.extensions import is_built
 from tests.training import preset_cases
 
@@ -79,16 +80,17 @@ def arguments(
 
 
 @pytest.fixture(scope="module")
-def steps(model_folder, data_folder, tmp_path_factory):
-    """Function of a preset and a precision: the step records."""
+def steps(request, run_ranks, model_folder, data_folder, tmp_path_factory):
+    """Function of a preset and a precision: the step records. All are compared with zero0's."""
     root = tmp_path_factory.mktemp("presets")
-    lines = [arguments(*case, model_folder, data_folder, root / "-".join(case)) for case in CASES]
+    asked = {(given["preset"], given["precision"]) for given in selected.parameters(request)}
+    cases = [case for case in CASES if case in asked | {("zero0", "fp32")}]
+    lines = [arguments(*case, model_folder, data_folder, root / "-".join(case)) for case in cases]
     run_ranks("tests.training.preset_cases:runs", 2, timeout=1200, all_arguments=lines, nvme_folder=str(root))
     read = lambda *case: (root / "-".join(case) / "steps.jsonl").read_text().splitlines()
     return lambda *case: [json.loads(line) for line in read(*case)]
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize(
     "preset, precision", [(preset, "fp32") for preset in PRESETS] + [*SIXTEEN_BIT, ("zero3_offload", "fp16")]
 )
@@ -113,9 +115,8 @@ def test_preset_trains_with_selection_as_stage_0_does(steps, preset, precision):
             assert mine["candidate_loss"] == pytest.approx(theirs["candidate_loss"], rel=TOLERANCE[precision])
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("preset", REFUSED)
-def test_preset_is_refused_with_the_hardware_it_needs(preset, model_folder, data_folder, tmp_path):
+def test_preset_is_refused_with_the_hardware_it_needs(launch, preset, model_folder, data_folder, tmp_path):
     ended = launch(
         "tests.processes:train",
         2,
@@ -125,9 +126,8 @@ def test_preset_is_refused_with_the_hardware_it_needs(preset, model_folder, data
     assert all(REFUSED[preset] in end.output for end in ended), tails(ended)
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_loss_scale_leaves_no_trace_in_the_gram(model_folder, tmp_path, stage):
+def test_a_loss_scale_leaves_no_trace_in_the_gram(run_ranks, model_folder, tmp_path, stage):
     """In float16, against float32 at the same weights: 10 bits of mantissa through two layers give 3e-3 of
     the largest entry. The largest scale overflows and has to be lowered; without any, small gradients round
     to zero, so scale 1 may differ more."""
@@ -142,9 +142,10 @@ def test_a_loss_scale_leaves_no_trace_in_the_gram(model_folder, tmp_path, stage)
         )
 
 
-@pytest.mark.distributed
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_step_that_overflows_leaves_parameters_and_adam_state_alone(model_folder, tmp_path, stage):
+def test_a_step_that_overflows_leaves_parameters_and_adam_state_alone(
+    run_ranks, model_folder, tmp_path, stage
+):
     outcome = run_ranks(
         "tests.training.preset_cases:overflow",
         2,
@@ -159,8 +160,7 @@ def test_a_step_that_overflows_leaves_parameters_and_adam_state_alone(model_fold
     assert outcome["warmup"] == [True] * len(scales) + [False], outcome
 
 
-@pytest.mark.distributed
-def test_sgd_trains_with_identity_geometry(model_folder, data_folder, tmp_path):
+def test_sgd_trains_with_identity_geometry(run_ranks, model_folder, data_folder, tmp_path):
     file = tmp_path / "sgd.json"
     file.write_text(
         json.dumps(
@@ -176,11 +176,12 @@ def test_sgd_trains_with_identity_geometry(model_folder, data_folder, tmp_path):
     )
 
 
-@pytest.mark.distributed
 @pytest.mark.skipif(
     not is_built("async_io"), reason="DeepSpeed's async_io is not built here (libaio-dev, then minutes)"
 )
-def test_gradients_that_would_be_lost_on_the_way_from_nvme_are_refused(model_folder, data_folder, tmp_path):
+def test_gradients_that_would_be_lost_on_the_way_from_nvme_are_refused(
+    launch, model_folder, data_folder, tmp_path
+):
     """As in large models, gradients are swapped one by one here; the tiny model's do not lie on blocks of a
     disk."""
     line = arguments(
