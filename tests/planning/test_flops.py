@@ -8,18 +8,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.planning import backends, passes
 from pipeline.planning.model_shapes import ModelShapes, shapes_of
 from pipeline.planning.work import flops
-from pipeline.scoring.exact import ExactGram
-from pipeline.scoring.factored import FactoredGram
+from pipeline.scoring.backends import BACKENDS
 from pipeline.scoring.factors import leaf_module, scored_layers, scoring_pass
 from pipeline.scoring.loss import causal_logits, per_sample_loss
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.owners import OwnerMap
-from pipeline.scoring.projected import ProjectedGram
 from pipeline.scoring.stopwatch import Stopwatch
 from tests.planning.plan_cases import Alone, sizes
 from tests.reference import VOCABULARY, add_lora, tiny_llama
+from tests.scoring.problem import problem
 
-BACKENDS = {"exact": ExactGram, "projected": ProjectedGram, "factored": FactoredGram}
 RUN = sizes()
 
 
@@ -118,20 +116,19 @@ def test_contraction_and_gram(backend, way, kind, last_blocks):
     ]
     layers = scored_layers(model, last_blocks)
     owners = OwnerMap({f"{name}.weight": tuple(x.weight.shape) for name, x in layers.items()}, own, Alone())
-    options = [run.tokens, 4, way] if backend == "exact" else [run.selection.projection_size, "seed"]
+    asked = problem(
+        owners,
+        own,
+        run.rows,
+        run.tokens,
+        geometry=run.geometry,
+        exchange_bytes=1 << 20,
+        contraction=way,
+        projection_size=run.selection.projection_size,
+    )
 
     def contract():
-        gram = BACKENDS[backend](
-            owners,
-            own,
-            Alone(),
-            Stopwatch(torch.device("cpu")),
-            geometry,
-            "cancel",
-            run.rows,
-            1 << 20,
-            *options,
-        )
+        gram = BACKENDS[backend](asked, Alone(), Stopwatch(torch.device("cpu")))
         for take, splits in ((gram.add_target, run.target_passes), (gram.add, run.passes)):
             for num_samples in splits:
                 for name, x in layers.items():

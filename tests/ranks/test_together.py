@@ -3,7 +3,6 @@
 import pytest
 
 from pipeline.ranks.together import together
-from tests.processes import run_ranks
 
 WORLD = 3
 
@@ -39,7 +38,7 @@ def outcomes() -> dict:
 
 
 @pytest.fixture(scope="module")
-def ranks():
+def ranks(run_ranks):
     return run_ranks("tests.ranks.test_together:outcomes", WORLD)
 
 

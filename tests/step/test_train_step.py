@@ -2,13 +2,12 @@
 
 import pytest
 
-from tests.processes import run_ranks
 from tests.scoring.engine_cases import Case
 from tests.step.train_step_cases import SCORE_EVERY, STEPS
 
 
 @pytest.fixture(scope="module")
-def ranks(model_folder, tmp_path_factory):
+def ranks(run_ranks, model_folder, tmp_path_factory):
     arguments = dict(model_folder=model_folder, folder=str(tmp_path_factory.mktemp("steps")))
     return run_ranks("tests.step.train_step_cases:stories", 2, case=Case(2, "lora"), **arguments)
 
