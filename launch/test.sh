@@ -2,6 +2,7 @@
 # Run the tests, in the same environment as everything else.
 #
 #   bash launch/test.sh                               # all
+#   bash launch/test.sh --quick                       # those that start no ranks and take moments: CONTRIBUTING.md
 #   bash launch/test.sh tests/reporting -k html       # arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
