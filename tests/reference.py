@@ -165,7 +165,7 @@ class AdamW:
             parameter.sub_(h.lr * m_hat / (v_hat.sqrt() + h.eps))
 
     def metric(self, name: str) -> torch.Tensor:
-        """D of DESIGN section 2; 0 where there never was a gradient."""
+        """D as docs/method.md defines it; 0 where there never was a gradient."""
         h, v = self.hyper[name], self.exp_avg_sq[name]
         d = 1 / ((v / (1 - h.beta2**self.step)).sqrt() + h.eps)
         return torch.where(v > 0, d, 0)
