@@ -186,10 +186,13 @@ def measures(
     exact: GramSignals, exact_C: np.ndarray, other: GramSignals | None, other_C: np.ndarray
 ) -> dict[str, float]:
     """The MEASURES of one look, from dense weights (C,); ``other`` is None where nothing was scored."""
-    norm = lambda weights_C: np.sqrt(weights_C @ exact.gram_CC @ weights_C)
-    cosine_to_target = lambda weights_C: (
-        weights_C @ exact.alignment_C / (norm(weights_C) * np.sqrt(exact.target_norm_squared))
-    )
+
+    def norm(weights_C: np.ndarray) -> np.ndarray:
+        return np.sqrt(weights_C @ exact.gram_CC @ weights_C)
+
+    def cosine_to_target(weights_C: np.ndarray) -> np.ndarray:
+        return weights_C @ exact.alignment_C / (norm(weights_C) * np.sqrt(exact.target_norm_squared))
+
     both = (exact_C > 0) & (other_C > 0)
     return {
         "spearman": float(spearmanr(exact.alignment_C, other.alignment_C).statistic) if other else 0.0,
@@ -219,9 +222,12 @@ def data(arguments) -> tuple[list, list, int]:
         folder = Path(".cache/demo")
         demo.main(["--folder", str(folder)])
         files = [folder / "pool.jsonl", folder / "target.jsonl"]
-    read = lambda file: tokenize_all(
-        sources.read([str(file)], "error", str(file))[0], tokenizer, config.data, str(file)
-    )[0]
+
+    def read(file: Path) -> list:
+        records, _ = sources.read([str(file)], "error", str(file))
+        samples, _ = tokenize_all(records, tokenizer, config.data, str(file))
+        return samples
+
     return read(files[0]), read(files[1]), tokenizer.pad_token_id
 
 

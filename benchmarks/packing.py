@@ -131,7 +131,10 @@ def drawn(options) -> list[Sample]:
         raise ValueError(
             f"{wanted - len(samples)} of {wanted} samples of {options.pool} have nothing to train on"
         )
-    known = lambda token: token if token == IGNORED else token % options.vocabulary
+
+    def known(token: int) -> int:
+        return token if token == IGNORED else token % options.vocabulary
+
     return [Sample([*map(known, sample.input_ids)], [*map(known, sample.labels)]) for sample in samples]
 
 
@@ -189,11 +192,6 @@ def one_round(
             "scoring": timed(lambda hook=hook: hook.select(candidates), device),
         }
         assert not hook.select(candidates).is_warmup
-    count = lambda samples: sum(len(sample.input_ids) for sample in samples)
-    padded = lambda samples, size: sum(
-        max(len(s.input_ids) for s in part) * len(part)
-        for part in parts(sorted(samples, key=lambda s: len(s.input_ids)), size or len(samples))
-    )
     return {
         "seconds": seconds,
         "tokens": {"scoring": count(candidates + targets), "step": count(candidates[: options.keep])},
@@ -202,6 +200,20 @@ def one_round(
             "step": padded(candidates[: options.keep], size),
         },
     }
+
+
+def count(samples: list[Sample]) -> int:
+    """Tokens of all samples together."""
+    return sum(len(sample.input_ids) for sample in samples)
+
+
+def padded(samples: list[Sample], size: int) -> int:
+    """Tokens with padding, in micro-batches of ``size`` samples alike in length; one batch for 0."""
+    ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
+    return sum(
+        max(len(sample.input_ids) for sample in part) * len(part)
+        for part in parts(ordered, size or len(samples))
+    )
 
 
 def parts(samples: list[Sample], size: int) -> list[list[Sample]]:

@@ -245,25 +245,28 @@ def modelled(name: str) -> list[dict]:
     return rows
 
 
+def per_rank(rows: list[dict], stage: int, backend: str) -> list[tuple]:
+    """(ranks, bytes sent by one of them) of a backend at a ZeRO stage."""
+    return [
+        (row["world_size"], row[backend] / row["world_size"])
+        for row in rows
+        if row["zero_stage"] == stage and row["world_size"] > 1
+    ]
+
+
 def draw(found: dict) -> Figure:
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for stage, style in zip(STAGES, ("-", "--")):
         for backend, colour in zip(BACKENDS, ("C0", "C1", "C2")):
-            rows_of = lambda rows, stage=stage: [
-                row for row in rows if row["zero_stage"] == stage and row["world_size"] > 1
-            ]
-            per_rank = lambda rows, backend=backend, of=rows_of: [
-                (row["world_size"], row[backend] / row["world_size"]) for row in of(rows)
-            ]
             left.plot(
-                *zip(*per_rank(found["formulas"])),
+                *zip(*per_rank(found["formulas"], stage, backend)),
                 style,
                 color=colour,
                 linewidth=1,
                 label=f"{backend}, ZeRO-{stage}",
             )
-            if points := per_rank(found["counted"]):
+            if points := per_rank(found["counted"], stage, backend):
                 left.plot(*zip(*points), "o", color=colour)
     left.set(
         xscale="log",

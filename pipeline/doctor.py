@@ -417,7 +417,7 @@ def run() -> None:
     """Run ``main`` as a program."""
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # as training/ending.py: through the interpreter gloo aborts now and then
+    os._exit(code)  # as ranks/ending.py: through the interpreter gloo aborts now and then
 
 
 if __name__ == "__main__":

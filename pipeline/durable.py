@@ -1,10 +1,10 @@
 """Files written for good: when a function that writes one returns, the file is on the disk itself, whole.
 
-    NAME            what was written, or still the file before it
-    .NAME.tmp       being written, or left by a process that was killed; the next that writes NAME takes it over
+    NAME            the written content, or still the file before it
+    .NAME.tmp       being written, or left by a process that was killed; the next writer of NAME overwrites it
 
-A file is written under the other name, forced to the disk, and renamed; then its folder is forced, which is
-what makes the name lasting. A machine that goes down at any moment keeps one of the two files and no half.
+A file is written under the other name, forced to the disk, and renamed; then its folder is forced, which
+makes the name lasting. A machine that goes down at any moment keeps one of the two files and no half.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ BLOCK = 1 << 20
 
 
 def partial(path: Path) -> Path:
-    """Where the content of ``path`` stands until all of it is there."""
+    """The name for the content of ``path`` until all of it is there."""
     return path.with_name(f".{path.name}.tmp")
 
 

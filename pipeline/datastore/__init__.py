@@ -1,2 +1,1 @@
-"""Scores and features of a whole file, measured under one state of the model, as a folder of Parquet parts.
-Selects nothing."""
+"""Scores and features of a whole file under one state of the model, as a folder of Parquet parts."""

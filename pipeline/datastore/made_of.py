@@ -1,4 +1,4 @@
-"""What scores are made of, by name: scores made of something else do not belong into the same folder."""
+"""The origin of scores, by name; scores of another origin do not belong into the same folder."""
 
 import hashlib
 from dataclasses import asdict
@@ -26,7 +26,7 @@ SELECTION = (
     "contraction",
 )
 MAY_DIFFER = (*CHANGE_ROUNDING, *SAYS_HOW_IT_RUNS, "ranks", "batch", "deepspeed.zero_optimization.stage")
-"""How the work is cut, and with it the rounding."""
+"""Names that say how the work is cut, and with it the rounding."""
 
 
 def made_of(
@@ -41,8 +41,8 @@ def made_of(
 
     Args:
         identity: as ``checkpoint.identity`` gives it for a run of these settings.
-        selection: as the scores are made by it.
-        found: where weights and Adam state come from, if not from ``model.name`` alone.
+        selection: the selection's settings for the scores.
+        found: the source of weights and Adam state, if not ``model.name`` alone.
         more: arguments of the program.
     """
     settings = {

@@ -7,7 +7,7 @@
                  .part-00001.parquet.tmp    being written, or left by a process that was killed meanwhile
 
 Readers of a folder of Parquet files find nothing but parts in parts/, and pass over names that begin with a
-dot.  A part is written under another name, forced to the disk, and renamed: the rename is what makes it one.
+dot. A part is written under another name, forced to the disk, and renamed: only then is it one.
 """
 
 import json
@@ -51,8 +51,10 @@ class Parts:
         )
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are still to be made. Raises ValueError for a part that is there with
-        another number of rows than it should have."""
+        """Numbers of the parts that are still to be made.
+
+        Raises ValueError for a part that is there with another number of rows than it should have.
+        """
         return [number for number in range(len(self)) if not self._is_there(number)]
 
     def _is_there(self, number: int) -> bool:
@@ -72,10 +74,9 @@ class Parts:
 
 
 def begin(parts: Parts, made_of: dict[str, Any], may_differ: tuple[str, ...]) -> list[str]:
-    """Write the manifest, or compare with the one that is there. Returns a sentence on each difference that
-    may be.
+    """Write the manifest, or compare with the one that is there. Returns a sentence on each difference.
 
-    Raises ValueError where the folder holds something else, or scores that are made of something else.
+    Raises ValueError where the folder holds something else, or scores that differ beyond ``may_differ``.
     """
     path = parts.folder / MANIFEST
     if not path.exists():
@@ -121,8 +122,7 @@ def write_target(folder: Path, target: Target, num_samples: int) -> None:
 
 
 def write(path: Path, positions: range, samples: list[Sample], scored: Scored, target: Target) -> int:
-    """Write one part. Returns how many of its samples have no score, since their loss or gradient is not
-    finite."""
+    """Write one part. Returns the number of its samples without a score: loss or gradient is not finite."""
     is_lost_N = ~(
         np.isfinite(scored.loss_N) & np.isfinite(scored.squared_norm_N) & np.isfinite(scored.alignment_N)
     )

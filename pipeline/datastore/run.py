@@ -28,10 +28,10 @@ from pipeline.training.tokenised import read
 
 
 def score(config: Config, options: Namespace) -> None:
-    """Score ``config.data.pool`` into ``options.output``, or go on. Every rank calls it.
+    """Score ``config.data.pool`` into ``options.output``, or continue there. Every rank calls it.
 
     Args:
-        config: with the selection that scores are made by.
+        config: with the selection's settings for the scores.
         options: output, batch, part and features (``pipeline.score``).
     """
     stop = StopRequests()
@@ -101,7 +101,7 @@ def score(config: Config, options: Namespace) -> None:
 
     def after_batch(num_scored: int, is_last: bool) -> None:
         progress.update(num_scored)
-        if not is_last:  # of a part, which is worth writing first
+        if not is_last:  # after the last one the part is written first
             leave_if_asked()
 
     for number in missing:

@@ -1,8 +1,9 @@
-# N samples of a part, n of a batch, R rows of one rank, W ranks, k features of the Gram backend, D features of the file
+# N samples of a part, n of a batch, R rows of one rank, W ranks, k features of the Gram backend,
+# D features of the file
 """Scores of the samples of a file, batch by batch, each against the same target under the same Adam state.
 
-Samples of a part that are alike in length share a batch: padding is work.  What comes out of a part depends
-on its own samples alone, so parts can be made in any order, and again.
+Samples of a part that are alike in length share a batch: padding is work. A part's scores depend on its own
+samples alone, so parts can be made in any order, and again.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pipeline.step.look import Measured, TargetRow
 
 @dataclass(frozen=True)
 class Scored:
-    """Of the samples of a part, in order; numbers may be non-finite."""
+    """Scores of the samples of a part, in order; numbers may be non-finite."""
 
     loss_N: np.ndarray
     squared_norm_N: np.ndarray
@@ -28,7 +29,7 @@ class Scored:
     alignment_N: np.ndarray
     """<phi_i, phi_T>."""
     features_ND: Optional[np.ndarray]
-    """float32; their inner products are those of the phi_i, in expectation."""
+    """Features, float32, whose inner products are in expectation those of the phi_i."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Target:
 
 
 class FileScorer:
-    """Every rank calls every method, with the same samples.
+    """Measures samples of a file against one target. Every rank calls every method, with the same samples.
 
     Args:
         hook: attached with a target set that gives all its samples at once, and a method that needs a Gram.
         num_features: D; 0 for none. Others need the ``projected`` or ``factored`` backend.
         batch: samples of all ranks in one pass.
-        pad_token_id: of blank rows, where a batch is smaller than the ranks' shares.
-        seed: of the sketch.
+        pad_token_id: token of blank rows, where a batch is smaller than the ranks' shares.
+        seed: seed of the sketch.
         say: is told the warnings of every pass.
     """
 
@@ -68,8 +69,10 @@ class FileScorer:
         self._sketch: Optional[CountSketch] = None
 
     def target(self) -> Target:
-        """Measures it for all that follows, beside blank rows. Raises ValueError where its gradient is zero
-        or not finite."""
+        """The target, measured for all later passes, beside blank rows.
+
+        Raises ValueError where its gradient is zero or not finite.
+        """
         collectives = self.hook.collectives
         rows = -(-self.batch // collectives.world_size)
         measured = self._measure([self.blank] * rows)
@@ -93,8 +96,11 @@ class FileScorer:
         return Target(loss, norm_squared, features_D)
 
     def part(self, samples: list[Sample], after_batch: Callable[[int, bool], None]) -> Scored:
-        """Of ``samples``; ``after_batch`` is told how many have been scored since and whether they were the
-        last, and may end it by raising on all ranks."""
+        """Scores of ``samples``.
+
+        ``after_batch`` is told how many have been scored since and whether they were the last. It may end the
+        work by raising on all ranks.
+        """
         order_N = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
         loss_N, squared_norm_N, alignment_N = (np.empty(len(samples)) for _ in range(3))
         features_ND = np.empty((len(samples), self.num_features), np.float32) if self.num_features else None
@@ -112,7 +118,7 @@ class FileScorer:
         return Scored(loss_N, squared_norm_N, alignment_N, features_ND)
 
     def _score(self, samples: list[Sample]) -> Scored:
-        """A batch, dealt over the ranks in turn, so that all get long and short ones."""
+        """Scores of a batch, dealt over the ranks in turn, so that all get long and short samples."""
         collectives = self.hook.collectives
         rows = -(-len(samples) // collectives.world_size)
         own = samples[collectives.rank :: collectives.world_size]

@@ -9,8 +9,8 @@ from pipeline.selection import registry
 def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
     """Candidates that a rank loads for one micro-step, so that an update sees ``candidates_per_step``.
 
-    Raises ValueError where ``keep_per_step`` is not what one update of the Trainer trains on, or candidates
-    do not divide.
+    Raises ValueError where ``keep_per_step`` is not the number of samples in one update of the Trainer, or
+    where candidates do not divide.
     """
     args = trainer.args
     micro_steps = args.gradient_accumulation_steps * args.world_size
@@ -41,8 +41,10 @@ def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
 
 
 def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_targets: bool) -> None:
-    """Raise ValueError, with the argument and the way out, for what would make the Trainer train on something
-    else than its arguments say."""
+    """Refuse arguments that would make the Trainer train on something else than they say.
+
+    Raises ValueError with the argument and the way out.
+    """
     args, accelerator = trainer.args, trainer.accelerator
     parallelism = getattr(accelerator, "parallelism_config", None)
     degrees = (

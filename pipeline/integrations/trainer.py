@@ -1,16 +1,19 @@
 # B samples of a micro-batch, T tokens
-"""Selection in Hugging Face's Trainer, and in what derives from it (TRL's SFTTrainer), with DeepSpeed, under
-DDP or in one process.
+"""Selection in Hugging Face's Trainer, with DeepSpeed, under DDP or in one process.
 
-trainer = SelectionTrainer(model, args, train_dataset=pool, selection=SelectionConfig(...),
-target_dataset=examples)
+    trainer = SelectionTrainer(model, args, train_dataset=pool, selection=SelectionConfig(...),
+                               target_dataset=examples)
 
-class SelectionSFTTrainer(SelectionMixin, SFTTrainer): ...
+It goes into derived trainers too, such as TRL's:
+
+    class SelectionSFTTrainer(SelectionMixin, SFTTrainer): ...
 
 Trainer's own loop runs; three of its methods do something else while it trains:
 
-    get_train_dataloader   gives candidates: batches larger than per_device_train_batch_size by candidates_per_step / keep_per_step
-    get_batch_samples      once per update: takes its candidates, selects, and gives the kept ones as the update's micro-batches
+    get_train_dataloader   gives candidates: batches are larger than per_device_train_batch_size,
+                           by candidates_per_step / keep_per_step
+    get_batch_samples      once per update: takes its candidates, selects, and gives the kept ones
+                           as the update's micro-batches
     compute_loss           the weighted loss of such a micro-batch
 
 So epochs, max_steps, skipping of batches at a resume, checkpoints, callbacks, logging and evaluation stay
@@ -49,13 +52,14 @@ else:  # at run time it has no Trainer among its bases: it could not go before S
 
 
 class SelectionMixin(Base):
-    """Goes before a ``Trainer`` among the bases of a class: ``class SelectionSFTTrainer(SelectionMixin,
-    SFTTrainer)``.
+    """A mixin that stands before a ``Trainer`` among the bases of a class.
+
+    For example: ``class SelectionSFTTrainer(SelectionMixin, SFTTrainer)``.
 
     Args:
         selection: how many candidates are looked at for one update and how many are kept; ``keep_per_step``
             must be per_device_train_batch_size x gradient_accumulation_steps x world size.
-        target_dataset: examples of what the model should become good at, in the format of ``train_dataset``;
+        target_dataset: examples of the skill that the model should gain, in the format of ``train_dataset``;
             for methods that compare with a target. Read whole at start.
         reference_model: for ``rho_loss``.
 
@@ -63,7 +67,7 @@ class SelectionMixin(Base):
     the mean over the supervised tokens of sample k; evaluation is Trainer's own, a mean over tokens.
 
     Raises:
-        ValueError: arguments that contradict each other or that selection cannot work with, with the way out.
+        ValueError: arguments contradict each other or do not go with selection; the message has the way out.
     """
 
     _train_batch_size: int  # Trainer's
@@ -78,21 +82,21 @@ class SelectionMixin(Base):
     ):
         super().__init__(*args, **kwargs)
         refuse_unfit_arguments(self, selection, target_dataset is not None)
-        # Trainers differ in whether they divide a loss by the number of micro-steps; False and no count of
-        # items mean: yes.
+        # Trainers differ in whether they divide a loss by the number of micro-steps; False, with no count
+        # of items, makes each of them divide.
         self.loss_is_scaled_for_ga = False
         self.selection, self.reference_model = selection, reference_model
         self.target_set = self._read_targets(target_dataset) if target_dataset is not None else None
         self.selection_hook: Optional[SelectionHook] = None
         self.chosen: Optional[Selection] = None
-        """What the update under way trains on."""
+        """The selection of the update under way."""
         self._attached_to: tuple = ()
         self._selection_log: dict[str, list[float]] = {}
 
     # -- candidates in, kept samples out --
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Trainer's, with batches of candidates."""
+        """Trainer's loader, with batches of candidates."""
         own, self._train_batch_size = self._train_batch_size, candidates_per_batch(self, self.selection)
         try:
             return super().get_train_dataloader()
@@ -102,7 +106,7 @@ class SelectionMixin(Base):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, None]:
-        """As many micro-batches of kept samples as there are batches of candidates for this update."""
+        """Micro-batches of kept samples, as many as this update has batches of candidates."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -125,7 +129,7 @@ class SelectionMixin(Base):
         return_outputs: bool = False,
         num_items_in_batch=None,
     ) -> Any:
-        """The weighted loss of a micro-batch of kept samples; of anything else Trainer's own."""
+        """The weighted loss of a micro-batch of kept samples; Trainer's own of anything else."""
         if WEIGHTS not in inputs:
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -136,18 +140,17 @@ class SelectionMixin(Base):
         if own.__func__ is Trainer.compute_loss:
             del inputs["labels"]  # the model would form a loss that nobody needs
             outputs = model(**inputs, use_cache=False)
-        else:  # for its metrics
+        else:  # called for its metrics
             with _first_output(model) as seen:
                 own(model, inputs, num_items_in_batch=num_items_in_batch)
             outputs = seen[0]
-        # accelerate and DeepSpeed take the mean over ranks; the Trainer divides by the micro-steps of this
-        # update.
+        # accelerate and DeepSpeed take the mean over ranks; the Trainer divides by the micro-steps.
         divisor = self.args.world_size * self.current_gradient_accumulation_steps
         loss = weighted_loss(_loss_by_sample(outputs, labels_BT), weights_B, divisor)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: Optional[float] = None) -> None:
-        """Trainer's, with means of selection's own numbers since the last training log."""
+        """Log as Trainer does, with means of selection's own numbers since the last training log."""
         if "loss" in logs:
             logs.update(
                 {
@@ -161,8 +164,7 @@ class SelectionMixin(Base):
     # -- attaching --
 
     def _attach(self, candidates: list[Sample]) -> SelectionHook:
-        """The hook on the engine of the training under way, which is there from the first update on; checked
-        once."""
+        """The hook on the engine of this training, which is there from the first update on; checked once."""
         engine_now = (self.model_wrapped, self.optimizer)
         if self.selection_hook is None or any(
             now is not before for now, before in zip(engine_now, self._attached_to)
@@ -199,8 +201,10 @@ class SelectionMixin(Base):
         return self.selection_hook
 
     def _read_targets(self, dataset) -> TargetSet:
-        """Rows as the Trainer would train on them: prepared as TRL does where it prepares, and through the
-        collator."""
+        """Target samples as the Trainer would train on them.
+
+        TRL prepares the rows where it prepares its own, then they go through the collator.
+        """
         if hasattr(self, "_prepare_dataset") and not getattr(self, "_skip_prepare_dataset", False):
             formatting = getattr(self, "_formatting_func", None)
             dataset = self._prepare_dataset(
@@ -217,7 +221,7 @@ class SelectionMixin(Base):
         return TargetSet(supervised, self.selection.target_per_step, self.args.seed)
 
     def _pad_token_id(self) -> int:
-        """Pads stand on the right, where no token looks at them: any id will do."""
+        """The id of a pad. Pads stand on the right, where no token looks at them: any id will do."""
         return getattr(self.processing_class, "pad_token_id", None) or 0
 
     def _note(self, look: Look) -> None:
@@ -240,12 +244,14 @@ class SelectionMixin(Base):
 
 
 class SelectionTrainer(SelectionMixin, Trainer):
-    """``transformers.Trainer`` that keeps and weighs what it trains on; see ``SelectionMixin``."""
+    """``transformers.Trainer`` that trains on a weighted selection; see ``SelectionMixin``."""
 
 
 def _as_inputs(batch: MicroBatch, with_mask: bool) -> dict[str, torch.Tensor]:
-    """A micro-batch as a collator would give it. Weights travel as integers of the same bits: under DeepSpeed
-    the Trainer casts floats to the model's dtype."""
+    """A micro-batch as a collator would give it.
+
+    Weights travel as integers of the same bits: under DeepSpeed the Trainer casts floats to its own dtype.
+    """
     inputs = {
         "input_ids": batch.input_ids_BT,
         "labels": batch.labels_BT,
@@ -259,8 +265,10 @@ def _as_inputs(batch: MicroBatch, with_mask: bool) -> dict[str, torch.Tensor]:
 
 
 def _loss_by_sample(outputs: Mapping, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean loss (B,) over each sample's supervised tokens, from logits or from what TRL's fused output layer
-    gives instead of them."""
+    """Mean loss (B,) over each sample's supervised tokens, from logits or from TRL's log-probabilities.
+
+    TRL's fused output layer gives the latter.
+    """
     if outputs.get("logits") is not None:
         return per_sample_loss(outputs["logits"], labels_BT)
     if outputs.get("log_probs") is not None:
@@ -274,7 +282,7 @@ def _loss_by_sample(outputs: Mapping, labels_BT: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _first_output(model: torch.nn.Module) -> Iterator[list]:
-    """What the first forward of ``model`` inside gives."""
+    """A list, for the output of the first forward of ``model`` inside."""
     seen: list = []
     handle = model.register_forward_hook(lambda _, __, output: seen.append(output) if not seen else None)
     try:

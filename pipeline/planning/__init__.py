@@ -1,2 +1,1 @@
-"""What a selection step will cost, from shapes, counted operations and a few numbers of the hardware. Runs no
-model."""
+"""Costs of a selection step, from shapes, counted operations and numbers of the hardware; no model runs."""

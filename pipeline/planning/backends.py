@@ -1,11 +1,9 @@
-# C candidates, R of one rank, B samples of a micro-batch, T tokens, O out_features, I in_features, P scored elements,
-# k features, W ranks, e bytes of an element
-"""Counted operations of the three Gram backends, and of norms alone, on one rank: from a layer's factors to
-the Gram matrix.
+# C candidates, R of one rank, B samples of a micro-batch, T tokens, O out_features, I in_features,
+# P scored elements, k features, W ranks, e bytes of an element
+"""Counted operations of the Gram backends and of norms alone, on one rank, from factors to the Gram matrix.
 
-Each returns its work by stage: contraction (of factors to gradients or features), metric (passes that apply
-Adam's moments), gram, exchange.  ``target_contraction`` and what it sends stand apart, as in the step
-records.
+Each function returns its work by stage: contraction (of factors to gradients or features), metric (passes
+that apply Adam's moments), gram, exchange. The target's work is one stage of its own, as in the step records.
 """
 
 from math import ceil
@@ -17,27 +15,29 @@ from pipeline.scoring.contraction import choose
 
 FLOAT32 = 4
 SCALE_BYTES = 56
-"""metric.Metric.scale, per element: division, root, eps and reciprocal 8 each, comparison 5, masked fill 9;
-the count of zeros 6; read by the product 4."""
+"""Traffic of metric.Metric.scale, per element.
+
+Division, root, eps and reciprocal take 8 each, the comparison 5, the masked fill 9. Then zeros are counted
+(6), and the product reads the result (4).
+"""
 RANDOM_BYTES = 12
-"""projection.Projection, per element: drawn, divided."""
+"""Traffic of projection.Projection, per element: drawn, divided."""
 
 
 def stages(shapes: ModelShapes, run: Run) -> dict[str, Work]:
-    """Of the candidates."""
+    """The work on the candidates."""
     return {"exact": _exact, "projected": _projected, "factored": _factored}[run.selection.backend](
         shapes, run
     )
 
 
 def target(shapes: ModelShapes, run: Run) -> Work:
-    """What the target's factors cost after its forward and backward; a micro-batch counts as one long
-    sample."""
+    """The work on the target's factors after its forward and backward; a micro-batch is one long sample."""
     work: Work = []
     scored = shapes.scored(run.selection.last_blocks)
     for num_samples in run.target_passes:
         tokens = num_samples * run.tokens
-        # what goes by tokens keeps the target's factors for the candidates
+        # Layers that go by tokens keep the target's factors until the candidates come.
         if run.selection.backend == "exact":
             by_rows, _ = ways(shapes, run)
             numel = sum(layer.numel for layer in by_rows)
@@ -59,8 +59,7 @@ def target(shapes: ModelShapes, run: Run) -> Work:
 
 
 def norms(shapes: ModelShapes, run: Run) -> dict[str, Work]:
-    """What ``needs="norm"`` adds to the passes: gradients, turned to float32, squared and summed where they
-    are."""
+    """The work that ``needs="norm"`` adds to the passes: gradients, cast, squared and summed in place."""
     scored, e = shapes.scored(run.selection.last_blocks), run.factor_size
     cast = e + FLOAT32 if e < FLOAT32 else 0
     return {
@@ -74,7 +73,7 @@ def norms(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 
 def around(run: Run) -> dict[str, Work]:
-    """What every step sends and solves whatever the backend: SelectionHook.select and _score."""
+    """The work of every look besides its backend: signals gathered, the solve, its outcome sent."""
     ranks, rows = run.world_size, run.rows
     kept = run.selection.keep_per_step * run.selection.score_every
     own_bytes = 4 if run.method.needs_reference else 8 if run.method.needs_norms else 0
@@ -82,8 +81,8 @@ def around(run: Run) -> dict[str, Work]:
     summed = _all_reduced(4 * 8, ranks) + (_all_reduced(8, ranks) if run.needs_moments else 0)
     return {
         "exchange": [Transfer(gathered + summed, 4, "ring")],
-        # Row sums of the filter, O(C K); the factorisation of nnls, O(K^3).  Then the selection is broadcast
-        # and its hash gathered.
+        # Row sums of the filter, O(C K); the factorisation of nnls, O(K^3).
+        # Then the selection is broadcast, and its hash gathered.
         "solve": [
             Compute(flops=4.0 * run.selection.candidates_per_step * kept + kept**3, rate="host"),
             Transfer(0.0, 5, "ring"),
@@ -95,10 +94,10 @@ def around(run: Run) -> dict[str, Work]:
 
 
 def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
-    """Scored layers whose gradients are formed, and those that go by products of tokens;
-    scoring/contraction.py decides.
+    """Scored layers whose gradients are formed, and those that go by products of tokens.
 
-    Raises ValueError where selection.contraction = token_token is asked of a metric that does not factor.
+    scoring/contraction.py decides. Raises ValueError where selection.contraction = token_token is asked of a
+    metric that does not factor.
     """
     selection = run.selection
     is_separable = not (run.geometry.needs_moments or selection.compensates_momentum)
@@ -121,12 +120,12 @@ def ways(shapes: ModelShapes, run: Run) -> tuple[list[Linear], list[Linear]]:
 
 
 def own_tokens(run: Run) -> int:
-    """Of this rank's candidates and its part of the target, padded."""
+    """Tokens of this rank's candidates and its part of the target, padded."""
     return (run.rows + sum(run.target_passes)) * run.tokens
 
 
 def _token_products(layers: list[Linear], run: Run) -> Work:
-    """TokenProducts: the products of own tokens with all, on both sides; multiplied and summed."""
+    """The work of TokenProducts: own tokens times all, on both sides; multiplied and summed."""
     own, e = own_tokens(run), run.factor_size
     total = run.world_size * own
     sides = [features for layer in layers for features in (layer.in_features, layer.out_features)]
@@ -150,12 +149,12 @@ def _gathered_tokens(layers: list[Linear], run: Run) -> Work:
 
 
 def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
-    """Until all rows are with their owners, when each owner receives ``num_rows * numel`` elements.
+    """Exchanges until all rows are with their owners, each of whom receives ``num_rows * numel`` elements.
 
     Stages 0 and 3 split every layer over all ranks, and each exchange fills all owners' buffers. Stages 1 and
     2 give a rank whole layers, and the backward comes to one rank's layers after the other's: an exchange is
     due when one owner's buffer is full, and brings to the next owner no more than has come up since. The
-    first carries what is left over to the next owner's, so
+    first carries what is left over to the next owner's, so there are
 
         1 + W (ceil(x) - 1)    with x buffers to each owner.
     """
@@ -164,8 +163,10 @@ def num_exchanges(run: Run, numel: int, num_rows: int) -> int:
 
 
 def turns(run: Run, numel: int, num_rows: int) -> float:
-    """How many times as long as with all owners at work at once: 1, or up to W where they receive one after
-    the other."""
+    """The time as a multiple of that with all owners at work at once.
+
+    It is 1, or up to W where owners receive one after the other.
+    """
     buffers = num_rows * numel * run.factor_size / (run.selection.exchange_mib << 20)
     return num_exchanges(run, numel, num_rows) / buffers if run.zero_stage in (1, 2) and buffers > 1 else 1.0
 
@@ -174,7 +175,7 @@ def _exact(shapes: ModelShapes, run: Run) -> dict[str, Work]:
     e, ranks, rows = run.factor_size, run.world_size, run.rows
     by_rows, by_tokens = ways(shapes, run)
     numel, num_candidates = sum(layer.numel for layer in by_rows), run.selection.candidates_per_step
-    # joined; cut by owner and laid out to be sent
+    # Rows of several micro-batches are joined; between ranks they are cut by owner and laid out to be sent.
     copies = (2 if len(run.passes) > 1 else 0) + (4 if ranks > 1 else 0)
     owned, in_turn = numel / ranks, turns(run, numel, rows)
     scaling = SCALE_BYTES if run.geometry.needs_moments else 0
@@ -225,7 +226,7 @@ def _projected(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 
 def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -> Work:
-    """P (D . G_i) Q of each sample, the projection in float32."""
+    """The work of P (D . G_i) Q for each sample, with the projection in float32."""
     k_out, k_in = _sizes(layer, run)
     elements = float(num_samples * layer.numel)
     cast = run.factor_size + FLOAT32 if run.factor_size < FLOAT32 else 0
@@ -244,7 +245,7 @@ def _project_gradients(layer: Linear, run: Run, num_samples: int, tokens: int) -
 
 
 def _whole_scale(layer: Linear, run: Run) -> Work:
-    """D of a layer from its owners, in bfloat16, for every micro-batch."""
+    """The work to bring D of a layer from its owners, in bfloat16, for every micro-batch."""
     if not run.geometry.needs_moments:
         return []
     ranks, owned = run.world_size, layer.numel / run.world_size
@@ -285,8 +286,7 @@ def _factored(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 
 def _project_factors(layer: Linear, run: Run, num_samples: int, tokens: int) -> Work:
-    """(output_grad . u P')' (activation . v Q) of each sample; a side that is no longer than k is scaled
-    alone."""
+    """The work of (output_grad . u P')' (activation . v Q) for each sample; short sides are only scaled."""
     e, sizes = run.factor_size, _sizes(layer, run)
     work: Work = [Compute(memory_bytes=_random_bytes(layer, run))]
     for features, size in zip((layer.out_features, layer.in_features), sizes):
@@ -305,7 +305,7 @@ def feature_width(scored: list[Linear], run: Run) -> int:
 
 
 def _features(scored: list[Linear], run: Run) -> dict[str, Work]:
-    """FeatureGram.finish: every rank takes an equal share of the columns."""
+    """The work of FeatureGram.finish: every rank takes an equal share of the columns."""
     width, num_rows, ranks = feature_width(scored, run), run.rows + 1, run.world_size
     sent = FLOAT32 * num_rows * width
     count = ceil(sent / (run.selection.exchange_mib << 20))
@@ -324,7 +324,7 @@ def _sum_gram(run: Run) -> Transfer:
 
 
 def _all_reduced(num_bytes: int, ranks: int) -> int:
-    """What ``Collectives.sum`` counts."""
+    """Bytes as ``Collectives.sum`` counts them."""
     return 2 * num_bytes * (ranks - 1) // ranks
 
 

@@ -1,4 +1,4 @@
-"""From counted work to seconds, GiB and a recommendation."""
+"""Forecasts from counted work: seconds, GiB and a recommendation."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,10 +12,12 @@ from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, seconds, sent_bytes
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-"""In order of their fidelity to Adam's metric and to the sum over all gradients."""
+"""All of them, the most faithful to Adam's metric and to the sum over all gradients first."""
 FIDELITY_IS_WORTH = 1.25
-"""A more faithful backend is recommended while an update with it, weighted step included, takes at most so
-many times as long as with the fastest: a choice, not a finding."""
+"""Longest update with a more faithful backend that is still recommended, as a multiple of the fastest.
+
+An update counts its weighted step too. The number is a choice, not a finding.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Forecast:
     """One action of a step, on the rank that needs longest."""
 
     seconds: dict[str, float]
-    """By stage."""
+    """Time of each stage."""
     memory_bytes: float
     """Peak of one rank."""
     sent_bytes: float
-    """Of one rank, the mean; without ZeRO's own traffic, as ``Scores.bytes_sent``."""
+    """Mean over ranks, without ZeRO's own traffic, counted as ``Look.bytes_sent`` counts."""
 
     @property
     def total(self) -> float:
@@ -39,8 +41,7 @@ class Forecast:
 
 
 def plain(shapes: ModelShapes, run: Run, hardware: Hardware) -> Forecast:
-    """Forward and backward of the same candidates as a training step would make them, gradients reduced
-    once."""
+    """Forward and backward of the same candidates as a training step makes them, gradients reduced once."""
     work = _sum(passes.plain(shapes, run, num_samples) for num_samples in run.passes)
     work["gradients"] = passes.reduced_gradients(shapes, run)
     return _forecast(work, run, hardware, memory.training(shapes, run, run.passes), 0.0)
@@ -58,8 +59,7 @@ def weighted_step(shapes: ModelShapes, run: Run, hardware: Hardware) -> Forecast
 def selection(
     shapes: ModelShapes, run: Run, hardware: Hardware, reference: Optional[ModelShapes] = None
 ) -> Forecast:
-    """What the method needs: scoring pass, Gram matrix and solve, or less; the target's own passes are one
-    stage."""
+    """A look as the method needs it, up to scoring pass, Gram matrix and solve; the target is one stage."""
     work = selection_work(shapes, run, reference)
     sent = sum(sent_bytes(items) for stage, items in work.items() if stage not in ("parameters", "target"))
     if run.method.needs_target:
@@ -68,7 +68,10 @@ def selection(
 
 
 def selection_work(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = None) -> dict[str, Work]:
-    """``reference`` is the reference model's, for a method that needs one; it is whole on every rank."""
+    """The work of a look, by stage.
+
+    ``reference`` is the reference model's shapes, for a method that needs one; it is whole on every rank.
+    """
     if not run.method.looks_at_candidates:
         return {}
     if not run.method.takes_backward:
@@ -105,8 +108,7 @@ def variants(
     depths: list[int],
     reference: Optional[ModelShapes] = None,
 ) -> dict[tuple[str, int], Forecast]:
-    """Forecasts by (backend, last_blocks); by (method, last_blocks) the one forecast of a method that needs
-    no Gram matrix."""
+    """Forecasts by (backend, last_blocks); without a Gram matrix the only one, by (method, last_blocks)."""
     if not run.method.needs_target:
         return {(run.method.name, run.selection.last_blocks): selection(shapes, run, hardware, reference)}
     return {
@@ -123,10 +125,9 @@ def variants(
 def recommend(
     found: dict[str, Forecast], step: Forecast, score_every: int, hardware: Hardware
 ) -> tuple[str, str]:
-    """(backend, reason): the most faithful one that fits into memory and makes an update little longer than
-    the fastest that fits.
+    """(backend, reason): the most faithful backend that fits into memory and is nearly as fast as any other.
 
-    An update is a weighted step and its share of a selection, which serves ``score_every`` of them.
+    An update is timed: a weighted step and its share of a selection, which serves ``score_every`` of them.
     """
     fitting = {
         name: forecast for name, forecast in found.items() if forecast.memory_bytes <= hardware.memory_bytes
@@ -178,20 +179,20 @@ def advice(shapes: ModelShapes, run: Run) -> str:
         return ""
     enough = -(-run.rows * numel * run.factor_size // (1 << 20))
     return (
-        f"exact at ZeRO-{run.zero_stage}: whole layers belong to one rank, so owners receive and multiply one "
-        f"after the other, {in_turn:.1f} x as long. ZeRO-3 splits every layer over all ranks; "
+        f"exact at ZeRO-{run.zero_stage}: whole layers belong to one rank, so owners receive and multiply "
+        f"one after the other, {in_turn:.1f} x as long. ZeRO-3 splits every layer over all ranks; "
         f"selection.exchange_mib of {enough:,} would hold all owners' rows at once"
     )
 
 
 def _dearest(forecast: Forecast, other: Forecast) -> str:
-    """Stage that makes most of the difference."""
+    """The stage that makes most of the difference."""
     return max(forecast.seconds, key=lambda stage: forecast.seconds[stage] - other.seconds.get(stage, 0.0))
 
 
 def _forecast(work: dict[str, Work], run: Run, hardware: Hardware, peak: float, sent: float) -> Forecast:
     found = {stage: seconds(items, hardware, run.world_size) for stage, items in work.items() if items}
-    # ZeRO-3 fetches parameters ahead: only what computing does not hide costs time.
+    # ZeRO-3 fetches parameters ahead: only the part that computing does not hide costs time.
     if found.get("parameters"):
         hidden = sum(
             found.get(stage, 0.0)

@@ -1,8 +1,8 @@
-"""What a plan needs to know of the hardware, built in or measured here.
+"""Rates and sizes of the hardware that a plan needs, built in or measured here.
 
-Rates are what a program gets, not what the vendor prints: peak x a share.  The peaks are sourced below; the
-shares are assumptions, the same for all cards, until ``measure`` or a comparison (``benchmarks.plan_error``)
-replaces them.
+Rates are a program's, not the vendor's: peak x a share. The peaks are sourced below; the shares
+are assumptions, the same for all cards, until ``measure`` or a comparison
+(``benchmarks.plan_error``) replaces them.
 """
 
 import time
@@ -28,8 +28,7 @@ THIN = 128
 
 @dataclass(frozen=True)
 class Hardware:
-    """One rank's device and its links. FLOP/s and bytes/s are achieved rates; a link's are of one direction
-    and one rank."""
+    """One rank's device and its links, at achieved rates; a link's are of one direction and one rank."""
 
     name: str
     device_type: str
@@ -39,22 +38,22 @@ class Hardware:
     float32_flops: float
     """FLOP/s of square products in float32, without TF32."""
     thin_share: float
-    """Of these rates, what a product with one side of at most THIN gets."""
+    """Share of these rates in a product with one side of at most THIN."""
     memory_bandwidth: float
     memory_bytes: float
     host_link: float
-    """Between device and host memory, where an offloaded optimizer keeps the moments."""
+    """Rate between device and host memory, where an offloaded optimizer keeps the moments."""
     ranks_per_node: int
     node_bandwidth: Optional[float]
-    """Within a node; None where nobody measured it."""
+    """Rate within a node; None where nobody measured it."""
     network_bandwidth: Optional[float]
-    """Between nodes."""
+    """Rate between nodes."""
     latency_node: float = LATENCY_NODE
     latency_network: float = LATENCY_NETWORK
     host_flops: float = HOST_FLOPS
 
     def computing_in(self, element_size: int) -> "Hardware":
-        """Where the model runs in float32, so do all products."""
+        """The hardware for a compute dtype of this size: in float32 all products have its rate."""
         return replace(self, matmul_flops=self.float32_flops) if element_size == 4 else self
 
 
@@ -106,8 +105,10 @@ def find(name: str) -> Hardware:
 
 
 def measure() -> Hardware:
-    """This machine, in a few seconds. One process sees no links between ranks, so such a profile plans for
-    one rank."""
+    """This machine, measured in a few seconds.
+
+    One process sees no links between ranks, so such a profile plans for one rank.
+    """
     is_cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if is_cuda else "cpu"), torch.bfloat16 if is_cuda else torch.float32
     size = 8192 if is_cuda else 1024
@@ -144,8 +145,10 @@ def _matmul_rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.devic
 
 
 def _seconds(action: Callable, device: torch.device, at_least: float = 0.3) -> float:
-    """Mean of repetitions that take ``at_least`` seconds together, after one that warms up: what lasts, not
-    what is best."""
+    """Mean time of one action, repeated for ``at_least`` seconds after one that warms up.
+
+    A mean, and not the best time: a plan is about work that lasts.
+    """
     action()
     _wait(device)
     begin, repetitions, elapsed = time.perf_counter(), 0, 0.0

@@ -20,9 +20,9 @@ MAX_LIVE_PARAMETERS = 1e9
 def states(shapes: ModelShapes, run: Run) -> float:
     """Weights and Adam state.
 
-    S. Rajbhandari et al., ZeRO (arXiv 1910.02054), section 3.1: in 16 bit 2 bytes of weight, and 12 of master
-    weight and moments where trained, split over ranks from stage 1, weights from stage 3. In float32 stage 0
-    needs no master weight.
+    In 16 bit they take 2 bytes of weight, and 12 of master weight and moments where trained; stages from 1 on
+    split these over ranks, stage 3 the weights too (S. Rajbhandari et al., ZeRO, arXiv 1910.02054, section
+    3.1). In float32 stage 0 needs no master weight.
     """
     ranks = run.world_size
     weights = shapes.parameters * run.element_size / (ranks if run.zero_stage == 3 else 1)
@@ -37,17 +37,19 @@ def states(shapes: ModelShapes, run: Run) -> float:
 
 
 def gradients(shapes: ModelShapes, run: Run) -> float:
-    """Of the training step alone: the scoring pass has none."""
+    """Gradients of the training step; the scoring pass has none."""
     return shapes.trained_parameters * run.element_size / (run.world_size if run.zero_stage >= 2 else 1)
 
 
 def activations(
     shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0, is_scoring: bool = True
 ) -> float:
-    """Saved for the backward by the blocks that it runs through, and the loss at its widest: three float32
-    copies of the logits (log-softmax, its gradient in, its gradient out), of one part of them where a scoring
-    pass forms them in parts; then the hidden states of all tokens wait three times (copied, their gradient in
-    parts, and joined)."""
+    """Activations that blocks save for the backward, and the loss at its widest.
+
+    The loss takes three float32 copies of the logits: log-softmax, its own gradient and its input's. Where a
+    scoring pass forms them in parts, only one part exists; the hidden states of all tokens then wait three
+    times (copied, their gradient in parts, and joined).
+    """
     tokens, num_blocks = num_samples * run.tokens, shapes.num_blocks - shapes.first_block(last_blocks)
     saved = saved_per_token(shapes, run, is_scoring)
     # Checkpointed: the input of each block, and one block recomputed.
@@ -63,10 +65,11 @@ def saved_per_token(shapes: ModelShapes, run: Run, is_scoring: bool) -> float:
     """Bytes that one Llama block of transformers saves per token.
 
     Each RMSNorm: its input in float32, the root, its output; where the norm's weight is trained, the
-    normalised input as well. Attention: q, k, v, output, log-sum-exp (eager: the probabilities, in float32
-    before and in the compute dtype after the cast). MLP: gate before and after SiLU, up, their product.
-    Adapters: what lora_A gives.  Kernels that take no grouped keys and values (eager, SDPA on CPU) save
-    repeated ones as well.
+    normalised input as well. Attention: q, k, v, output, log-sum-exp (eager: the probabilities, in
+    float32 before and in the compute dtype after the cast). MLP: gate before and after SiLU, up, their
+    product. Adapters: the output of lora_A.
+
+    Not counted: kernels without grouped keys and values (eager, SDPA on CPU) save repeated ones too.
     """
     e, hidden = run.element_size, shapes.hidden_size
     is_full = shapes.trained_parameters == shapes.parameters
@@ -83,7 +86,7 @@ def saved_per_token(shapes: ModelShapes, run: Run, is_scoring: bool) -> float:
 
 
 def backend(shapes: ModelShapes, run: Run) -> float:
-    """What forming the Gram matrix adds to a scoring pass."""
+    """Memory for the Gram matrix in the making, on top of a scoring pass."""
     selection, ranks, rows = run.selection, run.world_size, run.rows
     scored = shapes.scored(selection.last_blocks)
     exchange = float(selection.exchange_mib << 20)
@@ -98,8 +101,8 @@ def backend(shapes: ModelShapes, run: Run) -> float:
             run.factor_size,
         )
         buffer = min(exchange, float(rows * numel * run.factor_size))
-        # At most: rows that wait, the same joined, and the next rows, which find no room. Between ranks also
-        # their copies to send and to receive, and both of the exchange before, which travels meanwhile.
+        # At most: rows that wait, the same joined, and the next rows, which find no room. Between ranks
+        # also the copies to be sent and received, and both of the exchange before, which travels meanwhile.
         return (
             FLOAT32 * numel / ranks
             + held
@@ -111,7 +114,7 @@ def backend(shapes: ModelShapes, run: Run) -> float:
     features = FLOAT32 * (rows + 1) * feature_width(scored, run)
     sides = max(layer.out_features + layer.in_features for layer in scored)
     random = FLOAT32 * sides * selection.projection_size
-    # D whole; one chunk of gradients, in the compute dtype and in float32
+    # D exists whole, and one chunk of gradients, in the compute dtype and in float32.
     if selection.backend == "projected":
         return (
             features
@@ -131,7 +134,7 @@ def backend(shapes: ModelShapes, run: Run) -> float:
 
 
 def selection(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = None) -> float:
-    """Bytes that a look takes at its most, whatever the method needs."""
+    """Most bytes that a look takes, with all that the method needs."""
     if run.method.needs_target:
         return scoring(shapes, run)
     if not run.method.looks_at_candidates:
@@ -140,8 +143,8 @@ def selection(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = 
         held = activations(shapes, run, max(run.passes), run.selection.last_blocks)
         return states(shapes, run) + held + 2.0 * (run.selection.exchange_mib << 20)
     models = [shapes, *([reference] if reference else [])]
-    # Of a forward alone, one block's activations at a time and the logits in the compute dtype, in float32
-    # and in log-softmax.
+    # A forward alone: activations of one block at a time; the logits in the compute dtype, in float32 and
+    # after log-softmax.
     per_token = max(
         saved_per_token(m, run, True) + (run.element_size + 2 * FLOAT32) * m.vocab_size for m in models
     )
@@ -150,8 +153,11 @@ def selection(shapes: ModelShapes, run: Run, reference: Optional[ModelShapes] = 
 
 
 def _by_tokens(layers: list[Linear], run: Run, num_held: int) -> float:
-    """Of products of tokens: factors that wait, the target's and those of earlier micro-batches; of the
-    widest layer everyone's, as gathered and joined; blocks of products (both sides and their product)."""
+    """Memory for products of tokens.
+
+    Factors wait, the target's and those of earlier micro-batches. Of the widest layer there are everyone's,
+    gathered and joined, and blocks of products (both sides and their product).
+    """
     if not layers:
         return 0.0
     own, e, ranks = own_tokens(run), run.element_size, run.world_size

@@ -1,9 +1,8 @@
 # O out_features, I in_features
-"""What of a model decides the cost of a selection step: the shapes of its linear layers and the sizes of its
-blocks.
+"""The shape of a model as far as it decides the cost of a selection step: its linear layers and its blocks.
 
 Shapes come from the model itself, built without weights on the meta device and with the adapters of
-``model.lora_*``, and what is scored is what ``scored_layers`` says: nothing here knows names of layers.
+``model.lora_*``, and ``scored_layers`` says what is scored: nothing here knows names of layers.
 """
 
 from dataclasses import dataclass
@@ -96,15 +95,17 @@ class ModelShapes:
 
     @property
     def uncounted_share(self) -> float:
-        """Of all parameters, those in matrices that belong to no linear layer and no embedding: fused
-        experts, say. Their work is not counted."""
-        # embedding; a tied lm_head is a linear layer and is this table too
+        """Share of parameters in matrices of neither linear layers nor embeddings: fused experts, say.
+
+        Their work is not counted.
+        """
+        # The embedding; a tied lm_head is a linear layer and is this table too.
         tables = self.vocab_size * self.hidden_size
         known = sum(layer.numel for layer in self.linears) + tables
         return max(0.0, 1 - known / self.parameters)
 
     def backward(self, last_blocks: int = 0) -> list[Linear]:
-        """Layers that the scoring backward runs through: the last blocks' and what follows them."""
+        """Layers on the way of the scoring backward: those of the last blocks and those after them."""
         first = self.first_block(last_blocks)
         return [layer for layer in self.linears if layer.block is None or layer.block >= first]
 
@@ -116,8 +117,10 @@ class ModelShapes:
 
 
 def read_shapes(settings: ModelConfig) -> ModelShapes:
-    """Shapes of ``model.name``: a folder, a hub name, or one of ``NAMED``. Raises ValueError naming the
-    setting where it is neither."""
+    """Shapes of ``model.name``: a folder, a hub name, or one of ``NAMED``.
+
+    Raises ValueError naming the setting where it is neither.
+    """
     try:
         if settings.name in NAMED:
             return shapes_of(on_meta_device(NAMED[settings.name], settings), settings.name)

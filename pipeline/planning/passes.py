@@ -1,13 +1,12 @@
 # B samples, T tokens, N = B T, O out_features, I in_features, V vocabulary, W ranks, e bytes of an element
-"""Counted operations of the model's own passes on one rank: forward, activation-gradient backward, weight
-gradients, loss, ZeRO's traffic, Adam.
+"""Counted operations of the model's own passes, and of ZeRO and Adam around them, on one rank.
 
     plain          forward, backward with the weight gradients of what is trained
     scoring        forward, backward without any weight gradient, down to the first scored block
 
-Linear layers and attention are counted from shapes; passes over memory between them as a Llama block of
-transformers makes them, operation by operation and unfused.  Blocks of other kinds (mixtures of experts,
-sliding windows) differ there.
+Linear layers and attention are counted from shapes; passes over memory between them as a Llama block
+of transformers makes them, operation by operation and unfused. Blocks of other kinds (mixtures of
+experts, sliding windows) differ there.
 """
 
 from dataclasses import dataclass, replace
@@ -25,30 +24,29 @@ from pipeline.selection.contract import Method
 
 @dataclass(frozen=True)
 class Run:
-    """What is planned, apart from model and hardware."""
+    """The planned run, apart from model and hardware."""
 
     selection: SelectionConfig
     training: TrainingConfig
     world_size: int
     zero_stage: int
     tokens: int
-    """Of every sample, padding included; packed ones have none. One attends to itself alone either way."""
+    """Length of every sample, with padding, of which packed ones have none; each attends to itself."""
     element_size: int
-    """Bytes, of the compute dtype."""
+    """Bytes of an element in the compute dtype."""
     trained_samples: int
-    """In one optimizer step, over all ranks."""
+    """Samples of one optimizer step, over all ranks."""
     offloads_optimizer: bool = False
     checkpoints: bool = False
-    """Recomputes activations."""
+    """Whether activations are recomputed."""
     is_flash: bool = True
-    """Causal attention without its (T, T) matrices."""
+    """Whether attention is causal, without its (T, T) matrices."""
     device_type: str = "cuda"
     is_float16: bool = False
 
     @property
     def factor_size(self) -> int:
-        """Bytes of an element of a factor, and of the gradients made of it: float16 factors are turned to
-        float32."""
+        """Bytes of an element of a factor, and of its gradients; float16 factors are cast to float32."""
         return 4 if self.is_float16 else self.element_size
 
     @property
@@ -87,7 +85,7 @@ class Run:
 
 
 def scoring(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
-    """Forward and activation-gradient backward of one micro-batch, by stage."""
+    """Work of the forward and the activation-gradient backward of one micro-batch, by stage."""
     last_blocks = run.selection.last_blocks
     recomputed = forward(shapes, run, num_samples, last_blocks) if run.checkpoints else []
     return {
@@ -103,7 +101,7 @@ def scoring(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
 
 
 def losses(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
-    """Forward alone of one micro-batch, by stage."""
+    """Work of the forward alone of one micro-batch, by stage."""
     return {
         "forward": forward(shapes, run, num_samples),
         "attention": attention(shapes, run, num_samples, has_backward=False),
@@ -113,10 +111,9 @@ def losses(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
 
 
 def plain(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
-    """Forward and backward of one training micro-batch, by stage.
+    """Work of the forward and backward of one training micro-batch, by stage.
 
-    With LoRA the first block's inputs need no gradient; that they are counted makes less than one block of
-    difference.
+    With LoRA the first block's inputs need no gradient; counting it adds less than one block.
     """
     again = recomputed(shapes, run, num_samples) if run.checkpoints else []
     return {
@@ -130,7 +127,7 @@ def plain(shapes: ModelShapes, run: Run, num_samples: int) -> dict[str, Work]:
 
 
 def forward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0) -> Work:
-    """Linear layers of the (last) blocks, and what lies between them."""
+    """Work of the linear layers of the (last) blocks, and between them."""
     e, tokens = run.element_size, num_samples * run.tokens
     layers = [layer for layer in shapes.backward(last_blocks) if layer.block is not None]
     num_blocks = shapes.num_blocks - shapes.first_block(last_blocks)
@@ -141,10 +138,10 @@ def forward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 
 
 
 def recomputed(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
-    """Forward of the blocks once more, each without its last product.
+    """Work of the forward of the blocks once more, each without its last product.
 
-    torch.utils.checkpoint stops where all that the backward needs is there again, and what the last layer
-    gives it does not need. In a scoring pass that layer has a hook, so all is computed.
+    torch.utils.checkpoint stops where all that the backward needs is there again, and that excludes the
+    output of the last layer. In a scoring pass that layer has a hook, so all is computed.
     """
     last = {layer.block: layer.name for layer in shapes.linears}
     inner = tuple(layer for layer in shapes.linears if last[layer.block] != layer.name)
@@ -152,8 +149,11 @@ def recomputed(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
 
 
 def backward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0) -> Work:
-    """Gradients of activations: the transposed products, and about twice the passes between them (a saved
-    value and a gradient are read where one value was)."""
+    """Work of the gradients of activations.
+
+    They take the transposed products, and about twice the passes between them: a saved value and a gradient
+    are read where one value was.
+    """
     e, tokens = run.element_size, num_samples * run.tokens
     layers = [layer for layer in shapes.backward(last_blocks) if layer.block is not None]
     num_blocks = shapes.num_blocks - shapes.first_block(last_blocks)
@@ -164,21 +164,24 @@ def backward(shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int =
 
 
 def weight_gradients(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
-    """Of trained layers, and their way into ``.grad`` and ZeRO's bucket (read and written twice)."""
+    """Work of the gradients of trained layers, and of their way into ``.grad`` and ZeRO's bucket."""
     e, tokens = run.element_size, num_samples * run.tokens
     trained = [layer for layer in shapes.linears if layer.is_trained]
     return [
         *(product(layer.out_features, tokens, layer.in_features, e) for layer in trained),
-        Compute(memory_bytes=4.0 * e * shapes.trained_parameters),
+        Compute(memory_bytes=4.0 * e * shapes.trained_parameters),  # read and written twice
     ]
 
 
 def attention(
     shapes: ModelShapes, run: Run, num_samples: int, last_blocks: int = 0, has_backward: bool = True
 ) -> Work:
-    """Two products (T, T, d) per head forward and four backward; a flash kernel does half of each, the causal
-    half, and computes the scores once more backward (T. Dao, FlashAttention-2, arXiv 2307.08691, section
-    4.1). Eager attention passes over its (T, T) matrices besides: mask, softmax in float32, cast."""
+    """Work of attention: two products (T, T, d) per head forward, four backward.
+
+    A flash kernel does half of each, the causal half, and computes the scores once more backward (T. Dao,
+    FlashAttention-2, arXiv 2307.08691, section 4.1). Eager attention passes over its (T, T) matrices
+    besides: mask, softmax in float32, cast.
+    """
     heads, e = num_samples * shapes.num_heads, run.element_size
     share = 0.5 if run.is_flash else 1.0
     backward_blocks = shapes.num_blocks - shapes.first_block(last_blocks) if has_backward else 0
@@ -198,10 +201,9 @@ def attention(
 
 
 def loss(shapes: ModelShapes, run: Run, num_samples: int, has_backward: bool = True) -> Work:
-    """lm_head forward and backward, and the passes of ``per_sample_loss`` over its logits, every token
-    supervised.
+    """Work of lm_head, forward and backward, and of ``per_sample_loss`` over its logits; every token counts.
 
-    Forward: rows copied (2 e), turned to float32 (e + 4, nothing in float32), log-softmax (8).  Backward:
+    Forward: rows copied (2 e), turned to float32 (e + 4, nothing in float32), log-softmax (8). Backward:
     zeros of the selected (4), log-softmax (12), cast (4 + e), zeros and their rows (3 e).
     """
     e, tokens = run.element_size, num_samples * run.tokens
@@ -216,8 +218,10 @@ def loss(shapes: ModelShapes, run: Run, num_samples: int, has_backward: bool = T
 
 
 def logit_chunks(shapes: ModelShapes, run: Run, num_samples: int) -> int:
-    """Parts in which a scoring micro-batch forms its logits, 0 where it does not: as SelectionHook does, of a
-    model with plain logits."""
+    """Parts of the logits of a scoring micro-batch, 0 where they are formed as a whole.
+
+    The hook does so too, for a model with plain logits.
+    """
     is_scored = any(layer.block is None for layer in shapes.scored(run.selection.last_blocks))
     if run.selection.logits_mib == 0 or is_scored:
         return 0
@@ -228,7 +232,7 @@ def logit_chunks(shapes: ModelShapes, run: Run, num_samples: int) -> int:
 def gathered_parameters(
     shapes: ModelShapes, run: Run, last_blocks: int = 0, has_backward: bool = True
 ) -> Work:
-    """ZeRO-3: all parameters for a forward, and those of the blocks that it runs through for a backward."""
+    """Transfers of ZeRO-3: all parameters for a forward, those on its way for a backward."""
     if run.zero_stage < 3 or run.world_size == 1:
         return []
     backward_share = 1 - shapes.first_block(last_blocks) / shapes.num_blocks if has_backward else 0
@@ -237,7 +241,7 @@ def gathered_parameters(
 
 
 def _gathered_output_layer(shapes: ModelShapes, run: Run, num_samples: int) -> Work:
-    """ZeRO-3: once more, forward and backward, for each further part of the logits."""
+    """Transfers of ZeRO-3 for each further part of the logits: the output layer, forward and backward."""
     more = max(0, logit_chunks(shapes, run, num_samples) - 1)
     if run.zero_stage < 3 or run.world_size == 1 or not more:
         return []
@@ -254,7 +258,7 @@ def _gathered_output_layer(shapes: ModelShapes, run: Run, num_samples: int) -> W
 
 
 def reduced_gradients(shapes: ModelShapes, run: Run) -> Work:
-    """Once per step at stages 0 (all-reduce) and 1, once per micro-batch at 2 and 3 (reduce-scatter)."""
+    """Transfers once per step at stages 0 (all-reduce) and 1, per micro-batch at 2 and 3 (reduce-scatter)."""
     if run.world_size == 1:
         return []
     sent = shapes.trained_parameters * run.element_size * (run.world_size - 1) / run.world_size
@@ -262,9 +266,12 @@ def reduced_gradients(shapes: ModelShapes, run: Run) -> Work:
 
 
 def update(shapes: ModelShapes, run: Run) -> Work:
-    """torch.optim.AdamW (foreach), 80 bytes an element: exp_avg 12, exp_avg_sq 20, denominator 24, weight 16,
-    decay 8. Offloaded, the gradient goes to the host and the weight comes back; the host's own time is not
-    counted. Stages 1 and 2 gather what was updated."""
+    """Work of the optimizer's step.
+
+    torch.optim.AdamW (foreach) moves 80 bytes an element: exp_avg 12, exp_avg_sq 20, denominator 24, weight
+    16, decay 8. Offloaded, the gradient goes to the host and the weight comes back; the host's own time is
+    not counted. Stages 1 and 2 gather what was updated.
+    """
     owned = shapes.trained_parameters / (run.world_size if run.zero_stage else 1)
     moved = owned * (4 + run.element_size) if run.offloads_optimizer else 0.0
     work: Work = [Compute(memory_bytes=0.0 if run.offloads_optimizer else 80.0 * owned, host_bytes=moved)]
@@ -275,11 +282,11 @@ def update(shapes: ModelShapes, run: Run) -> Work:
 
 
 def _bytes_between(shapes: ModelShapes, e: int) -> float:
-    """Read and written per token in one block's forward, outside of products.
+    """Bytes read and written per token in one block's forward, outside of products.
 
-    RMSNorm, twice: float32 copy (e + 4), square (8), mean (4), scaling (8), cast (4 + e), weight (2 e).
-    Rotary embedding of queries and keys: two products, a rotation, a sum (10 e).  Residual sums: twice 3 e.
-    SiLU and gate: 5 e.
+    RMSNorm, twice: float32 copy (e + 4), square (8), mean (4), scaling (8), cast (4 + e), weight
+    (2 e). Rotary embedding of queries and keys: two products, a rotation, a sum (10 e). Residual
+    sums: twice 3 e. SiLU and gate: 5 e.
     """
     casts = 2 * (e + 4) if e < 4 else 0
     norms = 2 * shapes.hidden_size * (20 + 2 * e + casts)

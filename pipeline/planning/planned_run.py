@@ -1,4 +1,4 @@
-"""What is to be planned, read from the settings of a run: for the programs that predict its cost."""
+"""A planned run from the settings of a run, for the programs that predict its cost."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from pipeline.training.engine import deepspeed_config, resolve_dtype
 def plan_run(config: Config, hardware: Hardware, world_size: int = 0, tokens: int = 0) -> Run:
     """The run as the planner sees it; 0 ranks are one node of the hardware, 0 tokens ``data.max_tokens``.
 
-    Raises ValueError where the run itself would be refused: settings that do not divide, or contradict the
-    DeepSpeed file.
+    Raises ValueError where the run itself would be refused, for settings that do not divide or that
+    contradict the DeepSpeed file.
     """
     world_size = world_size or hardware.ranks_per_node
     for name, value in (("world_size", world_size), ("tokens", tokens or 1)):
@@ -43,8 +43,10 @@ def plan_run(config: Config, hardware: Hardware, world_size: int = 0, tokens: in
 
 
 def reference_shapes(config: Config) -> Optional[ModelShapes]:
-    """Shapes of ``selection.reference_model``, None where there is none; an adapter's are taken for those of
-    ``model.name``."""
+    """Shapes of ``selection.reference_model``; None where there is none.
+
+    An adapter's are taken for those of ``model.name``.
+    """
     name = config.selection.reference_model
     if name is None:
         return None

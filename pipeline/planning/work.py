@@ -7,23 +7,22 @@ from typing import Literal, Union
 from pipeline.planning.hardware import THIN, Hardware
 
 Rate = Literal["compute", "float32", "host"]
-"""Whose FLOP/s: of the compute dtype, of float32, or of rank 0's processor."""
+"""FLOP/s of the compute dtype, of float32, or of rank 0's processor."""
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A kernel or a few that run one after the other: as long as the slowest of its operations and its
-    traffic."""
+    """Kernels one after the other, as long as the slowest of operations and traffic."""
 
     flops: float = 0.0
     rate: Rate = "compute"
     is_thin: bool = False
     memory_bytes: float = 0.0
-    """Read and written in device memory."""
+    """Traffic with device memory, read and written."""
     host_bytes: float = 0.0
-    """Copied from host memory: moments of an offloaded optimizer."""
+    """Traffic with host memory: moments of an offloaded optimizer."""
     turns: float = 1.0
-    """Times as long, where ranks do this one after the other while the rest wait."""
+    """Factor of the time where ranks do this one after the other while the rest wait."""
 
     def seconds(self, hardware: Hardware, world_size: int) -> float:
         rate = {
@@ -45,10 +44,13 @@ class Transfer:
     """Mean over ranks, counted as ``Collectives.bytes_sent`` counts."""
     num_collectives: int
     pattern: Literal["ring", "all_to_all"]
-    """Gathers and sums send each byte into a node once, over all its links together; all_to_all sends
-    different bytes to every rank, over the sender's own link."""
+    """Way of the bytes.
+
+    ring: gathers and sums send each byte into a node once, over all its links together. all_to_all: different
+    bytes go to every rank, over the sender's own link.
+    """
     turns: float = 1.0
-    """Times as long, where ranks receive one after the other while the other links wait."""
+    """Factor of the time where ranks receive one after the other while the other links wait."""
 
     def seconds(self, hardware: Hardware, world_size: int) -> float:
         if world_size == 1:

@@ -1,1 +1,1 @@
-"""What the ranks of a program do together: collectives, one that acts for all, waiting, stopping, ending."""
+"""Work that ranks share: collectives, one rank that acts for all, waiting, stopping, ending."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 def place_in(group) -> tuple[int, int]:
-    """(rank, world_size); (0, 1) where no process group was started."""
+    """(rank, world_size) in a group; (0, 1) where no process group was started."""
     return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
 
 
@@ -26,10 +26,10 @@ class Collectives:
         self.bytes_sent = 0
 
     def rows_to_owners(self, pieces_Rn: list[torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """Send piece r, (R, n_r), to rank r, and return a function that waits for what this rank gets.
+        """Send piece r, (R, n_r), to rank r, and return a function that waits for this rank's pieces.
 
-        That is (W, R, n) with this rank's n, in rank order; until it is called, this rank may compute. R is
-        the same on every rank.
+        They are (W, R, n) with this rank's n, in rank order; R is equal everywhere. Until that call the rank
+        may do other work.
         """
         num_rows = pieces_Rn[0].shape[0]
         if self.world_size == 1:
@@ -67,7 +67,7 @@ class Collectives:
         return bool(flag.item())
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Tensors of equal shape from all ranks, (W, ...)."""
+        """Tensors of all ranks, equal in shape, as one (W, ...)."""
         if self.world_size == 1:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]

@@ -49,9 +49,9 @@ def end_together(main: Callable[[], None]) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=code)
-    # Leaving through the interpreter aborts now and then: gloo's thread drops tensors while Python is
-    # finalizing. And a rank that has failed must not wait for collectives of others: the launcher ends them
-    # when it sees the code.
+    # Leaving through the interpreter aborts now and then: gloo's thread drops tensors while Python finalizes.
+    # And a rank that has failed must not wait for collectives of others: the launcher ends them when it sees
+    # the code.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

@@ -24,7 +24,7 @@ class Line:
 
 
 class Narrator:
-    """Says a sentence on rank 0, and nothing on other ranks."""
+    """The voice of a program: rank 0 speaks, the others are silent."""
 
     def __init__(self, rank: int):
         self.rank = rank

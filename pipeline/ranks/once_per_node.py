@@ -1,4 +1,4 @@
-"""Long work that one rank of each node does while the others wait, for as long as it goes on.
+"""Long work that one rank of each node does while the others wait, as long as it goes on.
 
 They do not wait in a collective, which would end after run.timeout_seconds however well the work goes. They
 look into the store where the ranks have met: a counter in it rises while any node works, and a key appears
@@ -58,7 +58,7 @@ def _act(action: Callable[[Callable[[], None]], Any], store: dist.Store) -> Opti
         if time.monotonic() - last > SECONDS_BETWEEN_BEATS:
             last = time.monotonic()
             store.add("beats", 1)
-            if error := _error(store):  # of another node
+            if error := _error(store):  # left by another node
                 raise error
 
     try:

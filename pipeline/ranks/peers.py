@@ -24,8 +24,7 @@ def place(rank: int) -> str:
 def first_of_node(rank: int) -> int:
     """The rank that acts for the node of ``rank``.
 
-    It is the nearest rank, before it or itself, on the same host with LOCAL_RANK 0; ``rank`` where there is
-    none.
+    It is the nearest rank, before it or itself, on the same host with LOCAL_RANK 0, or else ``rank``.
     """
     return max(
         (r for r in range(rank + 1) if _local_ranks[r] == 0 and _places[r] == _places[rank]), default=rank

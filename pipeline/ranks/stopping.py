@@ -1,8 +1,8 @@
-"""Stopping when asked to: batch systems send a signal some time before they kill.
+"""Stopping on request: batch systems send a signal some time before they kill.
 
-SIGTERM comes from Kubernetes, and from Slurm's preemption and time limit; SIGUSR1 from Slurm after
-``sbatch --signal=USR1@120``. A signal is only noted: the ranks compare notes after each step, and all stop
-after the same one, even if one rank alone got the signal.
+SIGTERM comes from Kubernetes, and from Slurm's preemption and time limit; SIGUSR1 from Slurm after ``sbatch
+--signal=USR1@120``. A signal is only noted: the ranks compare notes after each step, and all stop after the
+same one, even if one rank alone got the signal.
 """
 
 import os
@@ -14,15 +14,17 @@ from pipeline.ranks.collectives import Collectives
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REQUEUE = os.EX_TEMPFAIL
-"""Exit code 75, "temporary failure, try again": the checkpoint is there, and the same command with
-``--resume auto`` goes on."""
+"""Exit code 75, "temporary failure, try again".
+
+The checkpoint is there, and the same command with ``--resume auto`` continues.
+"""
 
 
 class StopRequests:
     """Signals that ask this process to stop, and the ranks' agreement on them."""
 
     def __init__(self):
-        """Listen from now on, also while the model is being loaded."""
+        """Listen from this moment, also while the model is being loaded."""
         self._received = 0
         for number in SIGNALS:
             signal.signal(number, self._note)

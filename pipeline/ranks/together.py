@@ -1,4 +1,4 @@
-"""What one rank does for all: its outcome, a value or an error, becomes everybody's."""
+"""Work of one rank for all: its outcome, a value or an error, becomes everybody's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from pipeline.ranks.collectives import place_in
 
 
 def together(action: Callable[[], Any], group=None) -> Any:
-    """What rank 0's ``action`` returns, or raises, on every rank of ``group``, by default on all.
+    """The value, or the error, of rank 0's ``action`` on every rank of ``group``, by default on all.
 
     Every one of them calls it. A process on its own, without a process group, is its own rank 0.
     """

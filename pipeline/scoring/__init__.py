@@ -1,2 +1,1 @@
-"""From a scoring pass to the Gram matrix: factors, Adam moments and metric, backends. Knows no data,
-no selection."""
+"""The way from a scoring pass to the Gram matrix: factors, Adam's moments, metric, backends."""

@@ -1,15 +1,16 @@
 # R candidates of a rank, C of all, W ranks, T tokens, O out_features, I in_features
-"""Which way a layer's factors become entries of the Gram matrix: counted operations decide, within a memory
-limit.
+"""The way from a layer's factors to its share of the Gram matrix, chosen by counting within a memory limit.
 
-    way            operations of a rank                                  largest temporary
-    materialise    2 R T O I  +  2 (C + 1)^2 O I / W                     all rows of R gradients (O, I)
-    row_chunks     the same                                              as many rows (o, I) as the limit allows, at least one
-    token_token    2 R (C + 1) T^2 (O + I)                               products of one sample's tokens with all tokens
+    way            operations of a rank                  largest temporary
+    materialise    2 R T O I  +  2 (C + 1)^2 O I / W     R gradients, all rows (O, I)
+    row_chunks     the same                              as many rows (o, I) as the limit allows, one at least
+    token_token    2 R (C + 1) T^2 (O + I)               products of one sample's tokens with all tokens
 
-token_token never forms a gradient: <G_i, G_j> = sum_st (output_grad_is . output_grad_jt) (activation_is .
-activation_jt).  It needs a metric that factors over the two sides, and is for short samples and wide layers:
-it is quadratic in tokens.
+token_token never forms a gradient:
+
+    <G_i, G_j> = sum_st (output_grad_is . output_grad_jt) (activation_is . activation_jt)
+
+It needs a metric that factors over the two sides, and is for short samples: its cost is quadratic in tokens.
 """
 
 from collections import Counter
@@ -20,13 +21,13 @@ CACHE_BYTES = 4 << 20  # on CPU: rows are written, scaled and multiplied while s
 
 @dataclass(frozen=True)
 class Contraction:
-    """The choice for one layer."""
+    """The way of one layer."""
 
     way: str
     rows: int
     """Output rows (o) of the gradients that exist at a time; 0 for token_token."""
     flops: int
-    """Of one rank."""
+    """Operations of one rank."""
 
 
 def choose(
@@ -40,13 +41,16 @@ def choose(
     is_separable: bool,
     forced: str = "auto",
 ) -> Contraction:
-    """The contraction of a weight of ``shape`` (O, I) for R = ``num_rows`` samples of up to ``num_tokens``;
-    equal on all ranks.
+    """The contraction of one weight, equal on all ranks.
 
     Args:
-        column_bytes: what one element of the weight takes for the candidates of all ranks.
-        largest_slice: elements of the weight that its largest owner has; nobody receives more at a time than
-            ``bound`` bytes.
+        shape: (O, I) of the weight.
+        num_rows: samples of a rank (R).
+        world_size: ranks (W).
+        num_tokens: tokens of the longest sample (T).
+        column_bytes: size of one element of the weight for the candidates of all ranks.
+        largest_slice: elements of the weight that its largest owner has.
+        bound: bytes that an owner receives at a time, at most.
         is_separable: whether the metric factors over the two sides.
         forced: one of the ways, or auto.
     Raises:
@@ -74,7 +78,7 @@ def choose(
 
 
 def summary(plan: dict[str, Contraction]) -> str:
-    """For people: how many layers go which way, and the operations of it."""
+    """Numbers of layers that go each way and their operations together, as a sentence."""
     counts = Counter(contraction.way for contraction in plan.values())
     flops = sum(contraction.flops for contraction in plan.values())
     return (

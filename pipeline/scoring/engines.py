@@ -1,5 +1,4 @@
-"""What selection asks of an engine: which of DeepSpeed's it refuses, and what stands in for one where
-training runs without DeepSpeed."""
+"""The engine as selection sees it: its members, a stand-in without DeepSpeed, and the refusals."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ NO_FLOAT16_AT_STAGE_0 = (
 
 
 class Engine(Protocol):
-    """What scoring reads of an engine; a DeepSpeedEngine has it all, and so has a ``TorchEngine``."""
+    """The members that scoring reads; a DeepSpeedEngine has them all, and so has a ``TorchEngine``."""
 
     module: torch.nn.Module
     optimizer: Any
@@ -46,8 +45,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """A plain torch optimizer, in one process or under DistributedDataParallel, with the members of a
-    DeepSpeedEngine that scoring reads.
+    """A plain torch optimizer, in one process or under DistributedDataParallel, as an ``Engine``.
 
     It takes no step: training goes on as it is written.
 
@@ -55,7 +53,7 @@ class TorchEngine:
         module: the model itself, not its wrapper.
         optimizer: over parameters of ``module``; with the state of Adam, where candidates are measured by it.
         device: where ``module`` is.
-        autocast: what training runs its forward in (``torch.autocast``), so that scoring runs in it too.
+        autocast: the context of training's forward (``torch.autocast``), so that scoring has the same.
     """
 
     sequence_parallel_size = mp_world_size = 1
@@ -68,7 +66,10 @@ class TorchEngine:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager] = nullcontext,
     ):
-        self.module, self.optimizer, self.device, self.autocast = module, optimizer, device, autocast
+        self.module = module
+        self.optimizer = optimizer
+        self.device = device
+        self.autocast = autocast
         self.seq_data_parallel_group = dist.group.WORLD if dist.is_initialized() else None
 
     @property
@@ -92,12 +93,12 @@ class TorchEngine:
 
 
 def forward_context(engine: Engine) -> AbstractContextManager:
-    """What the forward of a scoring pass runs in. DeepSpeed's modules have the dtype they compute in."""
+    """The context for the forward of a scoring pass: training's autocast, or nothing under DeepSpeed."""
     return engine.autocast() if isinstance(engine, TorchEngine) else nullcontext()
 
 
 def refuse_unfit(engine: Engine) -> None:
-    """Raises ValueError for an engine that selection cannot work with, with the way out."""
+    """Raise ValueError, with the way out, for an engine that does not go with selection."""
     for degree, name in ((engine.sequence_parallel_size, "sequence"), (engine.mp_world_size, "tensor")):
         if degree > 1:
             raise ValueError(

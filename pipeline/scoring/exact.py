@@ -1,14 +1,15 @@
-# C candidates, R rows of this rank, W ranks, B samples, T tokens, I in_features, O out_features, n elements of a fragment
+# C candidates, R rows of this rank, W ranks, B samples, T tokens, I in_features, O out_features,
+# n elements of a fragment
 """The `exact` Gram backend: per-sample gradients travel to the Adam moments, never the other way.
 
     every rank, layer by layer in the scoring backward         owner of a slice of the moments
       G_i = output_grad_i' activation_i  (R, O, I)     --->    rows (C, n) and target (n), times its own D
       in bounded chunks of whole weight rows (O)               partial Gram += X X',   X = [rows; target]
 
-Partial Grams are summed over ranks.  One exchange travels while the next rows are computed.  The target pass
-comes first and leaves its mean gradient with the owners (n floats per rank, what a gradient partition takes);
-then the candidates.  With several scoring micro-batches a layer's rows wait for the last one, as gradients or
-as factors, whichever is smaller.
+Partial Grams are summed over ranks. One exchange travels while the next rows are computed. The target pass
+comes first and leaves its mean gradient with the owners (n floats per rank, as much as a gradient partition);
+then come the candidates. With several scoring micro-batches a layer's rows wait for the last one, as
+gradients or as factors, whichever is smaller.
 """
 
 from collections import defaultdict
@@ -28,8 +29,7 @@ from pipeline.scoring.token_products import TokenProducts
 
 
 def held_bytes(shapes: dict[str, tuple[int, int]], num_held: int, num_tokens: int, element_size: int) -> int:
-    """Bytes that ``ExactGram.add`` keeps on a rank for ``num_held`` candidates of ``num_tokens`` tokens until the
-    last micro-batch."""
+    """Bytes on a rank of ``num_held`` candidates that ``ExactGram.add`` keeps until the last micro-batch."""
     return num_held * element_size * sum(min(o * i, num_tokens * (o + i)) for o, i in shapes.values())
 
 
@@ -50,13 +50,13 @@ class ExactGram:
         self.target = self._zeros() if problem.target is None else problem.target
         self.num_scaled = 0
         self.num_without_scale: int | torch.Tensor = 0
-        # Layers' rows or factors of earlier micro-batches, and how many candidates they are of.
+        # The rows or factors of earlier micro-batches, by layer, and the number of their candidates.
         self._waiting: dict[str, list] = defaultdict(list)
         self._num_waiting: dict[str, int] = defaultdict(int)
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
         # Bytes that each owner will receive with the next exchange.
         self._landing = [0] * collectives.world_size
-        # The exchange under way: (what will arrive here, how to wait for it).
+        # The exchange under way: (pieces that will arrive here, a function that waits for them).
         self._travelling: Optional[tuple[list, Callable]] = None
         self._is_target = problem.target is None
         # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
@@ -95,8 +95,7 @@ class ExactGram:
     # -- the two passes; each method runs inside the scoring backward --
 
     def add_target(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply
-        add."""
+        """Take a micro-batch of target samples, whose losses are weighted: gradients simply add."""
         with self._charged_to("gram"):
             if self._by_tokens(layer):
                 self._token_products.add_target(layer, activation_BTI, output_grad_BTO)
@@ -156,7 +155,7 @@ class ExactGram:
             return self.collectives.sum(self.gram)
 
     def _charged_to(self, stage: str):
-        """The target pass has one time of its own, so that the price of C candidates can be told apart."""
+        """The time of a stage, all of the target pass as one: the price of C candidates stays visible."""
         return self.watch("target" if self._is_target else stage)
 
     # -- to the owners --
@@ -185,8 +184,7 @@ class ExactGram:
         self._landing = landing
 
     def _flush(self) -> None:
-        """Send what waits, and take what the exchange before has brought: it travelled while factors were
-        computed.
+        """Send what waits, then take the exchange before, which has travelled while factors were computed.
 
         All ranks come here at the same points: chunk sizes follow from shapes, which are the same everywhere.
         """
@@ -208,13 +206,13 @@ class ExactGram:
         self._take(before if self.collectives.world_size > 1 else self._travelling)
 
     def _drain(self) -> None:
-        """Everything sent has been taken, on all ranks."""
+        """Wait until everything sent has been taken, on all ranks."""
         if self._chunks:
             self._flush()
         self._take(self._travelling)
 
     def _take(self, exchange) -> None:
-        """Add what an exchange brought to the target or to the Gram."""
+        """Add the rows of an exchange to the target or to the Gram."""
         if exchange is None:
             return
         if exchange is self._travelling:
@@ -234,8 +232,7 @@ class ExactGram:
                     self._accumulate(name, start, rows_WRn.flatten(0, 1))
 
     def _overlaps(self, chunks, rank: int):
-        """((name, first element), rows_Rn, begin, end): what of each chunk, counted from its first element,
-        ``rank`` owns."""
+        """((name, first element), rows_Rn, begin, end): the elements of each chunk that ``rank`` owns."""
         for name, first, rows_Rn in chunks:
             low, high = self.owners.slices[name][rank]
             begin, end = max(low - first, 0), min(high - first, rows_Rn.shape[1])
@@ -243,8 +240,10 @@ class ExactGram:
                 yield (name, first), rows_Rn, begin, end
 
     def _accumulate(self, name: str, start: int, rows_Cn: torch.Tensor) -> None:
-        """gram += X X' for X = [rows; target] * D (rows alone in update_to_gradient), in pieces that fit the
-        cache."""
+        """Add X X' to the Gram, in pieces that fit the cache.
+
+        X = [rows; target] * D; in update_to_gradient X = [rows * D; target].
+        """
         fragment = self.own[name]
         num_candidates, numel = rows_Cn.shape
         piece_bytes = CACHE_BYTES if rows_Cn.device.type == "cpu" else self.problem.exchange_bytes
@@ -266,14 +265,17 @@ class ExactGram:
         self.num_scaled += end - start
         scale_n = Metric.of(fragment).scale(exp_avg_sq, self.problem.geometry)
         if may_hold_zeros(exp_avg_sq):
-            # stays on the device: no wait
+            # The count stays on the device, so that nothing waits for it.
             self.num_without_scale = self.num_without_scale + (exp_avg_sq == 0).sum()
         return scale_n
 
 
 def _products(x_Cn: torch.Tensor) -> torch.Tensor:
-    """X X'. On CPU in 8 parts: BLAS makes 1.5 times as much of them as of one long thin product (3 to 33
-    rows, 4 MiB)."""
+    """X X', (C, C).
+
+    On CPU it is made in 8 parts: for 3 to 33 rows of 4 MiB together BLAS does 1.5 times as many operations a
+    second on these as on one long thin product.
+    """
     if x_Cn.device.type != "cpu" or x_Cn.shape[1] % 8:
         return x_Cn @ x_Cn.T
     parts_PCn = x_Cn.view(len(x_Cn), 8, -1).transpose(0, 1)

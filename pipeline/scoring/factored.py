@@ -1,15 +1,16 @@
 # B samples, T tokens, O out_features, I in_features
-"""The `factored` Gram backend: a metric of rank one, so that factors are scaled and projected and no gradient
-is ever formed.
+"""The `factored` Gram backend: a metric of rank one scales and projects factors, and forms no gradient.
 
-    D^2_oi ~ u_o v_i        phi_i = D . (output_grad' activation) = (output_grad . u^1/2)' (activation . v^1/2)
-    features                P phi_i Q = (output_grad . u^1/2 P')' (activation . v^1/2 Q)         2 T k (O + I) instead of 2 T O I
+    D^2_oi ~ u_o v_i
+    phi_i   = D . (output_grad' activation) = (output_grad . u^1/2)' (activation . v^1/2)
+    P phi_i Q = (output_grad . u^1/2 P')' (activation . v^1/2 Q)         2 T k (O + I) operations, not 2 T O I
 
 u and v come from the row and column means of exp_avg_sq, as N. Shazeer, M. Stern, Adafactor (arXiv
 1804.04235), section 3, keep them: the best approximation of rank one of a non-negative matrix in the
-generalised Kullback-Leibler divergence.  Between ranks only those sums move.  eps^2 is added under the root,
-as a stand-in for eps beside it: sqrt(v + eps^2) lies within a factor 2^1/2 of sqrt(v) + eps, where a sum
-beside the root would not factor.
+generalised Kullback-Leibler divergence. Between ranks only those sums move.
+
+eps^2 is added under the root, as a stand-in for eps beside it: sqrt(v + eps^2) lies within a factor 2^1/2 of
+sqrt(v) + eps, where a sum beside the root would not factor.
 """
 
 from typing import Optional
@@ -26,8 +27,10 @@ from pipeline.scoring.stopwatch import Stopwatch
 
 
 class FactoredGram(FeatureGram):
-    """Unbiased with respect to its own metric, whose distance to Adam's is measured by
-    ``benchmarks.fidelity``."""
+    """The Gram of random features, unbiased for its own metric.
+
+    ``benchmarks.fidelity`` measures the distance of that metric from Adam's.
+    """
 
     def __init__(self, problem: GramProblem, collectives: Collectives, watch: Stopwatch):
         super().__init__(problem, collectives, watch)
@@ -83,8 +86,11 @@ class FactoredGram(FeatureGram):
         }
 
     def _unit_metric(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        ones = lambda features: torch.ones(features, device=self.collectives.device)
-        return {name: (ones(o), ones(i)) for name, (o, i) in self.owners.shapes.items()}
+        device = self.collectives.device
+        return {
+            name: (torch.ones(o, device=device), torch.ones(i, device=device))
+            for name, (o, i) in self.owners.shapes.items()
+        }
 
     def _factors(
         self, sums: torch.Tensor, fragment: Fragment, shape: tuple[int, int]
@@ -94,7 +100,7 @@ class FactoredGram(FeatureGram):
         out_sum_O, in_sum_I = sums[:out_features] / metric.correction, sums[out_features:] / metric.correction
         eps_squared = metric.eps**2
         out_mean_O, in_mean_I = out_sum_O / in_features + eps_squared, in_sum_I / out_features + eps_squared
-        power = -self.problem.geometry.power / 2  # of exp_avg_sq, whose root stands in D
+        power = -self.problem.geometry.power / 2  # exponent of exp_avg_sq, whose root stands in D
         # A row or column that never had a gradient has no scale yet: 0, as in metric.py.
         out_scale_O = ((out_mean_O / out_mean_O.mean()) ** power).masked_fill(out_sum_O == 0, 0)
         in_scale_I = (in_mean_I**power).masked_fill(in_sum_I == 0, 0)

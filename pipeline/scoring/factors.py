@@ -1,26 +1,23 @@
 # B samples, T tokens, I in_features, O out_features
 """Per-sample gradients as factors, from a backward pass that the DeepSpeed engine does not notice.
 
-For a linear layer the gradient of sample i is G_i = output_grad_i' activation_i.  The pass below delivers the
-two factors of every scored layer, layer by layer, while activation gradients flow back; no parameter gradient
-is computed:
+For a linear layer the gradient of sample i is G_i = output_grad_i' activation_i. The pass below delivers the
+two factors of every scored layer, layer by layer, while activation gradients flow back:
 
-    embedding output --(made a leaf)--> layer --> ... --> loss        parameters: requires_grad off, module in eval mode
+    embedding output --(made a leaf)--> layer --> ... --> loss        parameters: requires_grad off; eval mode
                                           |
                                   tap: keeps the activation, meets the output_grad, hands both on
 
-Where only the last blocks are scored, the leaf is the output of the block before them: what comes earlier
-runs forward only, keeps no activation, and the backward ends there.
+Where only the last blocks are scored, the leaf is the output of the block before them: earlier ones run
+forward only and keep no activation, and the backward ends there.
 
-No parameter takes part in autograd, so no ``.grad`` is touched, no ZeRO reduction hook fires and no
-micro-step counter moves.
+No parameter takes part in autograd, so no parameter gradient is computed, no ``.grad`` is touched, no ZeRO
+reduction hook fires and no micro-step counter moves.
 
-In float16 most of a small output_grad would round to zero.  The caller then multiplies the loss by
-``loss_scale``, and the tap hands on float32 factors with that scale divided out: nothing after it knows of a
-scale.
+In float16 most of a small output_grad would round to zero. The caller then multiplies the loss by
+``loss_scale``, and the tap divides it out of the factors, in float32: nothing after it knows of a scale.
 
-Under ``torch.autocast`` a layer computes in another dtype than its input has; the tap hands on the activation
-that the layer multiplied.
+Under ``torch.autocast`` a layer casts its input; the tap hands on the activation that was multiplied.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,15 +30,13 @@ from torch import nn
 from pipeline.scoring.loss import LanguageModel
 
 OnFactors = Callable[[str, torch.Tensor, torch.Tensor], None]
-"""Called with (layer name, activation_BTI, output_grad_BTO)."""
+"""A function of (layer name, activation_BTI, output_grad_BTO)."""
 
 
 def scored_layers(module: nn.Module, last_blocks: int = 0) -> dict[str, nn.Linear]:
-    """Linear layers whose weight is trained and belongs to them alone, by name; of the last blocks, or of all
-    for 0.
+    """Linear layers, by name, whose weight is trained and theirs alone; of the last blocks, of all for 0.
 
-    A weight tied to the embedding has a second gradient that no linear layer sees, so such a layer is not
-    scored.
+    A weight tied to the embedding has a second gradient that no linear layer sees: its layer is not scored.
     """
     skipped = tuple(f"{name}." for name in _before_last(module, last_blocks))
     uses: dict[int, int] = {}
@@ -65,8 +60,7 @@ def leaf_module(module: LanguageModel, last_blocks: int = 0) -> nn.Module:
 
 
 def _before_last(module: nn.Module, last_blocks: int) -> dict[str, nn.Module]:
-    """The blocks that are not scored; none for 0. Raises ValueError where there are fewer than
-    ``last_blocks``."""
+    """Blocks that are not scored, none for 0. Raises ValueError where the model has too few."""
     if last_blocks == 0:
         return {}
     known = blocks(module)
@@ -78,8 +72,10 @@ def _before_last(module: nn.Module, last_blocks: int) -> dict[str, nn.Module]:
 
 
 def blocks(module: LanguageModel) -> dict[str, nn.Module]:
-    """The transformer blocks by name, in order. Raises ValueError where the model's config does not say how
-    many there are."""
+    """The transformer blocks by name, in order.
+
+    Raises ValueError where no list of modules is as long as the model's config says.
+    """
     count = getattr(module.config.get_text_config(), "num_hidden_layers", None)
     for name, child in module.named_modules():
         if isinstance(child, nn.ModuleList) and len(child) == count:
@@ -118,13 +114,17 @@ def scoring_pass(
     leaf: Optional[nn.Module] = None,
     loss_scale: float = 1.0,
 ) -> Iterator[None]:
-    """Inside, a forward through ``module`` and ``loss.backward()`` call ``on_factors`` once per layer.
+    """Call ``on_factors`` once per layer while a forward and ``loss.backward()`` run inside.
 
-    ``leaf`` is the module at whose output the backward ends; by default the embedding. ``loss_scale`` is what
-    the caller multiplies a float16 loss by; other dtypes need none.
-
-    Raises RuntimeError when a layer delivered nothing or more than once: its input does not come from the
-    embedding, or it runs twice in a forward.
+    Args:
+        module: the model that runs.
+        layers: the scored ones, by name.
+        on_factors: gets the name and the two factors of a layer.
+        leaf: the module whose output ends the backward; by default the embedding.
+        loss_scale: the caller's factor of a float16 loss; other dtypes need none.
+    Raises:
+        RuntimeError: a layer delivered nothing or more than once, since its input does not come from the
+            embedding, or since it runs twice in a forward.
     """
     deliveries = dict.fromkeys(layers, 0)
 
@@ -154,8 +154,7 @@ def scoring_pass(
     handles.append((leaf or module.get_input_embeddings()).register_forward_hook(_make_leaf))
     try:
         for child in was_training:
-            # Dropout off; but a layer that checkpoints its activations does so only where it believes to be
-            # training.
+            # Dropout off; but a layer that checkpoints does so only where it believes to be training.
             child.training = was_training[child] and getattr(child, "gradient_checkpointing", False)
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -172,20 +171,20 @@ def scoring_pass(
         name, count = next(iter(wrong.items()))
         raise RuntimeError(
             f"{len(wrong)} of {len(layers)} scored layers did not deliver their factors exactly once; "
-            f"'{name}' delivered {count} times. Its input does not come from the embedding output, or it runs "
-            "several times in one forward: freeze it or leave it out of model.lora_targets"
+            f"'{name}' delivered {count} times. Its input does not come from the embedding output, or it "
+            "runs several times in one forward: freeze it or leave it out of model.lora_targets"
         )
 
 
 def _make_leaf(_, __, output):
-    """A block gives its hidden states alone or first in a tuple."""
+    """The output as a leaf. A block gives its hidden states alone or first in a tuple."""
     if isinstance(output, tuple):
         return (output[0].detach().requires_grad_(), *output[1:])
     return output.detach().requires_grad_()
 
 
 def factor_bytes(layers: dict[str, nn.Linear]) -> int:
-    """Of an element of a factor: as the weights have it, and float32 for float16."""
+    """Size of an element of a factor: that of the weights' dtype, and of float32 for float16."""
     dtype = next(iter(layers.values())).weight.dtype
     return 4 if dtype == torch.float16 else dtype.itemsize
 
@@ -193,11 +192,10 @@ def factor_bytes(layers: dict[str, nn.Linear]) -> int:
 def per_sample_gradient(
     activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
 ) -> torch.Tensor:
-    """G_i = sum_t output_grad_it activation_it', (B, O, I). Tokens meet in the outer product, never in a mean
-    before it.
+    """G_i = sum_t output_grad_it activation_it', (B, O, I).
 
-    ``lengths`` are the tokens of each of B samples in a packed row (1, T, .); None where each row is a
-    sample.
+    Tokens meet in the outer product, never in a mean before it. ``lengths`` are the tokens of each of B
+    samples in a packed row (1, T, .); None where a row is a sample.
     """
     if lengths is None:
         return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)
@@ -210,5 +208,5 @@ def per_sample_gradient(
 
 
 def num_samples(activation_BTI: torch.Tensor, lengths: Optional[list[int]]) -> int:
-    """B."""
+    """Number of samples (B) in a batch or in a packed row."""
     return len(activation_BTI) if lengths is None else len(lengths)

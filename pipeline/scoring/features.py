@@ -1,13 +1,13 @@
-# C candidates, R candidates of this rank, B samples, T tokens, O out_features, I in_features, k features, W ranks
-"""What the `projected` and `factored` backends share: few random features of every row instead of the row.
+# C candidates, R candidates of this rank, B samples, T tokens, O out_features, I in_features, k features,
+# W ranks
+"""Random features of every row instead of the row: the common part of `projected` and `factored`.
 
     every rank, layer by layer in the scoring backward      at the end of the pass
-      features (B, k_out, k_in) of P phi_i Q         --->   rows (R + 1, k) go to W owners of k / W columns each,
+      features (B, k_out, k_in) of P phi_i Q         --->   rows (R + 1, k) go to W owners of k / W columns,
       kept in rows (R + 1, k)                               partial Gram += X X', summed over ranks
 
-The last row is this rank's part of the target.  Features are linear in the gradient, so that row takes target
-micro-batches and momentum as they come, and ranks' parts add up.  Nothing of a layer outlives its turn in the
-backward.
+The last row is this rank's part of the target. Features are linear in the gradient, so that row takes target
+micro-batches and momentum as they come, and ranks' parts add up. Nothing of a layer outlives its turn.
 """
 
 from abc import ABC, abstractmethod
@@ -67,8 +67,7 @@ class FeatureGram(ABC):
         """This rank's part of the projected phi of exp_avg, (k_out, k_in)."""
 
     def add_target(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Add a micro-batch of target samples; their losses are already weighted, so that gradients simply
-        add."""
+        """Take a micro-batch of target samples, whose losses are weighted: gradients simply add."""
         with self.watch("target"):
             name = layer + ".weight"
             merged = self.features(
@@ -120,8 +119,7 @@ class FeatureGram(ABC):
 
 
 def whole_rows(values_n: torch.Tensor, start: int, in_features: int) -> tuple[int, torch.Tensor]:
-    """(first row, rows (r, I)) of a slice of a flattened weight that begins at element ``start``, with zeros
-    around it."""
+    """(first row, rows (r, I)) of the slice of a flattened weight from ``start`` on, padded with zeros."""
     first, before = divmod(start, in_features)
     after = -(before + len(values_n)) % in_features
     return first, torch.nn.functional.pad(values_n, (before, after)).view(-1, in_features)

@@ -1,8 +1,10 @@
 # C candidates, R candidates of this rank, B samples, T tokens, O out_features, I in_features, k features
-"""What every way of forming the Gram matrix is given, and what it gives: products of the rows {candidates, target}.
+"""The contract of the Gram backends: a problem with the rows {candidates, target}, and their products.
 
-factors of the target,      layer by layer  -->  add_target ... finish_target
-factors of the candidates,  layer by layer  -->  add ...        finish  -->  Gram (C + 1, C + 1), summed over ranks
+    factors of the target,     layer by layer  -->  add_target ... finish_target
+    factors of the candidates, layer by layer  -->  add ...        finish  -->  Gram (C + 1, C + 1)
+
+The Gram is summed over ranks.
 """
 
 from dataclasses import dataclass
@@ -29,23 +31,24 @@ class GramProblem:
     num_rows: int
     """Candidates that each rank scores (R)."""
     num_tokens: int
-    """Of the longest candidate of all ranks (T)."""
+    """Tokens of the longest candidate of all ranks (T)."""
     element_size: int
     """Bytes of an element of a factor."""
     exchange_bytes: int
-    """Bound of what one rank receives in one exchange, of which two exist at a time; one row of a weight matrix
-    of all candidates is the least."""
+    """Limit of one exchange to a rank (two exist at a time); one weight row of all candidates at least."""
     contraction: str = "auto"
     """``auto`` or one of the ways of contraction.py; for the ``exact`` backend."""
     projection_size: int = 32
     """Largest k_out and k_in of a layer; for the backends that project."""
     seed: str = ""
-    """Of the projections, equal on all ranks, another at every look."""
+    """Seed of the projections, equal on all ranks, another at every look."""
     keeps_target: bool = False
     """Whether later problems take the target's row from this one, so that it must not wait as factors."""
     target: Optional[dict[str, torch.Tensor]] = None
-    """The target's row as an earlier problem of the same state and seed has left it (``GramBackend.target``),
-    which spares this one the target's pass; None where it is still to be measured."""
+    """The target's row of an earlier problem with the same state and seed (``GramBackend.target``).
+
+    It spares this problem the target's pass; None where the row is still to be measured.
+    """
 
     @property
     def needs_moments(self) -> bool:
@@ -62,7 +65,7 @@ class GramBackend(Protocol):
     num_scaled: int
     """Elements of this rank's fragments by whose moments candidates were scaled."""
     num_without_scale: int | torch.Tensor
-    """How many of these never had a gradient."""
+    """Number of these that never had a gradient."""
 
     @property
     def target(self) -> dict[str, torch.Tensor]:
@@ -70,11 +73,13 @@ class GramBackend(Protocol):
 
     @property
     def features_Rk(self) -> Optional[torch.Tensor]:
-        """Features (R + 1, k) of this rank's candidates in the order of ``add``, and of its part of the target;
-        None where rows are never formed at one place."""
+        """Features (R + 1, k) of this rank's candidates, in the order of ``add``, and of its target part.
+
+        None where rows are never formed at one place.
+        """
 
     def add_target(self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor) -> None:
-        """Take a micro-batch of target samples, whose losses are weighted already: their gradients simply add."""
+        """Take a micro-batch of target samples, whose losses are weighted: gradients simply add."""
 
     def finish_target(self) -> None:
         """Close the target's row."""
@@ -86,7 +91,7 @@ class GramBackend(Protocol):
         output_grad_BTO: torch.Tensor,
         lengths: Optional[list[int]] = None,
     ) -> None:
-        """Take a micro-batch of candidates; ``lengths`` as for ``per_sample_gradient``. R of them in all."""
+        """Take a micro-batch of candidates, R of them in all; ``lengths`` as for ``per_sample_gradient``."""
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""

@@ -1,6 +1,5 @@
 # B samples, T tokens, H hidden size, V vocabulary, N supervised tokens of the batch
-"""The loss of a sample: mean cross-entropy over its own supervised tokens, for scoring, training and
-evaluation alike.
+"""The loss of a sample, mean cross-entropy over its own supervised tokens, wherever a loss is formed.
 
 Samples are the rows of a batch (B, T), or stand one behind the other in one packed row (1, T), whose
 ``lengths`` say where they end.
@@ -15,19 +14,14 @@ import torch
 import torch.nn.functional as F
 
 LanguageModel = Any
-"""A torch module with transformers' get_input_embeddings and get_output_embeddings: a PreTrainedModel, or a
-PeftModel around one."""
+"""A torch module with transformers' get_input_embeddings and get_output_embeddings."""
 IGNORED = -100  # torch's ignore_index
-CPU_LOGITS_BYTES = (
-    30 << 20
-    # what malloc keeps for the next chunk; larger ones are given back and cost page faults, a third of the
-    # time
-)
+# malloc keeps as much for the next chunk; more is given back, and page faults then cost a third of the time.
+CPU_LOGITS_BYTES = 30 << 20
 
 
 def logit_chunk_bytes(logits_mib: float, device_type: str) -> float:
-    """Most that one chunk of float32 logits may take: ``selection.logits_mib``, and on CPU no more than
-    CPU_LOGITS_BYTES."""
+    """Size limit of one chunk of float32 logits: ``logits_mib``, and CPU_LOGITS_BYTES at most on CPU."""
     return min(logits_mib * 2**20, CPU_LOGITS_BYTES) if device_type == "cpu" else logits_mib * 2**20
 
 
@@ -65,16 +59,16 @@ def per_sample_loss_in_chunks(
     loss_scale: float = 1.0,
     lengths: Optional[list[int]] = None,
 ) -> torch.Tensor:
-    """``per_sample_loss`` of a model with plain logits, from those of supervised positions alone and never
-    all of them at once.
+    """``per_sample_loss`` of a model with plain logits, formed in parts and at supervised positions alone.
 
-    Prompts and padding cost no logits, and 32,000 tokens times 128,000 words no 16 GB, three times over.  The
-    output layer runs forward and backward on ``num_chunks`` parts of the supervised positions, one after the
-    other, and leaves the gradient of the hidden states, which waits for the backward of the rest; under
-    ``torch.no_grad`` it runs forward alone.  Under ZeRO-3 every rank must come with the same number of
-    chunks, as each gathers the layer.  ``loss_scale`` keeps the waiting gradients of a float16 model from
-    rounding to zero, and is divided out.  As in P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section
-    3.2.
+    All logits of 32,000 tokens and 128,000 words would take 16 GB, three times over. Here the output layer
+    runs forward and backward on ``num_chunks`` parts of the supervised positions, one after the other, and
+    leaves the gradient of the hidden states, which waits for the backward of the rest; under
+    ``torch.no_grad`` it runs forward alone. Under ZeRO-3 every rank must come with the same number of
+    chunks, as each gathers the layer. ``loss_scale`` keeps the waiting gradients of a float16 model from
+    rounding to zero, and is divided out.
+
+    P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2, form logits and gradients in the same way.
     """
     output_layer = module.get_output_embeddings()
     hidden_BTH = _hidden_states(module, input_ids_BT, lengths)
@@ -95,10 +89,9 @@ def per_sample_loss_in_chunks(
 
 
 def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
-    """Are the logits what the output layer gives? Soft caps and scales come after it, and chunks of the
-    logits would miss them.
+    """Whether the output layer gives the logits: chunks would miss soft caps and scales that come later.
 
-    Runs the model on one token, with known logits in place of its own; under ZeRO-3 that is a collective.
+    The model runs on one token, with known logits in place of its own; under ZeRO-3 that is a collective.
     """
     known = {}
 
@@ -116,14 +109,14 @@ def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
             logits = causal_logits(module, torch.zeros(1, 1, dtype=torch.long, device=device))
     finally:
         handle.remove()
-    # what wraps a model under autocast gives float32
+    # The wrapper of a model under autocast gives float32.
     return torch.equal(logits, known["logits"].to(logits.dtype))
 
 
 def _hidden_states(
     module: LanguageModel, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]
 ) -> torch.Tensor:
-    """(B, T, H), as the output layer gets them; it sees the last position alone."""
+    """The output layer's input (B, T, H); the layer itself gets the last position alone, to save time."""
     seen = {}
 
     def last_position_only(_, arguments):
@@ -139,8 +132,7 @@ def _hidden_states(
 
 
 class _KnownGradient(torch.autograd.Function):
-    """Token losses (N,) whose gradients (N, H) for their own hidden states are there already, times
-    ``loss_scale``."""
+    """Token losses (N,) with known gradients for the hidden states, (N, H) times ``loss_scale``."""
 
     @staticmethod
     def forward(ctx, hidden_NH, token_loss_N, grad_NH, loss_scale):
@@ -163,7 +155,7 @@ def _token_loss(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor
 def _mean_by_sample(
     token_loss_N: torch.Tensor, is_supervised_BT: torch.Tensor, lengths: Optional[list[int]]
 ) -> torch.Tensor:
-    """Of positions 1 to T - 1."""
+    """Mean loss (B,) of each sample over its supervised positions, which are 1 to T - 1 of a row."""
     row_N, position_N = is_supervised_BT.nonzero().unbind(1)
     if lengths is None:
         sample_N, num_samples = row_N, len(is_supervised_BT)
@@ -177,8 +169,7 @@ def _mean_by_sample(
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, ``module`` is in eval mode and records no gradient; afterwards every part is in the mode it was
-    in."""
+    """Put ``module`` in eval mode, without gradients, while inside; then restore the mode of every part."""
     was_training = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -192,12 +183,12 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 def causal_logits(
     module: torch.nn.Module, input_ids_BT: torch.Tensor, lengths: Optional[list[int]] = None
 ) -> torch.Tensor:
-    """Logits (B, T, V). No attention mask: pads stand on the right, where a causal model never looks; so
-    flash kernels run.
+    """Logits (B, T, V), without an attention mask, so that flash kernels run.
 
-    In a packed row positions begin anew with each sample, from which transformers makes a block-diagonal
-    mask; flash-attn's varlen kernels take the ends of the samples instead, ready-made here, as finding them
-    in the positions makes every layer wait for the GPU.
+    A batch needs none: pads stand on the right, where a causal model never looks. In a packed row positions
+    begin anew with each sample, from which transformers makes a block-diagonal mask; flash-attn's varlen
+    kernels take the ends of the samples instead, ready-made here, as finding them in the positions makes
+    every layer wait for the GPU.
 
     Args:
         module: a causal language model of transformers, or the engine around it.
@@ -205,7 +196,7 @@ def causal_logits(
         lengths: tokens of each sample of a packed row; None where each row is a sample.
 
     Returns:
-        Logits in the model's dtype, (B, T, V).
+        Logits in the model's dtype.
     """
     if lengths is None:
         return module(input_ids=input_ids_BT, use_cache=False).logits

@@ -15,7 +15,7 @@ from pipeline.scoring.moments import Fragment
 
 @dataclass(frozen=True)
 class Metric:
-    """The numbers of one fragment's optimizer that D is made of, beside ``exp_avg_sq`` itself."""
+    """The numbers of one fragment's optimizer that enter D, beside ``exp_avg_sq`` itself."""
 
     correction: float
     """1 - beta2^s, by which ``exp_avg_sq`` is divided; 1 for an optimizer without bias correction."""
@@ -44,12 +44,15 @@ class Metric:
         if geometry.power == 1:
             scaled = torch.div(root, denominator, out=denominator)
         else:
-            assert geometry.power == 0.5, geometry  # of the powers between, no geometry has another
+            assert geometry.power == 0.5, geometry  # no geometry has another power
             scaled = denominator.div_(root).rsqrt_()
         return scaled.masked_fill_(exp_avg_sq == 0, 0) if may_hold_zeros(exp_avg_sq) else scaled
 
 
 def may_hold_zeros(exp_avg_sq: torch.Tensor) -> bool:
-    """Whether elements must be looked at for zeros. False spares a CPU masks that cost more than all the
-    rest; a card would have to be waited for, and is told True unseen."""
+    """Whether an element may be zero, so that a mask is needed.
+
+    On a CPU the answer is looked up, since the masks would cost more than all the rest. On a card the look
+    would cost a wait, so the answer is True unseen.
+    """
     return exp_avg_sq.device.type != "cpu" or exp_avg_sq.numel() == 0 or not exp_avg_sq.min() > 0

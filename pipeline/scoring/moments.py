@@ -1,19 +1,18 @@
-"""Where DeepSpeed keeps the Adam state: this rank's fragments of exp_avg and exp_avg_sq, read in place,
-without a collective; and what of a parameter a rank holds.
+"""This rank's fragments of the Adam state, exp_avg and exp_avg_sq, read in place where DeepSpeed keeps them.
 
-Each wrapper owns flat fp32 tensors that key the state of a torch-style optimizer; a parameter is a slice of
-one of them:
+No collective is needed. Each wrapper owns flat fp32 tensors that key the state of a torch-style optimizer,
+and a parameter is a slice of one of them:
 
     flat group     | p0 | p1        | p2   | p3      |pad|
-    ZeRO-1/2       |<--- rank 0 --->|<--- rank 1 --->|         a fragment is what of a parameter lies in this rank's partition
+    ZeRO-1/2       |<--- rank 0 --->|<--- rank 1 --->|     a fragment: the part of p in this rank's partition
     ZeRO-3         every parameter is split over all ranks, padded at its tail
-    stage 0        every rank holds all of it; each rank then answers for an equal slice, so that nothing counts twice
-    NVMe offload   a partition's state lies in a file between steps; it is mapped, and read page by page where it is used
+    stage 0        every rank holds all of it; each answers for an equal slice, so that nothing counts twice
+    NVMe offload   between steps the state lies in a file, which is mapped, and read page by page when used
 
 The slices come from the storage itself, because DeepSpeed's own mapping (``_hp_mapping``, ``safe_get_*``) is
 unlinked for a second parameter group, after a resume and before the first step, and points elsewhere under
-``round_robin_gradients``. This is the only file that knows how DeepSpeed partitions (as 0.19.8 does;
-tests/test_imports.py finds its names in no other).
+``round_robin_gradients``. No other file reads these insides of DeepSpeed, which are those of version 0.19.8;
+tests/test_imports.py looks for their names.
 """
 
 from collections.abc import Iterator
@@ -36,8 +35,10 @@ class Fragment:
     start: int
     numel: int
     exp_avg: Optional[torch.Tensor]
-    """(numel,) view of live optimizer memory (under NVMe offload of its file), on the optimizer's device;
-    None before the first update."""
+    """(numel,) view of live optimizer memory on the optimizer's device, under NVMe offload of its file.
+
+    None before the first update.
+    """
     exp_avg_sq: Optional[torch.Tensor]
     step: int
     """Updates done, as the optimizer counts them; 0 before the first."""
@@ -50,8 +51,8 @@ class Fragment:
 def fragments(engine, with_moments: bool = True) -> list[Fragment]:
     """This rank's fragments of all trained parameters; together the ranks cover every element exactly once.
 
-    ``with_moments=False`` gives the addresses alone, for any optimizer. Raises ValueError for one without
-    Adam moments.
+    ``with_moments=False`` gives the addresses alone, for any optimizer. Else ValueError is raised for an
+    optimizer without Adam moments.
     """
     swapped = _swapped_state(engine.optimizer)
     return [_fragment(with_moments, swapped, *address) for address in _addresses(engine)]
@@ -68,8 +69,7 @@ def whole_numel(parameter: torch.Tensor) -> int:
 
 
 def own_part(parameter: torch.Tensor, rank: int) -> torch.Tensor:
-    """What ``rank``, which is this one, holds of a parameter, flat: under ZeRO-3 its part without the padding
-    at the tail, else all of it."""
+    """This rank's part of a parameter, flat: under ZeRO-3 its share without padding, else all of it."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach().flatten()
     part = parameter.ds_tensor.detach().flatten()
@@ -77,24 +77,25 @@ def own_part(parameter: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def release_gathered(engine) -> None:
-    """Under ZeRO-3: free the parameters that a scoring pass gathered and whose release hook, waiting for a
-    parameter gradient or an input gradient that never came, did not fire."""
+    """Free the parameters that a scoring pass has left gathered under ZeRO-3.
+
+    Their release hook waited for a parameter gradient or an input gradient that never came.
+    """
     if hasattr(engine.optimizer, "parameter_offload"):
         engine.optimizer.parameter_offload.release_backward_leftovers()
 
 
 def loss_scale(engine) -> float:
-    """What the engine multiplies the next loss by, in float16."""
+    """The engine's present factor of a float16 loss."""
     return float(engine.optimizer.cur_scale)
 
 
 def misplaced_swapped_gradients(engine) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size), in bytes, of this rank's part of each gradient that optimizer offload to NVMe
-    would lose.
+    """(name, offset, size), in bytes, of this rank's part of each gradient that NVMe offload would lose.
 
-    DeepSpeed 0.19.8 reads a gradient from NVMe straight to its place in a flat buffer. Where that place does
-    not lie on a block of the disk the read fails, nobody looks, and the update is wrong: found with layers
-    1000 wide on 2 ranks.
+    DeepSpeed 0.19.8 reads a gradient from NVMe straight to its place in a flat buffer. Where that
+    place does not lie on a block of the disk the read fails, nobody looks, and the update is wrong: so
+    it was with layers 1000 wide on 2 ranks.
     """
     zero = engine.optimizer
     swapper = getattr(zero, "optimizer_swapper", None)
@@ -148,8 +149,7 @@ def _fragment(
 
 
 def _swapped_state(zero) -> dict[int, tuple[str, int]]:
-    """(file, numel) of each tensor of the optimizer state that DeepSpeed has written to NVMe, by the id of
-    the emptied tensor."""
+    """(file, numel) of each tensor of the optimizer state on NVMe, by the id of the emptied tensor."""
     swapper = getattr(zero, "optimizer_swapper", None)
     infos = swapper.swap_params_info.values() if swapper else ()
     return {
@@ -168,20 +168,18 @@ def _resident(tensor: torch.Tensor, swapped: dict[int, tuple[str, int]]) -> torc
 
 
 def _step(state: dict, group: dict, optimizer) -> int:
-    """FusedAdam over unflattened parameters advances only the last one's count, so the largest of the group
-    holds."""
+    """Updates done: the largest count, as FusedAdam over unflattened parameters advances only the last."""
     if "step" not in state:
         return 0
     counts = [int(state["step"])]
-    # under ZeRO-3 the group is empty between steps, and the key's own count right
+    # Under ZeRO-3 the group is empty between steps, and the count of the key itself is right.
     if type(optimizer).__name__ == "FusedAdam":
         counts += [int(optimizer.state[p].get("step", 0)) for p in group["params"] if p in optimizer.state]
     return max(counts)
 
 
 def _addresses(engine) -> Iterator[tuple]:
-    """(name, start, numel, state key, offset in the key, parameter group, torch-style optimizer) for each
-    trained parameter."""
+    """(name, start, numel, state key, offset in it, group, torch-style optimizer) of trained parameters."""
     zero = engine.optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     wrapper = type(zero).__name__
@@ -209,7 +207,7 @@ def _stage3(zero, names):
         for parameter in parameters:
             _, offset, partition_numel = zero.grad_position[zero.get_param_id(parameter)]
             start = min(zero._get_param_partition_rank(parameter) * partition_numel, parameter.ds_numel)
-            # the rest of the last partition is padding
+            # The rest of the last partition is padding.
             numel = min(partition_numel, parameter.ds_numel - start)
             yield names[id(parameter)], start, numel, key, offset, group, zero.optimizer
 

@@ -1,6 +1,5 @@
 # B samples, T tokens, O out_features, o some of them, I in_features
-"""Norms of per-sample gradients: each sample for itself, so that no rank sends anything and no moments are
-read."""
+"""Norms of per-sample gradients, each sample for itself: no rank sends anything and no moments are read."""
 
 from typing import Optional
 
@@ -12,9 +11,9 @@ from pipeline.scoring.factors import num_samples, per_sample_gradient
 def squared_norm(
     activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]], bound: int
 ) -> torch.Tensor:
-    """|G_i|^2 of one layer, float64 (B,), from as many rows (B, o, I) of the gradients at a time as ``bound``
-    bytes hold, at least one.
+    """|G_i|^2 of one layer, float64 (B,).
 
+    The gradients exist as (B, o, I), with as many rows o at a time as ``bound`` bytes hold, at least one.
     ``lengths`` as for ``per_sample_gradient``.
     """
     size, in_features = num_samples(activation_BTI, lengths), activation_BTI.shape[2]

@@ -1,4 +1,4 @@
-"""Which rank answers for which part of Adam's moments."""
+"""The owners of the scored parameters: the rank that answers for each part of Adam's moments."""
 
 from itertools import pairwise
 
@@ -7,8 +7,7 @@ from pipeline.scoring.moments import Fragment
 
 
 class OwnerMap:
-    """Which rank answers for which slice of each scored parameter; gathered once, when the hook is
-    attached."""
+    """Slices of the scored parameters by owning rank, gathered once, when the hook is attached."""
 
     def __init__(self, shapes: dict[str, tuple[int, int]], own: list[Fragment], collectives: Collectives):
         mine = {f.name: (f.start, f.start + f.numel) for f in own if f.name in shapes}

@@ -4,7 +4,7 @@
     for each layer in the scoring backward:  D (O, I) from its owners, in bfloat16
       for chunks o of output rows:           features += P_o (D_o . output_grad_o' activation) Q
 
-Moments stay with their owners; of each layer one D at a time is whole, and is forgotten at once.  Two bytes
+Moments stay with their owners; of each layer one D at a time is whole, and is forgotten at once. Two bytes
 per parameter travel to every rank and scoring micro-batch, however many candidates there are, where the exact
 backend sends four or two for each of them.
 """
@@ -21,8 +21,7 @@ from pipeline.scoring.moments import Fragment
 
 
 class ProjectedGram(FeatureGram):
-    """Unbiased: its expectation over seeds is the exact Gram (with D rounded to bfloat16 where there are
-    several ranks)."""
+    """The Gram of random features; in expectation the exact one, with D in bfloat16 between ranks."""
 
     def features(
         self,
@@ -92,7 +91,7 @@ class ProjectedGram(FeatureGram):
 
 
 def _add_projected(found_Bkk: torch.Tensor, phi_BoI: torch.Tensor, rows: slice, left_Ok, right_Ik) -> None:
-    """found += P_o phi_o Q, for output rows o; None stands for the unit matrix."""
+    """Add P_o phi_o Q, for output rows o, to ``found_Bkk``; None stands for the unit matrix."""
     if right_Ik is not None:
         phi_BoI = phi_BoI @ right_Ik
     if left_Ok is None:

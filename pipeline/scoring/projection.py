@@ -1,13 +1,12 @@
 # k_out x k_in features of a layer, O out_features, I in_features
 """Seeded two-sided random projections of a layer's gradients: P G Q with E[P'P] = 1 and E[QQ'] = 1.
 
-Inner products survive in expectation: E <P G Q, P H Q> = <G, H>, since P and Q are independent.  They are
-drawn anew at every scoring pass, so that errors average out over a run instead of favouring the same samples,
-and are never stored: a layer's take less time than its factors do.  A side that is no longer than the
-projection is left as it is.
+Inner products survive in expectation: E <P G Q, P H Q> = <G, H>, since P and Q are independent. They are
+drawn anew at every scoring pass, so that errors average out over a run instead of favouring the same
+samples, and are never stored: a layer's take less time than its factors do. A side that is no longer
+than the projection is left as it is.
 
-W. Johnson, J. Lindenstrauss (1984); both sides of a layer's gradient: S. Choe et al., LoGra (arXiv
-2405.13954).
+W. Johnson, J. Lindenstrauss (1984); on both sides: S. Choe et al., LoGra (arXiv 2405.13954).
 """
 
 import hashlib
@@ -18,8 +17,7 @@ import torch
 
 
 class Projection:
-    """Of one weight of ``shape`` (O, I) to at most ``size`` rows and columns; equal arguments give equal
-    numbers on every rank."""
+    """P and Q of one weight of ``shape`` (O, I), at most ``size`` wide; equal on every rank."""
 
     def __init__(self, shape: tuple[int, int], size: int, seed: str, name: str):
         self.sizes = tuple(min(size, features) for features in shape)
@@ -31,7 +29,7 @@ class Projection:
 
     @property
     def width(self) -> int:
-        """Features of the layer."""
+        """Number of features of the layer."""
         return self.sizes[0] * self.sizes[1]
 
     def left(self, device: torch.device) -> Optional[torch.Tensor]:

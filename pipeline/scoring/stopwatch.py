@@ -1,5 +1,4 @@
-"""Seconds and memory by stage. Stages may nest; each gets its own time without that of the stages inside
-it."""
+"""Seconds and memory by stage. Stages may nest: each is charged without the stages inside it."""
 
 import time
 from collections import defaultdict
@@ -11,8 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Marks the borders between stages: with the clock on CPU, with events on CUDA, so that nothing waits for
-    the device.
+    """Marks at the borders of stages: the clock on CPU, events on CUDA, so that nothing waits for the device.
 
     On CUDA every border starts the peak of ``torch.cuda.max_memory_allocated`` anew: who measures a peak over
     several stages takes the largest of ``peak_bytes``.
@@ -46,9 +44,11 @@ class Stopwatch:
         return dict(seconds)
 
     def peak_bytes(self) -> dict[str, int]:
-        """Memory of every stage so far: on CUDA the most that its tensors took on the card; on CPU, where
-        nothing tells a peak of resident memory in between, the largest that the whole process had at an end
-        of the stage."""
+        """Memory of every stage so far, at its peak.
+
+        On CUDA it is the most that tensors took on the card; on CPU, where nothing tells a peak of resident
+        memory in between, the largest size of the whole process at an end of the stage.
+        """
         return dict(self._peaks)
 
     def _mark(self):

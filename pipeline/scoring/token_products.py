@@ -1,11 +1,11 @@
-# C candidates, R candidates of this rank, W ranks, T tokens, N target tokens of a rank, O out_features, I in_features
-"""The token-token contraction: entries of the Gram matrix from inner products of tokens, for metrics that
-factor.
+# C candidates, R candidates of this rank, W ranks, T tokens, N target tokens of a rank, O out_features,
+# I in_features
+"""The token-token contraction: entries of the Gram from inner products of tokens, if the metric factors.
 
     K_ij = sum_st (output_grad_is . output_grad_jt) (activation_is . activation_jt)
 
 Each rank gathers the factors of all and fills the rows of its own candidates; the target is one long sample,
-and every rank fills what its part of it has with the others.  The sum over ranks is the whole matrix.
+and every rank fills what its part of it has with the others. The sum over ranks is the whole matrix.
 """
 
 from collections.abc import Iterable
@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.ranks.collectives import Collectives
 
-BLOCK_ELEMENTS = 1 << 25  # of the products of tokens that exist at a time
+BLOCK_ELEMENTS = 1 << 25  # products of tokens that exist at a time
 
 
 class TokenProducts:
-    """Adds to ``gram`` (C + 1, C + 1), layer by layer; the target comes first and waits as factors."""
+    """Products added to ``gram`` (C + 1, C + 1) by layer; the target comes first, and waits as factors."""
 
     def __init__(self, collectives: Collectives, gram: torch.Tensor):
         self.collectives, self.gram = collectives, gram
@@ -35,15 +35,14 @@ class TokenProducts:
     def add(
         self, layer: str, micro_batches: list[tuple[torch.Tensor, torch.Tensor, Optional[list[int]]]]
     ) -> None:
-        """All candidates of this rank: [(activation_BTI, output_grad_BTO, lengths)], of unequal T."""
+        """Add all candidates of this rank: [(activation_BTI, output_grad_BTO, lengths)], of unequal T."""
         *factors, lengths = zip(*micro_batches)
         activation_RTI, output_grad_RTO = (_joined(map(_rows, parts, lengths)) for parts in factors)
         target_NI, target_NO = (torch.cat(parts) for parts in zip(*self._target.pop(layer)))
         num_rows, num_tokens = activation_RTI.shape[:2]
         sizes = torch.tensor([num_tokens, len(target_NI)], device=self.gram.device)
         longest, longest_target = self.collectives.gather(sizes).amax(0).tolist()
-        # [candidate 0 | ... | candidate R-1 | target part], each padded with tokens of zeros, which add
-        # nothing
+        # [candidate 0 | ... | candidate R-1 | target part], each padded with zeros, which add nothing
         joined = []
         for tokens_RTx, target_Nx in ((activation_RTI, target_NI), (output_grad_RTO, target_NO)):
             candidates_x = F.pad(tokens_RTx, (0, 0, 0, longest - num_tokens)).flatten(0, 1)
@@ -93,7 +92,7 @@ class TokenProducts:
 
 
 def _rows(part_BTx: torch.Tensor, lengths: Optional[list[int]]) -> torch.Tensor:
-    """A row for each sample, with zeros behind the shorter ones of a packed row."""
+    """Each sample as a row (B, T, .), with zeros behind the shorter ones of a packed row."""
     return part_BTx if lengths is None else pad_sequence(part_BTx[0].split(lengths), batch_first=True)
 
 

@@ -1,10 +1,10 @@
 # C candidates, K kept
-"""What a selection method gets and gives.
+"""The contract of a selection method: its input and its output.
 
-A method is a pure function ``select(signals, keep, num_candidates, rng, settings) -> Selection`` in a file
-named like the method, which ends with ``METHOD = Method(name, needs, select)``. It is given, and the run pays
-for, what ``needs`` says and no more. ``rng`` is a ``numpy.random.Generator`` seeded with the run's seed and
-the step.
+A method is a pure function ``select(signals, keep, num_candidates, rng, settings) -> Selection``
+in a file named like the method, which ends with ``METHOD = Method(name, needs, select)``. It
+gets what ``needs`` says, and the run pays for no more. ``rng`` is a ``numpy.random.Generator``,
+seeded with the run's seed and the step.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Needs = Literal["nothing", "loss", "reference_loss", "norm", "gram"]
 
 @dataclass(frozen=True)
 class Signals:
-    """What was measured of one look's candidates, float64 on CPU; None where the method does not need it.
+    """Measurements of one look's candidates, float64 on CPU; None where the method does not need them.
 
     The Gram problem has the rows phi_i (candidates) and phi_T (target), docs/method.md. Numbers may be
     non-finite: the methods drop such candidates, and refuse such a target.
@@ -49,7 +49,7 @@ class Signals:
 
 @dataclass(frozen=True)
 class GramSignals:
-    """The Gram problem alone: what the solvers take."""
+    """The Gram problem alone, for the solvers."""
 
     gram_CC: np.ndarray
     alignment_C: np.ndarray
@@ -58,15 +58,17 @@ class GramSignals:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings, and what of the run's state a method may read."""
+    """Settings, and the part of the run's state that a method may read."""
 
     ridge: float = 1.0
-    """Shrinkage of weights, in units of the mean squared norm of the phi_i that are weighted; >= 0, may be
-    infinite."""
+    """Shrinkage of weights, in units of the mean squared norm of the phi_i that are weighted.
+
+    It is at least 0 and may be infinite.
+    """
     temperature: float = 0.9
-    """Of a method that draws at random; > 0."""
+    """Temperature of a method that draws at random; > 0."""
     learning_rate: float = 1e-4
-    """Of the update that is about to be made."""
+    """Learning rate of the next update."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,20 @@ class Selection:
     weights: np.ndarray
     """float64 (K,), sum 1."""
     fallback: bool = False
-    """The method's own rule kept nothing, since no candidate is aligned with the target or its gradient is
-    zero: uniform weights on the best aligned ones. Methods that rank keep the best of the bad instead, and
-    never fall back."""
+    """Whether the method's own rule kept nothing.
+
+    No candidate is aligned with the target, or its gradient is zero, and the best aligned ones have uniform
+    weights. Methods that rank keep the best of the bad instead, and never fall back.
+    """
     dropped: tuple[int, ...] = ()
     """Candidates whose numbers were not finite; never kept."""
     residual: Optional[float] = None
-    """|sum_i s w_i phi_i - phi_T| / |phi_T| at the best common scale s >= 0: 0 is a perfect match, 1 is
-    none."""
+    """|sum_i s w_i phi_i - phi_T| / |phi_T| at the best common scale s >= 0: 0 if it matches, 1 at worst."""
     cosine: Optional[float] = None
-    """Cosine of the combined update sum_i w_i phi_i to the target's; like ``residual`` None where it has no
-    meaning (no Gram, a zero target)."""
+    """Cosine of the combined update sum_i w_i phi_i to the target's.
+
+    Like ``residual`` it is None where it has no meaning (no Gram, a zero target).
+    """
 
     def __post_init__(self):
         num_kept, total = len(self.indices), float(np.sum(self.weights))
@@ -108,20 +113,27 @@ class Selection:
 
 @dataclass(frozen=True)
 class Method:
-    """One selection method, under the name that the configuration knows it by."""
+    """One selection method, by its name in the configuration."""
 
     name: str
-    """As in ``selection.method``."""
+    """Value of ``selection.method``."""
     needs: Needs
-    """nothing: no candidate is looked at, ``signals`` is None. loss: a forward of the candidates.
+    """Kind of the signals that the method needs, and with it the cost of a look.
+
+    nothing: no candidate is looked at, ``signals`` is None. loss: a forward of the candidates.
     reference_loss: one more, of the reference model. norm: forward and backward of the candidates. gram:
-    these, the target's and the products of all."""
+    these, the target's and the products of all.
+    """
     select: Callable[..., Selection] = field(repr=False)
-    """``select(signals, keep, num_candidates, rng, settings)``, pure and on rank 0 alone; ``keep`` is at
-    least 1."""
+    """``select(signals, keep, num_candidates, rng, settings)``, pure.
+
+    It runs on rank 0 alone; ``keep`` is at least 1.
+    """
     geometry: Optional[str] = None
-    """Name of the space of phi that belongs to the method (pipeline/geometry.py); None leaves it to
-    ``selection.geometry``."""
+    """Name of the space of phi (pipeline/geometry.py) that belongs to the method.
+
+    None leaves it to ``selection.geometry``.
+    """
     reads_learning_rate: bool = False
     """Whether ``select`` uses ``Settings.learning_rate``, which is then one for all scored weights."""
 

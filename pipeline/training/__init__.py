@@ -1,1 +1,1 @@
-"""Model, engine, weighted step, evaluation and self-check."""
+"""A run and its parts: model, engine, evaluation, checkpoints, records, self-check."""

@@ -1,4 +1,4 @@
-"""Which attention kernel runs, decided before the model is loaded and said aloud."""
+"""The attention kernel, decided before the model is loaded and said aloud."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,12 @@ FLASH_PACKAGES = {  # name in transformers: (is it installed, CUDA capabilities 
 
 @dataclass(frozen=True)
 class Attention:
+    """The kernel that runs."""
+
     implementation: str
     """transformers' ``attn_implementation``."""
     kernel: str
-    """What runs, in words."""
+    """Description of the kernel, in words."""
     slower: str = ""
     """Why it is not a flash kernel; '' where it is."""
 
@@ -27,9 +29,9 @@ class Attention:
 def choose(setting: str, device: torch.device, dtype: torch.dtype, config) -> Attention:
     """The kernel for ``model.attention``.
 
-    ``auto``: the newest flash-attn package that is installed and fits the card; else PyTorch's SDPA,
-    restricted to its flash kernel where the model's shapes allow it. Raises ValueError for a named kernel
-    that cannot run.
+    ``auto``: the newest flash-attn package that is installed and fits the card; else PyTorch's
+    SDPA, restricted to its flash kernel where the model's shapes allow it. Raises ValueError
+    for a named kernel that does not run.
     """
     refusals = []
     for name, (is_installed, fits) in FLASH_PACKAGES.items():
@@ -89,8 +91,7 @@ def _restrict_sdpa(device, dtype, config, refusals) -> Attention:
             "PyTorch SDPA, any kernel",
             "; ".join(filter(None, [slower, f"PyTorch's flash kernel: {refusal}"])),
         )
-    # Process-wide: from here on a shape that the flash kernel cannot take is an error instead of a slow
-    # surprise.
+    # Process-wide: a shape that the flash kernel cannot take is an error from here on, no slow surprise.
     torch.backends.cuda.enable_flash_sdp(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -99,7 +100,7 @@ def _restrict_sdpa(device, dtype, config, refusals) -> Attention:
 
 
 def probe(implementation: str, device: torch.device, dtype: torch.dtype, config) -> str:
-    """Why a layer with the model's heads cannot run forward and backward with this kernel; '' if it can."""
+    """The reason why a layer with the model's heads cannot run with this kernel; '' if it can."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layer = LlamaConfig(
@@ -114,9 +115,10 @@ def probe(implementation: str, device: torch.device, dtype: torch.dtype, config)
         attn_implementation=implementation,
     )
     try:
-        # as the weighted step runs it, with dropout
+        # Training mode, as in the weighted step, with dropout.
         model = LlamaForCausalLM(layer).to(device, dtype).train()
         model(input_ids=torch.zeros(2, 16, dtype=torch.int64, device=device)).logits.sum().backward()
     except (RuntimeError, ValueError, ImportError, AssertionError, TypeError) as error:
-        return f"{heads} heads of {head_dim} in {dtype}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{heads} heads of {head_dim} in {dtype}: {reason}"
     return ""

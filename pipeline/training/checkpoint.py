@@ -1,10 +1,9 @@
-"""Checkpoints of a run: everything that the steps still to come depend on, written so that a kill at any
-moment costs steps, never the run.
+"""Checkpoints of a run, written so that a kill at any moment costs steps, never the run.
 
-What follows from seed and step alone (order of candidates, rotation of the target, warm-up, draws) needs no
-more than the number of steps done.  Besides that a checkpoint holds DeepSpeed's own (parameters, Adam state,
-schedule), a selection whose samples are not all trained on yet (``selection.score_every``), random
-generators, what warnings are made of, and how long the records were.
+They hold everything that later steps depend on. What follows from seed and step alone (order of candidates,
+rotation of the target, warm-up, draws) needs no more than the number of steps done. Besides that there are
+DeepSpeed's own files (parameters, Adam state, schedule), a selection whose samples are not all trained on yet
+(``selection.score_every``), random generators, the state behind warnings, and the sizes of the records.
 """
 
 import random
@@ -39,8 +38,8 @@ from pipeline.training.journal import Journal
 
 # Compared by content, or under another name.
 COMPARED_OTHERWISE = ("deepspeed", "data.pool", "data.target", "data.test")
-# These change how the work is cut, and with it the rounding, but not the method: a run may go on with others,
-# and says so.
+# These change how the work is cut, and with it the rounding, but not the method: a run may go on with
+# other values, and says so.
 CHANGE_ROUNDING = (
     "training.micro_batch_size",
     "training.evaluate_every",
@@ -79,7 +78,7 @@ SAYS_NOTHING_OF_THE_RUN = (
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that the run goes on from."""
+    """A usable checkpoint."""
 
     path: Path
     manifest: Manifest
@@ -94,8 +93,10 @@ class Found:
 def identity(
     config: Config, merged: dict, pool: Sequence[Sample], targets: Sequence[Sample], tests: Sequence[Sample]
 ) -> dict[str, Any]:
-    """What a run is made of: settings, DeepSpeed's configuration, data. Raises RuntimeError where the ranks
-    have read other data."""
+    """Identity of a run, by name: settings, DeepSpeed's configuration, data.
+
+    Raises RuntimeError where the ranks have read other data.
+    """
     settings = dict(flatten(configuration.plain(config)))
     found = {
         name: value
@@ -123,19 +124,21 @@ def identity(
 
 
 def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Optional[Found]:
-    """The newest good checkpoint that ``resume`` allows; None where the run starts from the beginning. All
-    ranks call it.
+    """The newest good checkpoint that ``resume`` allows; None where the run starts from the beginning.
 
-    One that is damaged, or of a run with another identity than ``now``, is passed over and said. Raises
-    ValueError where checkpoints are there and none can be used, or where ``resume`` names a folder without
-    one.
+    One that is damaged, or of a run with another identity than ``now``, is passed over and said.
+    Raises ValueError where checkpoints are there and none can be used, or where ``resume`` names a
+    folder that has none. All ranks call it.
     """
     if config.resume is None:
         return None
     own = Path(config.run.folder) / files.FOLDER
     wanted = config.resume
     paths = together(lambda: _candidates(wanted, own))
-    way_out = "Name another run.folder to start a run of these settings, or set run.overwrite without resume to delete what is there"
+    way_out = (
+        "Name another run.folder to start a run of these settings, or set run.overwrite without resume to "
+        "delete what is there"
+    )
     found = _newest_good(paths, lambda path: _read(path, now), wanted, way_out, say)
     if found is not None:
         changed = differences(found.manifest.identity, now)
@@ -153,11 +156,10 @@ def find(config: Config, now: dict[str, Any], say: Callable[[str], None]) -> Opt
 
 
 def find_weights(resume: str, now: dict[str, Any], say: Callable[[str], None]) -> Found:
-    """The checkpoint at ``resume``, or the newest good one of the run there, to read weights and Adam state
-    from and not to go on with.
+    """The checkpoint at ``resume``, or the newest good one of the run there, for its weights and Adam state.
 
-    Its model and precision must be those of ``now``; the rest is free. All ranks call it. Raises ValueError
-    where none can be used.
+    Its model and precision must be those of ``now``; the rest is free. Raises ValueError where none can be
+    used. All ranks call it.
     """
     given = Path(resume)
     paths = [given] if files.step_of(given) >= 0 else together(lambda: _of_run(given))
@@ -176,8 +178,7 @@ def _newest_good(
     way_out: str,
     say: Callable[[str], None],
 ) -> Optional[Found]:
-    """The first of ``paths`` that is whole and that ``examine`` has nothing against; None where there are
-    none at all."""
+    """The first of ``paths`` that is whole and passes ``examine``; None where there are none at all."""
     unusable = list[str]()
     for path in paths:
         manifest, problem = together(partial(examine, path))
@@ -221,7 +222,7 @@ def _of_run(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional[str]]:
-    """Its manifest, and what speaks against going on from it as far as one rank can tell."""
+    """The manifest of a checkpoint, and the reason against going on from it, as far as one rank can tell."""
     try:
         manifest = files.read_manifest(path)
     except ValueError as error:
@@ -235,20 +236,23 @@ def _read(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional
 
 
 def _read_weights(path: Path, now: dict[str, Any]) -> tuple[Optional[Manifest], Optional[str]]:
-    """Its manifest, and what speaks against its weights for the model of ``now``."""
+    """The manifest of a checkpoint, and the reason against its weights for the model of ``now``."""
     try:
         manifest = files.read_manifest(path)
     except ValueError as error:
         return None, str(error)
-    is_about_weights = lambda name: (
-        name in DECIDE_WEIGHTS or (name.startswith("model.") and name not in SAYS_HOW_IT_RUNS)
-    )
-    forbidden = [text for name, text in differences(manifest.identity, now).items() if is_about_weights(name)]
+    changed = differences(manifest.identity, now)
+    forbidden = [text for name, text in changed.items() if _is_about_weights(name)]
     return manifest, f"its model is another one ({'; '.join(forbidden)})" if forbidden else None
 
 
+def _is_about_weights(name: str) -> bool:
+    """Whether the weights of a checkpoint fit only a model with the same value of this setting."""
+    return name in DECIDE_WEIGHTS or (name.startswith("model.") and name not in SAYS_HOW_IT_RUNS)
+
+
 def _damage(path: Path, manifest: Manifest) -> Optional[str]:
-    """Reading all files takes time, so the ranks share it."""
+    """The damage to its files, in sentences; None where there is none. The ranks share the reading."""
     mine = sorted(manifest.files.items())[dist.get_rank() :: dist.get_world_size()]
     found = [files.damage(path / name, expected) for name, expected in mine]
     everywhere: list[list[str]] = [[]] * dist.get_world_size()
@@ -258,8 +262,10 @@ def _damage(path: Path, manifest: Manifest) -> Optional[str]:
 
 
 def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> dict:
-    """DeepSpeed's configuration for an engine that is to load ``found``. At stage 0 every rank holds all, and
-    any number reads it."""
+    """DeepSpeed's configuration for an engine that is to load ``found``.
+
+    At stage 0 every rank holds all, and any number of ranks reads it.
+    """
     stage = merged.get("zero_optimization", {}).get("stage", 0)
     if found is None or found.manifest.world_size == world_size or stage == 0:
         return merged
@@ -267,8 +273,7 @@ def for_other_ranks(merged: dict, found: Optional[Found], world_size: int) -> di
 
 
 def load_engine(engine, found: Found, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Weights, Adam state and schedule of ``found`` into ``engine``; what the checkpoint holds of its run
-    besides them.
+    """Load weights, Adam state and schedule of ``found`` into ``engine``. Returns the rest of the checkpoint.
 
     Where it was written by another number of ranks, the engine must have been made with ``for_other_ranks``,
     and ``folder`` is where its universal form lies meanwhile. Every rank calls it.
@@ -315,8 +320,8 @@ class Checkpoints:
         ]
         if blind:
             raise ValueError(
-                f"run.folder = {folder} is not there for ranks {blind}: it must lie on a file system that all "
-                "nodes share"
+                f"run.folder = {folder} is not there for ranks {blind}: it must lie on a file system that "
+                "all nodes share"
             )
         self.writer = self.engine.checkpoint_engine = DurableWriter()
         # A copy of a program that DeepSpeed has anyway (deepspeed.utils.zero_to_fp32): on a full disk rank 0
@@ -327,8 +332,7 @@ class Checkpoints:
         return self.settings.save_every > 0 and step % self.settings.save_every == 0
 
     def save(self, step: int, look: Look, journal: Optional[Journal]) -> bool:
-        """Write the checkpoint after ``step`` updates; False, and the reason is said, where it could not be
-        written.
+        """Write the checkpoint after ``step`` updates. Returns False, and says the reason, where that fails.
 
         ``look`` is the latest, ``journal`` is rank 0's.
         """
@@ -361,11 +365,10 @@ class Checkpoints:
         return True
 
     def load(self, found: Found) -> tuple[Optional[Look], Optional[dict]]:
-        """The look whose selection waits, if any, and on rank 0 what its journal has watched; puts the run back
-        to where ``found`` was written.
+        """The look whose selection waits, if any, and on rank 0 the state of the journal's watch.
 
-        Where it was written by another number of ranks, the engine must have been made with
-        ``for_other_ranks``.
+        Puts the run back to the moment when ``found`` was written. Where another number of ranks has written
+        it, the engine must have been made with ``for_other_ranks``.
         """
         state = load_engine(self.engine, found, self.folder, self.say)
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
@@ -375,7 +378,7 @@ class Checkpoints:
     def _write(
         self, partial: Path, waiting: Optional[Look], watched: Optional[dict]
     ) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
-        """What went wrong on any rank, and size and hash of all files."""
+        """The failures on all ranks, in a sentence, and size and hash of each file."""
         state = {
             "generators": self.hook.collectives.gather_objects(_generators()),
             "groups": universal.groups(self.engine),
@@ -392,7 +395,7 @@ class Checkpoints:
                 save_latest=False,
                 exclude_frozen_parameters=True,
             )
-        # of what does not go through the writer; the others wait in DeepSpeed's barrier for this rank
+        # A file has bypassed the writer, and the others wait in DeepSpeed's barrier for this rank.
         except OSError as error:
             raise RuntimeError(
                 f"{partial} could not be written, and the run cannot go on: {error}"
@@ -416,10 +419,9 @@ class Checkpoints:
 
 
 class DurableWriter(TorchCheckpointEngine):
-    """What DeepSpeed writes with: files are forced to the disk, and remembered with their hashes.
+    """DeepSpeed's checkpoint writer, which forces files to the disk and remembers them with their hashes.
 
-    A failure is remembered too instead of raised: DeepSpeed's next barrier would keep the other ranks waiting
-    for this one.
+    A failure is remembered too instead of raised: in DeepSpeed's next barrier the other ranks would wait.
     """
 
     def __init__(self):
@@ -450,8 +452,7 @@ class DurableWriter(TorchCheckpointEngine):
 
 
 def _generators() -> dict[str, Any]:
-    """State of this rank's random generators: dropout draws from torch's, code of the hub may draw from
-    any."""
+    """State of this rank's random generators: dropout draws from torch's, code of the hub from any."""
     return {
         "torch": torch.get_rng_state(),
         "device": get_accelerator().get_rng_state(),

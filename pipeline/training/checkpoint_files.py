@@ -1,13 +1,13 @@
 """Checkpoints as files: a folder each, complete or not there at all.
 
-    RUN/checkpoints/checkpoint-40/manifest.json    step, ranks, identity of the run, sizes of the records, size and hash of each file
+    RUN/checkpoints/checkpoint-40/manifest.json    step, ranks, identity of the run, sizes of the records,
+                                                   size and hash of each file
                                   *.pt             DeepSpeed's
                     checkpoint-60.tmp/             being written, or left by a run that was killed meanwhile
                     checkpoint-80.damaged/         found unusable when the run was continued
                     latest                         "checkpoint-40", for DeepSpeed's own tools
 
-A checkpoint is written under another name, forced to the disk file by file, and renamed: the rename is what
-makes it one.
+A checkpoint is written under another name, forced to the disk file by file, and renamed: only then is it one.
 """
 
 import json
@@ -26,13 +26,13 @@ PARTIAL, DAMAGED = ".tmp", ".damaged"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """The description that a checkpoint carries."""
 
     step: int
     """Optimizer steps done."""
     world_size: int
     identity: dict[str, Any]
-    """What the run is made of, by name: a checkpoint with another one belongs to another run."""
+    """Identity of the run, by name: a checkpoint with another one belongs to another run."""
     records: dict[str, int]
     """Bytes of the run's records at this step, by name."""
     files: dict[str, tuple[int, str]]
@@ -44,7 +44,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    """-1 for what is not a checkpoint's name."""
+    """The step in the name of a checkpoint; -1 for another name."""
     found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
     return int(found.group(1)) if found else -1
 
@@ -61,7 +61,7 @@ def names(folder: Path) -> set[str]:
 
 
 def damage(path: Path, expected: tuple[int, str]) -> Optional[str]:
-    """What is wrong with a file, in a sentence; None if nothing is."""
+    """The damage to a file, in a sentence; None if there is none."""
     try:
         size, digest = durable.described(path)
     except OSError as error:
@@ -72,7 +72,7 @@ def damage(path: Path, expected: tuple[int, str]) -> Optional[str]:
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises ValueError for a checkpoint without one that can be read."""
+    """The manifest of a checkpoint. Raises ValueError where there is none that can be read."""
     try:
         content = json.loads((checkpoint / MANIFEST).read_text())
         files = {name: (size, digest) for name, (size, digest) in content.pop("files").items()}
@@ -82,7 +82,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def make_empty(partial: Path) -> None:
-    """Where the next checkpoint is written; removes what killed runs have left beside it."""
+    """Make the folder for the next checkpoint; remove those that killed runs have left beside it."""
     for left in partial.parent.glob(f"checkpoint-*{PARTIAL}"):
         shutil.rmtree(left)
     partial.mkdir(parents=True)
@@ -96,20 +96,22 @@ def commit(partial: Path, manifest: Manifest) -> Path:
     for name, (size, _) in manifest.files.items():
         if not (partial / name).is_file() or (partial / name).stat().st_size != size:
             raise ValueError(
-                f"{partial / name} is not there with the {size:,} bytes that its rank has written: run.folder "
-                "must lie on a file system that all nodes share"
+                f"{partial / name} is not there with the {size:,} bytes that its rank has written: "
+                "run.folder must lie on a file system that all nodes share"
             )
     final = partial.with_name(partial.name.removesuffix(PARTIAL))
     durable.write_text(partial / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
     os.rename(partial, final)
     durable.write_text(final.parent / LATEST, final.name)
-    durable.sync(final.parent.parent)  # which the first checkpoint has put this folder into
+    durable.sync(final.parent.parent)  # for the first checkpoint, which has made its folder
     return final
 
 
 def prune(folder: Path, keep_last: int, keep_every: int) -> None:
-    """Delete all but the newest ``keep_last`` checkpoints (0: none) and those at multiples of ``keep_every``
-    steps (0: no such)."""
+    """Delete old checkpoints.
+
+    The newest ``keep_last`` stay (all for 0), and those at multiples of ``keep_every`` steps (none for 0).
+    """
     for path in checkpoints(folder)[keep_last:] if keep_last else []:
         if not (keep_every and step_of(path) % keep_every == 0):
             doomed = path.with_name(path.name + PARTIAL)  # so that half of it is never taken for a checkpoint

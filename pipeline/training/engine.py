@@ -1,5 +1,4 @@
-"""The DeepSpeed engine: process group, configuration merged from file and settings, AdamW and its
-schedule."""
+"""The DeepSpeed engine: process group, configuration from file and settings, AdamW and its schedule."""
 
 import math
 import os
@@ -29,10 +28,12 @@ OWNED = ("train_batch_size", "scheduler")  # they follow from settings; the othe
 
 
 def start_process_group(timeout_seconds: int) -> tuple[int, int, torch.device]:
-    """(rank, world_size, device). A collective that waits longer than the timeout ends the process with an
-    error."""
-    # On CPU DeepSpeed would build a shared-memory all-reduce in C++ that only inference uses, and leave 66
-    # MiB a rank in /dev/shm.
+    """Start the process group, unless it has been started. Returns (rank, world_size, device).
+
+    A collective that waits longer than the timeout ends the process with an error.
+    """
+    # On CPU DeepSpeed would build a shared-memory all-reduce in C++ that only inference uses, and leave
+    # 66 MiB a rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:  # started without a launcher: a world of one, on a port nobody else has
         with socket.socket() as probe:
@@ -62,10 +63,9 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dict:
-    """The file named by ``deepspeed`` with everything that the settings own filled in.
+    """The file named by ``deepspeed``, completed by everything that the settings own.
 
-    ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where file and settings
-    contradict each other.
+    ``"auto"`` values are dropped, as written for HF's Trainer. Raises ValueError where the two contradict.
     """
     with open(PRESETS.find(config.deepspeed), "rb") as file:
         try:
@@ -117,8 +117,7 @@ def deepspeed_config(config: Config, world_size: int, dtype: torch.dtype) -> dic
 
 
 def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
-    """Refuse what this machine cannot run, before the model is loaded. Raises ValueError with what it
-    takes."""
+    """Refuse what this machine cannot run, before the model is loaded. Raises ValueError with the needs."""
     zero, file = merged.get("zero_optimization", {}), config.deepspeed
     if merged["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
         raise ValueError(
@@ -138,9 +137,9 @@ def check_hardware(config: Config, merged: dict, device: torch.device) -> None:
         folder = zero[key].get("nvme_path", "")
         if "$" in folder:
             raise ValueError(
-                f"deepspeed: {file} sets zero_optimization.{key}.nvme_path = {folder!r}, and there is no such "
-                f"environment variable on {socket.gethostname()}: export it on every node, as a folder on a "
-                "local disk"
+                f"deepspeed: {file} sets zero_optimization.{key}.nvme_path = {folder!r}, and there is no "
+                f"such environment variable on {socket.gethostname()}: export it on every node, as a folder "
+                "on a local disk"
             )
         if not os.access(folder, os.W_OK):
             raise ValueError(
@@ -187,8 +186,10 @@ def _check_swapped_gradients(engine) -> None:
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
-    """Learning rate of update ``step`` (from 0) as a share of the peak: linear warm-up, then the schedule
-    down to 0."""
+    """Learning rate of update ``step`` (from 0) as a share of the peak.
+
+    It warms up linearly, then follows the schedule down to 0.
+    """
     warmup, steps = training.learning_rate_warmup_steps, training.steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -199,14 +200,14 @@ def learning_rate_factor(training: TrainingConfig, step: int) -> float:
 
 
 def ranks_per_node(world_size: int) -> int:
-    """As the launcher says: deepspeed's LOCAL_SIZE, torchrun's LOCAL_WORLD_SIZE, else all on one node."""
+    """Ranks on this node: deepspeed's LOCAL_SIZE, torchrun's LOCAL_WORLD_SIZE, else all of them."""
     return int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or world_size)
 
 
 def _optimizer(config: Config, named: str) -> dict:
     """The optimizer's part of the configuration; ``named`` is the type that the file gives.
 
-    Raises ValueError for one without the moments that selection measures with.
+    Raises ValueError for one without moments where selection measures with these.
     """
     training, selection = config.training, config.selection
     if named.lower() in ("adam", "adamw"):
@@ -274,8 +275,8 @@ def _check_partitioning(file: str, zero: dict, world_size: int) -> None:
         if "nvme_path" in offload:
             if secret := next(filter(is_secret, VARIABLE.findall(str(offload["nvme_path"]))), None):
                 raise ValueError(
-                    f"deepspeed: {file} names ${secret} in {key}.nvme_path, a secret that would be saved with "
-                    "the run"
+                    f"deepspeed: {file} names ${secret} in {key}.nvme_path, a secret that would be saved "
+                    "with the run"
                 )
             offload["nvme_path"] = os.path.expandvars(str(offload["nvme_path"]))
     if zero.get("mics_shard_size", -1) > 0:

@@ -24,12 +24,12 @@ RESULT_MARK = "####"  # stands before the result of a worked answer in GSM8K (Co
 def held_out_loss(
     engine, samples: Sequence[Sample], pad_token_id: int, micro_batch_size: int, is_packed: bool = False
 ) -> float:
-    """Mean of the samples' losses, over all ranks; the model is left in the mode it was in.
+    """Mean of the samples' losses, over all ranks; every part of the model keeps its mode.
 
     Every rank runs the same number of forwards, as ZeRO-3 requires; short ranks bring blank rows.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
-    # alike in length within a micro-batch
+    # Samples alike in length share a micro-batch.
     ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
     own = ordered[collectives.rank :: collectives.world_size]
     per_rank = -(-len(samples) // collectives.world_size)
@@ -50,8 +50,7 @@ def held_out_loss(
 
 
 def questions(samples: Sequence[Sample], num_answers: int, max_tokens: int) -> list[Sample]:
-    """The first ``num_answers`` samples that can be asked and checked: they have a prompt and were not cut at
-    ``max_tokens``.
+    """The first ``num_answers`` samples with a prompt and an answer that was not cut at ``max_tokens``.
 
     Raises ValueError where answers are wanted and no sample can be asked.
     """
@@ -76,12 +75,12 @@ def answer_span(sample: Sample) -> tuple[int, int]:
 
 @torch.no_grad()
 def exact_match(engine, samples: list[Sample], tokenizer, micro_batch_size: int) -> float:
-    """Share of ``samples`` whose greedy answer equals the reference in ``result_of``; the prompt is all that
-    precedes the answer.
+    """Share of ``samples`` whose greedy answer equals the reference in ``result_of``.
 
-    The model writes at most as many tokens as the longest reference, end token included. All ranks come with
-    the same samples and leave with the same share. Under ZeRO-3 every rank makes the same number of forwards:
-    each brings equally many batches (blank rows where it is short), and goes on until all have ended theirs.
+    The prompt is all that precedes the answer, and the model writes at most as many tokens as the longest
+    reference, end token included. All ranks come with the same samples and leave with the same share. Under
+    ZeRO-3 every rank makes the same number of forwards: each brings equally many batches (blank rows where it
+    is short), and goes on until all have ended theirs.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
     asked = [
@@ -109,7 +108,7 @@ def exact_match(engine, samples: list[Sample], tokenizer, micro_batch_size: int)
         num_rows = min(micro_batch_size, per_rank - first)
         prompts = [prompt for prompt, _ in batch] + [[tokenizer.pad_token_id]] * (num_rows - len(batch))
         input_ids_BT, mask_BT = _pad_left(prompts, tokenizer.pad_token_id, engine.device)
-        # training may have left only the flash kernel, which takes no mask on GPUs
+        # Training may have left only the flash kernel, which takes no mask on GPUs.
         with sdpa_kernel(ANY_KERNEL):
             written_BT = engine.module.generate(
                 input_ids=input_ids_BT,
@@ -128,8 +127,7 @@ def exact_match(engine, samples: list[Sample], tokenizer, micro_batch_size: int)
 
 
 def result_of(answer: str) -> str:
-    """What counts of an answer: the text behind the last '####' if there is one, without outer blanks and
-    case."""
+    """The part of an answer that counts: the text behind the last '####' or all, trimmed, without case."""
     return answer.rsplit(RESULT_MARK, 1)[-1].strip().casefold()
 
 

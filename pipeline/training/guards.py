@@ -1,6 +1,8 @@
 # C candidates, K kept
-"""What goes wrong without an error: replicas that drift apart, losses that jump, a dead filter, weights that
-collapse, a missed target."""
+"""Guards against failures without an error.
+
+Replicas drift apart, losses jump, the filter is dead, weights collapse, the target is missed.
+"""
 
 from collections import Counter, deque
 from typing import Any
@@ -12,12 +14,11 @@ from pipeline.ranks.collectives import Collectives
 from pipeline.training.checksum import checksum
 
 WINDOW = 20  # steps that a warning looks at, and that pass before it comes again
-NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # what became of a sample of the pool when it was last a candidate
+NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # fate of a sample when it was last a candidate
 
 
 def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int) -> None:
-    """Do all ranks hold the same parameters, bit by bit? For ZeRO 0 to 2; under ZeRO-3 there is only one
-    copy.
+    """Compare the parameters of all ranks, bit by bit, for ZeRO 0 to 2; under ZeRO-3 there is only one copy.
 
     Raises RuntimeError on all ranks, naming those that differ from most.
     """
@@ -34,36 +35,35 @@ def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int)
 
 
 class Watch:
-    """Reads step records as they come and says in sentences what looks wrong.
+    """A watch over the step records, which says in sentences what looks wrong.
 
-    State is a few numbers of the last records and a byte for each sample of the pool; it goes into
-    checkpoints.
+    A few numbers of the last records and a byte for each sample of the pool are its state, for checkpoints.
     """
 
     STATE = ("losses", "scored", "last_decisions", "quiet_until")
 
     def __init__(self, num_samples: int):
-        """``num_samples`` are the pool's."""
+        """Begin without records; ``num_samples`` is the pool's size."""
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.scored: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         self.last_decisions = np.zeros(num_samples, np.int8)
         self.quiet_until: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What warnings to come depend on."""
+        """The state behind later warnings."""
         return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the watch back to where ``state_dict`` was taken."""
+        """Put the watch back to the moment of that ``state_dict``."""
         assert set(state) == set(self.STATE), f"the state of a watch has {sorted(state)}"
         for name in self.STATE:
             setattr(self, name, state[name])
 
     def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray) -> list[str]:
-        """Warnings after this step, whose candidates stand at ``positions_C`` of the pool and were kept at
-        ``kept_K`` of these.
+        """Warnings after this step.
 
-        Of steps that were not scored (warm-up, between two scoring passes) only the loss is looked at.
+        Its candidates stand at ``positions_C`` of the pool, and those at ``kept_K`` of these were kept. After
+        a step that was not scored (warm-up, between two scoring passes) only the loss counts.
         """
         found = {"spike": self._spike(record["train_loss"])}
         if not record["target_dropped"] and (record["residual"] is not None or record["fallback"]):
@@ -87,8 +87,10 @@ class Watch:
         return said
 
     def _spike(self, loss: float) -> str:
-        """Against the median and its spread (median absolute deviation as a standard deviation) in the steps
-        before."""
+        """A warning for a loss far above the median of earlier steps; '' for others.
+
+        The median absolute deviation, as a standard deviation, measures the spread.
+        """
         before = np.array(self.losses)
         self.losses.append(loss)
         if len(before) < WINDOW:
@@ -104,8 +106,10 @@ class Watch:
         )
 
     def _repeats(self, positions_C: np.ndarray, kept_K: np.ndarray) -> dict[str, float]:
-        """How many of the kept samples had been candidates before, how many of these were kept then, and the
-        share a draw would keep."""
+        """Counts of the kept samples that had been candidates earlier, and of those that were kept then.
+
+        ``by_chance`` is the share that a uniform draw would keep.
+        """
         before_K = self.last_decisions[positions_C[kept_K]]
         self.last_decisions[positions_C] = PASSED_OVER
         self.last_decisions[positions_C[kept_K]] = KEPT
@@ -125,8 +129,10 @@ class Watch:
         )
 
     def _same_samples(self) -> str:
-        """Repetition beyond that of uniform draws, as a share of what is possible (Cohen's kappa), once half
-        of the kept can repeat."""
+        """A warning for repetition far beyond that of uniform draws, once half of the kept can repeat.
+
+        The excess is measured as a share of the possible one (Cohen's kappa).
+        """
         kept, seen, repeated = (
             sum(line[name] for line in self.scored) for name in ("kept", "seen", "repeated")
         )
@@ -134,9 +140,9 @@ class Watch:
         if 2 * seen < kept or by_chance == 1 or (repeated / seen - by_chance) / (1 - by_chance) < 0.9:
             return ""
         return (
-            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before were "
-            f"kept then too (uniform draws would keep {by_chance:.0%} again): the run trains on the same few "
-            "of data.pool over and over; add samples to it, or stop"
+            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before "
+            f"were kept then too (uniform draws would keep {by_chance:.0%} again): the run trains on the "
+            "same few of data.pool over and over; add samples to it, or stop"
         )
 
     def _collapsed_weights(self) -> str:
@@ -150,7 +156,10 @@ class Watch:
         )
 
     def _missed_target(self) -> str:
-        """Later half against earlier half; differences of more than twice their standard error."""
+        """A warning where the target's loss rises while the match improves.
+
+        The later half is compared with the earlier one; a difference must be twice its standard error.
+        """
         rows = [line for line in self.scored if None not in (line["target_loss"], line["residual"])]
         if len(rows) < WINDOW:
             return ""

@@ -1,6 +1,5 @@
 # C candidates, K kept
-"""What a run writes down as it goes (rank 0): step records, kept samples, evaluations, DeepSpeed's
-monitors."""
+"""The records of a run, on rank 0: steps, kept samples, evaluations, DeepSpeed's monitors."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,20 +16,22 @@ from pipeline.training.guards import Watch
 
 
 class Journal:
+    """Writer of the records of one run."""
+
     def __init__(
         self, folder: Path, engine, config: Config, pool: Sequence[Sample], watched: Optional[dict] = None
     ):
-        """``watched`` is what a checkpoint holds of the watch."""
+        """Open the records in ``folder``; ``watched`` is the state of the watch from a checkpoint."""
         self.engine, self.config, self.pool = engine, config, pool
         self.recorder, self.watch = Recorder(folder), Watch(len(pool))
         if watched is not None:
             self.watch.load_state_dict(watched)
 
     def step(self, step: int, epoch: float, positions_C: np.ndarray, trained: TrainedStep) -> list[str]:
-        """Write a step down; warnings about it, in sentences.
+        """Write a step down. Returns warnings about it, in sentences.
 
-        ``positions_C`` are the candidates' in the pool. A look is written down with the first of its steps; the
-        others have its fields empty.
+        ``positions_C`` are the candidates' positions in the pool. A look is written down with the first of
+        its steps; the others have its fields empty.
         """
         candidates = [self.pool[i] for i in positions_C]
         look, selection, result = trained.look, trained.selection, trained.result
@@ -100,7 +101,7 @@ class Journal:
     def evaluation(
         self, step: int, loss: float, samples: Sequence[Sample], answers: Optional[dict] = None
     ) -> None:
-        """``answers``: accuracy and num_answers, where answers were asked for."""
+        """Write an evaluation down; ``answers`` holds accuracy and num_answers, if answers were asked."""
         num_tokens = sum(sample.num_supervised for sample in samples)
         record = {
             "step": step,
@@ -114,10 +115,10 @@ class Journal:
         self._monitor({f"test_{name}": record[name] for name in ("loss", "accuracy") if name in record})
 
     def _monitor(self, record: dict[str, Any]) -> None:
-        """TensorBoard, W&B, Comet, CSV: whatever the DeepSpeed file enables, over samples as DeepSpeed's own
-        curves are.
+        """Hand numbers to TensorBoard, W&B, Comet, CSV: whatever the DeepSpeed file enables.
 
-        The names are those of the record's fields, and those by which the report calls them.
+        They stand over samples, like DeepSpeed's own curves. Their names are those of the record's fields,
+        which the report uses too.
         """
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
@@ -135,8 +136,10 @@ def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def _alignment(look: Look, i: int) -> Optional[float]:
-    """Cosine of candidate i's row to the target's; None where nothing of it is known, or its gradient is zero or
-    not finite."""
+    """Cosine of candidate i's row to the target's.
+
+    None where nothing of it is known, or its gradient is zero or not finite.
+    """
     if look.signals is None or look.signals.gram_CC is None:
         return None
     gram = look.signals.gram

@@ -1,7 +1,6 @@
-"""DeepSpeed's C++ and CUDA kernels, which PyTorch builds at first use, behind a lock file that outlives a
-killed process.
+"""DeepSpeed's C++ and CUDA kernels, and the lock files that outlive a killed build of them.
 
-Whoever finds such a lock waits for it, silently and for ever
+PyTorch builds such a kernel at first use, and whoever finds a lock waits for it, silently and for ever
 (https://github.com/pytorch/pytorch/issues/189245, mended after PyTorch 2.13).
 """
 
@@ -18,8 +17,10 @@ STALE_SECONDS = 600.0  # Adam's kernels take 80 s on two cores
 
 
 def clear_stale_locks(stale_seconds: float = STALE_SECONDS) -> None:
-    """Wait for builds under way on this machine; a lock older than ``stale_seconds`` is taken for a dead one
-    and deleted."""
+    """Wait for builds under way on this machine, and delete locks of dead ones.
+
+    A lock older than ``stale_seconds`` is taken for a dead one.
+    """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in root.glob("**/lock"):
         said, begin = False, time.monotonic()
@@ -48,7 +49,7 @@ def clear_stale_locks(stale_seconds: float = STALE_SECONDS) -> None:
 
 
 def _age(lock: Path) -> float | None:
-    """Seconds; None where there is no lock (any more)."""
+    """Age in seconds; None where there is no lock (any more)."""
     try:
         return time.time() - lock.stat().st_mtime
     except FileNotFoundError:

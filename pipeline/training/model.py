@@ -28,7 +28,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """Tokenizer with a pad token (the end token where it has none: pads are never seen nor supervised)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(located(settings.name), **_source(settings))
-    # a ValueError also for code of the model's own, which needs model.trust_remote_code
+    # It is a ValueError for a model with code of its own, which needs model.trust_remote_code.
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.name: {settings.name} is no folder with a model and cannot be had from the hub: {error}"
@@ -41,7 +41,10 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def partition_while_loading(merged: dict) -> Optional[HfDeepSpeedConfig]:
-    """What makes ``load_model`` split a model over the ranks at once, while it is kept; None below ZeRO-3."""
+    """A handle that makes ``load_model`` split a model over the ranks at once, for as long as it is kept.
+
+    None below ZeRO-3.
+    """
     return HfDeepSpeedConfig(merged) if merged.get("zero_optimization", {}).get("stage") == 3 else None
 
 
@@ -87,8 +90,8 @@ def load_reference_model(
 ) -> Optional[torch.nn.Module]:
     """``selection.reference_model``, frozen and whole on ``device``; None where there is none.
 
-    An adapter is merged into the model that it was trained on. To be loaded before the model that ZeRO-3
-    splits. Raises ValueError where it reads other tokens than ``tokenizer`` writes, or is not there.
+    An adapter is merged into its base model. This must be loaded before the model that ZeRO-3 splits. Raises
+    ValueError where it reads other tokens than ``tokenizer`` writes, or is not there.
     """
     if name is None:
         return None
@@ -105,8 +108,8 @@ def load_reference_model(
     if vocabulary != tokenizer.get_vocab():
         raise ValueError(
             f"selection.reference_model = {name} has another tokenizer ({len(vocabulary):,} tokens) than "
-            f"model.name = {settings.name} ({len(tokenizer.get_vocab()):,}), so their losses are of different "
-            "tokens: train a reference from the same family"
+            f"model.name = {settings.name} ({len(tokenizer.get_vocab()):,}), so their losses are of "
+            "different tokens: train a reference from the same family"
         )
     if is_adapter:
         model = PeftModel.from_pretrained(model, name).merge_and_unload()
@@ -114,8 +117,7 @@ def load_reference_model(
 
 
 def model_without_weights(settings: ModelConfig) -> torch.nn.Module:
-    """The same model on the meta device: shapes alone, for planning. Reads the model's config.json and
-    nothing else."""
+    """The same model on the meta device, shapes alone, for planning; only the model's config.json is read."""
     try:
         config = AutoConfig.from_pretrained(located(settings.name), **_source(settings))
     except (OSError, ValueError) as error:
@@ -144,10 +146,10 @@ def add_adapters(model: torch.nn.Module, settings: ModelConfig) -> torch.nn.Modu
 
 
 def _chat_template(file: str) -> str:
-    """Raises ValueError with file and line where it is no Jinja template."""
+    """The template in a file. Raises ValueError with file and line where it is no Jinja template."""
     try:
         template = Path(file).read_text(encoding="utf-8").strip()
-        # As transformers reads them; what a template does is seen when it meets the first chat.
+        # Parsed as transformers does; the effects of a template show when it meets the first chat.
         jinja2.sandbox.ImmutableSandboxedEnvironment(
             extensions=["jinja2.ext.loopcontrols", _Generation]
         ).parse(template)

@@ -1,5 +1,7 @@
-"""What programs of several ranks do before their own work, in two steps: ``prepare`` for what is to be known
-before data and model are read, ``load`` for model and engine."""
+"""The start of programs of several ranks, in two steps.
+
+``prepare`` comes before data and model are read, ``load`` makes model and engine.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, Optional
@@ -32,9 +34,9 @@ class Prepared:
     world_size: int
     device: torch.device
     dtype: torch.dtype
-    """Of the model's weights."""
+    """Dtype of the model's weights."""
     merged: dict[str, Any]
-    """DeepSpeed's configuration: its file with the settings filled in."""
+    """DeepSpeed's configuration: its file, completed by the settings."""
     say: Narrator
 
 
@@ -46,14 +48,13 @@ class Loaded:
     """DeepSpeedEngine."""
     attention: Attention
     is_packed: bool
-    """Samples of a micro-batch stand in one row."""
+    """Whether the samples of a micro-batch stand in one row."""
     partitioning: Any
-    """Tells transformers that ZeRO-3 splits models, for as long as it is kept; None at other stages."""
+    """A handle that tells transformers, while kept, that ZeRO-3 splits models; None at other stages."""
 
 
 def prepare(config: Config, *, takes_steps: bool = True) -> Prepared:
-    """Start the process group, unless it has been started; check the settings against it and the machine.
-    Every rank calls it.
+    """Start the process group and check the settings against it and the machine. Every rank calls it.
 
     Args:
         config: parsed and checked by itself.
@@ -82,7 +83,7 @@ def load(config: Config, prepared: Prepared, *, found: Optional[Found] = None) -
     """
     merged = checkpoint.for_other_ranks(prepared.merged, found, prepared.world_size)
     partitioning = partition_while_loading(merged)
-    transformers.set_seed(config.run.seed)  # of Python's and numpy's generators too
+    transformers.set_seed(config.run.seed)  # seeds Python's and numpy's generators too
     model, attention = load_model(config.model, prepared.dtype, prepared.device, config.run.seed)
     return Loaded(
         engine=build_engine(model, merged, config.training),

@@ -1,4 +1,4 @@
-"""A run from its settings to its results; what a step of it does stands in pipeline/train_step.py."""
+"""A run from its settings to its results; pipeline/train_step.py is a step of it."""
 
 from tqdm import tqdm
 
@@ -22,7 +22,7 @@ from pipeline.training.tokenised import read
 
 
 def train(config: Config) -> None:
-    """Train with ``config``, or go on. Every rank calls it."""
+    """Train with ``config``, from the beginning or from a checkpoint. Every rank calls it."""
     stop = StopRequests()
     prepared = prepare(config)
     rank, world_size, device, say = prepared.rank, prepared.world_size, prepared.device, prepared.say
@@ -118,7 +118,7 @@ def train(config: Config) -> None:
         if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
             say.checks([self_check.check_state(hook)])
         if journal:
-            number = step // score_every  # of the look
+            number = step // score_every  # looks made before
             for warning in journal.step(step, stream.epoch(number), stream.positions(number), trained):
                 say(warning)
         cosine = look.selection.cosine

@@ -1,4 +1,4 @@
-"""What a run writes besides its records: the folder itself, environment, pool counts, final model."""
+"""The folder of a run and its files besides records: environment, pool counts, final model."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from pipeline.versions import installed
 
 FINISHED, LOCK, CONFIG = "finished.json", "lock", "config.yaml"
 BEFORE_A_RUN = {LOCK, durable.partial(Path(CONFIG)).name}
-"""Left by a process that was killed before its folder was a run's."""
+"""Names that a killed process may have left before its folder was a run's."""
 _held: dict[Path, FileLock] = {}
 PACKAGES = (
     "torch",
@@ -45,8 +45,10 @@ PACKAGES = (
 
 
 def is_finished(config: Config, now: dict[str, Any]) -> bool:
-    """With ``resume`` auto: has this very run ended already? Raises ValueError if another one has, in the
-    same folder."""
+    """Whether this very run has ended already, with ``resume`` auto.
+
+    Raises ValueError if another one has, in the same folder.
+    """
     path = Path(config.run.folder) / FINISHED
     if config.resume != "auto" or not path.is_file():
         return False
@@ -60,11 +62,10 @@ def is_finished(config: Config, now: dict[str, Any]) -> bool:
 
 
 def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[[str], None]) -> Path:
-    """The run folder with the resolved configuration in it, DeepSpeed's (``merged``) too; empty but for that
-    unless ``found`` lies in it.
+    """The run folder with the resolved configuration in it, and with DeepSpeed's (``merged``).
 
-    It is held against other processes until this one ends. Raises ValueError if the folder holds an earlier
-    run, or something else.
+    It is emptied of anything else unless ``found`` lies in it, and held against other processes until this
+    one ends. Raises ValueError if the folder holds an earlier run, or something else.
     """
     folder = Path(config.run.folder)
     goes_on = found is not None and found.run_folder.resolve() == folder.resolve()
@@ -76,15 +77,14 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
             raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
         elif not config.run.overwrite:
             raise ValueError(
-                f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite, or set "
-                "resume to auto to go on with it"
+                f"run.folder: {folder} holds an earlier run; name another folder or set run.overwrite, or "
+                "set resume to auto to go on with it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     hold(folder, "run.folder")
     if not goes_on:
-        for path in sorted(
-            folder.iterdir(), key=lambda path: path.name == CONFIG
-        ):  # last, as it tells whose folder this is
+        # The configuration goes last, as it tells whose folder this is.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != LOCK:
@@ -95,7 +95,10 @@ def prepare(config: Config, merged: dict, found: Optional[Found], say: Callable[
 
 
 def _refuse_all_but_a_beginning(folder: Path, config: Config) -> None:
-    """Without a checkpoint the folder is emptied, so it must hold no more than the beginning of this run."""
+    """Raise ValueError where the folder holds more than the beginning of this run.
+
+    Without a checkpoint the folder is emptied.
+    """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"run.folder: {folder} is not empty and holds no run; name another folder")
     before = dict(flatten(yaml.safe_load((folder / CONFIG).read_text())))
@@ -131,8 +134,10 @@ def hold(folder: Path, setting: str) -> None:
 
 
 def continue_records(folder: Path, found: Found, world_size: int, say: Callable[[str], None]) -> None:
-    """Cut the records to the checkpoint (copy them, if it is another run's), and write down that the run was
-    continued."""
+    """Cut the records to the checkpoint, and write down that the run was continued.
+
+    Those of another run are copied first.
+    """
     dropped = records.cut(found.run_folder, folder, found.manifest.records)
     for path in files.checkpoints(folder / files.FOLDER):
         if files.step_of(path) > found.manifest.step:
@@ -170,10 +175,9 @@ def write_pool(
     targets: Iterable[Sample],
     mixture: Optional[Mixture] = None,
 ) -> None:
-    """What an epoch of the pool holds, and how large the files in ``names`` are that it came from.
+    """Write down what an epoch of the pool holds, and the sizes of the files in ``names``, its sources.
 
-    With a mixture a sample counts as often as it comes in an epoch on average, so that shares are those of
-    the candidates.
+    With a mixture a sample counts as often as it comes in an epoch on average: shares are the candidates'.
     """
     times = (
         [count / size for count, size in zip(mixture.places, mixture.sizes)] if mixture else [1] * len(names)
@@ -197,8 +201,10 @@ def write_pool(
 
 
 def save_model(engine, tokenizer, folder: Path, is_rank_0: bool) -> None:
-    """The adapter (LoRA) or the model as safetensors, for peft or transformers to load. All ranks call it:
-    ZeRO-3 gathers."""
+    """Save the adapter (LoRA) or the model as safetensors, for peft or transformers to load.
+
+    All ranks call it, since ZeRO-3 gathers.
+    """
     gathered = None
     if engine.zero_optimization_partition_weights():
         gathered = engine._zero3_consolidated_16bit_state_dict(

@@ -1,11 +1,10 @@
 # B samples, T tokens, I in_features, O out_features
-"""Checks before the first step, always on: what selection relies on, measured on the real model, data and
-cluster.
+"""Checks before the first step, always on: the assumptions of selection on the real model, data and cluster.
 
-The reference gradient does not use the code it checks.  Each scored layer gets a small random perturbation E
-of its weight, y = x (W + E)', and autograd differentiates the loss of a single sample with respect to E.
-That works at every ZeRO stage, since E belongs to no engine; and E is not zero because a fresh lora_B is,
-which would make every gradient of lora_A vanish.
+The reference gradient does not use the code it checks. Each scored layer gets a small random perturbation E
+of its weight, y = x (W + E)', and autograd differentiates the loss of a single sample with respect to E. That
+works at every ZeRO stage, since E belongs to no engine; and E is not zero because a fresh lora_B is, which
+would make every gradient of lora_A vanish.
 """
 
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ LOSS_TOLERANCE_16_BIT = 0.02
 
 
 def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> list[Line]:
-    """All checks that need no Adam state, in the order they are made. Every rank calls it.
+    """All checks that need no Adam state, in the order in which they are made. Every rank calls it.
 
     Args:
         hook: as attached, before the first step.
@@ -50,11 +49,11 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
 
     Returns:
         Lines whose ``found`` and ``passed`` are about all ranks. Parameters, gradients and random state are
-        as before.
+        restored.
     """
     by_length = sorted(candidates, key=lambda sample: len(sample.input_ids))
-    # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each
-    # and group of layers.
+    # Two of unequal length, so that one is padded, and not the longest: the reference takes a pass for each,
+    # and for each group of layers.
     samples, lines = [by_length[0], by_length[len(by_length) // 2]], []
     before = _fingerprint(hook.engine, hook.collectives.rank)
     if hook.is_packed:
@@ -77,7 +76,7 @@ def run(hook: SelectionHook, candidates: list[Sample], selects: bool = True) -> 
 
 
 def check_state(hook: SelectionHook) -> Line:
-    """After the first update: does every scored parameter have its Adam state?"""
+    """A check after the first update: every scored parameter has its Adam state."""
     own = hook.scorer.fragments().values()
     found = sum(f.numel for f in own if f.exp_avg_sq is not None and f.step > 0)
     steps = {f.step for f in own if f.numel}
@@ -111,14 +110,17 @@ def _scored_share(hook: SelectionHook) -> Line:
             left_out[kind] = left_out.get(kind, 0) + numel[name]
     largest = sorted(left_out.items(), key=lambda item: -item[1])[:3]
     named = ", ".join(f"{name} {count / sum(numel.values()):.1%}" for name, count in largest)
-    found = f"{scored / sum(numel.values()):.1%} of {sum(numel.values()):,} trained parameters, in {len(hook.layers)} linear layers"
+    found = (
+        f"{scored / sum(numel.values()):.1%} of {sum(numel.values()):,} trained parameters, in "
+        f"{len(hook.layers)} linear layers"
+    )
     return Line(
         "scored share of trained parameters", scored > 0, found + (f"; left out: {named}" if named else "")
     )
 
 
 def _packing(hook: SelectionHook, short: Sample, long: Sample) -> Line:
-    """The loss of a sample that stands at both ends of a packed row, against its loss alone.
+    """A check of the loss of a sample at both ends of a packed row, against its loss alone.
 
     The second copy is where it goes wrong: it would see the first and repeat it, in attention as in the state
     of a recurrent layer, and positions that do not begin anew would be others than the first one's.
@@ -152,7 +154,7 @@ def _packing(hook: SelectionHook, short: Sample, long: Sample) -> Line:
 
 
 def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample]) -> list[float]:
-    """Of one packed row."""
+    """Losses of the samples in one packed row."""
     input_ids_1T, labels_1T, lengths = pack(samples, hook.pad_token_id, hook.engine.device)
     with evaluating(module):
         losses_B = per_sample_loss(causal_logits(module, input_ids_1T, lengths), labels_1T, lengths)
@@ -161,18 +163,14 @@ def _losses(hook: SelectionHook, module: torch.nn.Module, samples: list[Sample])
 
 
 def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
-    """Each of several samples scored together, padded or packed, against autograd on it alone."""
-    worst, worst_layer, compared, num_zero, dtypes = (
-        0.0,
-        "",
-        0,
-        0,
-        {next(iter(hook.layers.values())).weight.dtype},
-    )
+    """A check of several samples scored together, padded or packed, against autograd on each alone."""
+    worst, worst_layer = 0.0, ""
+    compared, num_zero = 0, 0
+    dtypes = {next(iter(hook.layers.values())).weight.dtype}
     for group in _groups(hook):
         perturbations = _perturbations(hook, group)
         scored, references = _both(hook, perturbations, samples)
-        # autocast computes in another than the weights have
+        # Under autocast factors have another dtype than the weights.
         dtypes |= {gradient.dtype for gradient in scored.values()}
         for row, reference in enumerate(references):
             for name, reference_OI in reference.items():
@@ -194,8 +192,10 @@ def _factors(hook: SelectionHook, samples: list[Sample]) -> Line:
 def _both(
     hook: SelectionHook, perturbations: dict[str, torch.Tensor], samples: list[Sample]
 ) -> tuple[dict, list[dict]]:
-    """Gradients of all samples by the code that selection uses, and of each by autograd; in float16 with a
-    loss scale that fits, the same on all ranks."""
+    """Gradients of all samples by the code that selection uses, and of each by autograd.
+
+    In float16 they have a loss scale that fits, the same on all ranks.
+    """
     scale = hook.scorer.scoring_loss_scale()
     while True:
         scored = _scored(hook, perturbations, samples, scale)
@@ -225,14 +225,21 @@ def _groups(hook: SelectionHook) -> Iterator[list[str]]:
 def _perturbations(hook: SelectionHook, group: list[str]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     device, dtype = hook.engine.device, hook.layers[group[0]].weight.dtype
-    draw = lambda name: 0.01 * torch.randn(hook.owners.shapes[name + ".weight"], generator=generator)
+
+    def draw(name: str) -> torch.Tensor:
+        return 0.01 * torch.randn(hook.owners.shapes[name + ".weight"], generator=generator)
+
     return {name: draw(name).to(device, dtype).requires_grad_() for name in group}
 
 
 @contextmanager
 def _perturbed(hook: SelectionHook, perturbations: dict[str, torch.Tensor]):
-    add = lambda name: lambda _, inputs, output: output + F.linear(inputs[0], perturbations[name])
-    handles = [hook.layers[name].register_forward_hook(add(name)) for name in perturbations]
+    """Add the perturbations to the weights of their layers, while inside."""
+
+    def adding(name: str):
+        return lambda _, inputs, output: output + F.linear(inputs[0], perturbations[name])
+
+    handles = [hook.layers[name].register_forward_hook(adding(name)) for name in perturbations]
     try:
         yield
     finally:
@@ -267,8 +274,10 @@ def _scored(
 def _reference(
     hook: SelectionHook, perturbations: dict[str, torch.Tensor], sample: Sample, scale: float
 ) -> dict[str, torch.Tensor]:
-    """Gradient of one sample's loss for the weight of each layer, (O, I), by autograd on the perturbation of
-    the weight."""
+    """Gradient (O, I) of one sample's loss for the weight of each layer.
+
+    Autograd differentiates with respect to the perturbation of the weight.
+    """
     module = hook.engine.module
     input_ids_BT, labels_BT = collate([sample], hook.pad_token_id, device=hook.engine.device)
     with (
@@ -282,15 +291,18 @@ def _reference(
 
 
 def _addresses(hook: SelectionHook) -> Line:
-    """``SelectionHook.attach`` has refused gaps already; this says what was found."""
+    """A line about the addresses found; ``SelectionHook.attach`` has refused gaps already."""
     elements = sum(out_features * in_features for out_features, in_features in hook.owners.shapes.values())
     ranks = hook.collectives.world_size
-    found = f"{elements:,} elements of {len(hook.owners.shapes)} weights, each owned by exactly one of {ranks} ranks"
+    found = (
+        f"{elements:,} elements of {len(hook.owners.shapes)} weights, each owned by exactly one of {ranks} "
+        "ranks"
+    )
     return Line("addresses of the Adam state", not hook.owners.gaps(), found)
 
 
 def _contraction(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
-    """What the counts say; it fails with the error of a way that is forced and cannot be gone."""
+    """A line about the counts. It fails with the error for a way that is forced and does not work."""
     try:
         moments, watch = Moments(hook.scorer.fragments()), Stopwatch(hook.engine.device)
         gram = hook.scorer.gram(num_candidates, num_tokens, moments, step=0, watch=watch)
@@ -301,7 +313,7 @@ def _contraction(hook: SelectionHook, num_candidates: int, num_tokens: int) -> L
 
 
 def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
-    """What waits between the scoring micro-batches must fit; a single pass keeps nothing."""
+    """A check that whatever waits between the scoring micro-batches fits; a single pass keeps nothing."""
     rows_per_pass = hook.settings.scoring_micro_batch_size or num_candidates
     held = held_bytes(
         hook.owners.shapes, max(0, num_candidates - rows_per_pass), num_tokens, factor_bytes(hook.layers)
@@ -311,7 +323,10 @@ def _memory(hook: SelectionHook, num_candidates: int, num_tokens: int) -> Line:
     else:
         free = psutil.virtual_memory().available // hook.collectives.world_size
     found = f"{held / 2**30:.2f} GiB a rank at {num_tokens} tokens, {free / 2**30:.1f} GiB free"
-    remedy = "raise selection.scoring_micro_batch_size (0 streams and keeps nothing) or lower selection.candidates_per_step"
+    remedy = (
+        "raise selection.scoring_micro_batch_size (0 streams and keeps nothing) or lower "
+        "selection.candidates_per_step"
+    )
     return Line("held between scoring micro-batches", held < free, found, remedy)
 
 
@@ -319,10 +334,9 @@ def _fingerprint(engine: Engine, rank: int) -> tuple:
     """Exact sums of this rank's parameters and their gradients, flags, counters and random states."""
     tensors = [own_part(p, rank) for p in engine.module.parameters()]
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    total = lambda tensor: tensor.sum(dtype=torch.float64).item()
     return (
-        [total(tensor) for tensor in tensors],
-        [total(gradient) for gradient in gradients],
+        [_total(tensor) for tensor in tensors],
+        [_total(gradient) for gradient in gradients],
         [p.requires_grad for p in engine.module.parameters()],
         [child.training for child in engine.module.modules()],
         engine.micro_steps,
@@ -330,6 +344,10 @@ def _fingerprint(engine: Engine, rank: int) -> tuple:
         torch.get_rng_state().tolist(),
         get_accelerator().get_rng_state().tolist(),
     )
+
+
+def _total(tensor: torch.Tensor) -> float:
+    return tensor.sum(dtype=torch.float64).item()
 
 
 def _untouched(hook: SelectionHook, before: tuple) -> Line:
@@ -348,8 +366,10 @@ def _untouched(hook: SelectionHook, before: tuple) -> Line:
 
 
 def _same_selection(hook: SelectionHook, samples: list[Sample]) -> Line:
-    """A selection before the first step draws at random, or by what needs no moments; it is the same
-    everywhere, or raises."""
+    """A check that all ranks select the same.
+
+    Before the first step a selection is a random draw, or needs no moments; ranks that disagree raise.
+    """
     look = hook.select(samples, step=0)
     kept = len(look.selection.indices)
     found = f"{look.selection_hash} ({kept} of {len(samples) * hook.collectives.world_size} candidates)"

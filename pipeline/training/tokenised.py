@@ -17,8 +17,10 @@ from pipeline.ranks.once_per_node import once_per_node
 
 
 def read(name: str, tokenizer, config: Config, say: Narrator) -> Sequence[Sample]:
-    """Tokenised samples of ``data.<name>``; [] where the setting is empty. One rank of a node makes the file
-    that all of them map."""
+    """Tokenised samples of ``data.<name>``; [] where the setting is empty.
+
+    One rank of a node makes the file, and all of them map it.
+    """
     names, setting = getattr(config.data, name), f"data.{name}"
     if not names:
         return []

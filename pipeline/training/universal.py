@@ -1,5 +1,4 @@
-"""Going on with another number of ranks: DeepSpeed's universal checkpoint, in which every parameter stands
-whole."""
+"""DeepSpeed's universal checkpoint, in which parameters stand whole: for another number of ranks."""
 
 import shutil
 import subprocess
@@ -18,10 +17,9 @@ SUFFIX, LATEST = ".universal", f"{files.LATEST}_universal"
 
 
 def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], None]) -> Path:
-    """The universal form of ``checkpoint``, for every rank to read, in ``folder``. Rank 0 makes it while the
-    others ask for news.
+    """The universal form of ``checkpoint``, for every rank to read, in ``folder``.
 
-    Raises RuntimeError with what DeepSpeed's program said where it fails.
+    Rank 0 makes it while the others ask for news. Raises RuntimeError, with what DeepSpeed's program said.
     """
     target = folder / (checkpoint.name + SUFFIX)
     command = [
@@ -34,7 +32,7 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
         str(target),
     ]
     if stage < 3:
-        # stages 1 and 2 write none; the parameters' names and shapes suffice
+        # Stages 1 and 2 do not mark their files as fit for conversion, which they are.
         command.append("--inject_missing_state")
     say(f"{checkpoint.name} is converted for another number of ranks")
     process, log = [], target.with_suffix(".log")
@@ -48,7 +46,7 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
             )
 
     together(start)
-    # A question a second, so that a conversion of an hour is none of a collective.
+    # A question a second, so that no collective lasts as long as a conversion, which may take an hour.
     while (code := together(lambda: process[0].poll())) is None:
         time.sleep(1)
     if code:
@@ -60,7 +58,7 @@ def convert(checkpoint: Path, folder: Path, stage: int, say: Callable[[str], Non
 
 
 def is_left(name: str) -> bool:
-    """Is it the name of something that a conversion leaves in its folder where it fails or is killed?"""
+    """Whether a failed or killed conversion leaves something of this name in its folder."""
     log = Path(name)
     return (
         name.endswith(SUFFIX)
@@ -70,7 +68,7 @@ def is_left(name: str) -> bool:
 
 
 def remove(target: Path) -> None:
-    """It is as large as the checkpoint, and of no use once all ranks have read it."""
+    """Delete the universal form, as large as the checkpoint and of no use once all ranks have read it."""
     shutil.rmtree(target, ignore_errors=True)
     for left in (target.with_suffix(".log"), target.parent / LATEST):
         left.unlink(missing_ok=True)
@@ -85,8 +83,11 @@ def groups(engine) -> list[dict[str, Any]]:
 
 
 def repair(engine, saved: list[dict[str, Any]]) -> None:
-    """At stage 3 DeepSpeed 0.19.8 gives all groups the hyper-parameters of the first, and all sub-groups one
-    step counter between them, which one update would then advance several times."""
+    """Put right what DeepSpeed 0.19.8 has loaded wrongly at stage 3.
+
+    It gives all groups the hyper-parameters of the first, and all sub-groups one step counter between them,
+    which one update would then advance several times.
+    """
     optimizer = _optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved, strict=True):
         group.update(values)
@@ -96,5 +97,5 @@ def repair(engine, saved: list[dict[str, Any]]) -> None:
 
 
 def _optimizer(engine) -> torch.optim.Optimizer:
-    """The one that holds the Adam state, inside ZeRO's."""
+    """The optimizer that holds the Adam state, inside ZeRO's."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)

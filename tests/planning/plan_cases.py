@@ -60,7 +60,7 @@ class Alone:
 
 
 def bytes_sent(cases: list, model_folder: str, folder: str) -> list[int]:
-    """On this rank: ``Scores.bytes_sent`` of a selection for each (engine case, changes of the selection
+    """On this rank: ``Look.bytes_sent`` of a selection for each (engine case, changes of the selection
     settings)."""
     from pipeline.hook import SelectionHook
     from pipeline.step.weighted_step import weighted_step

@@ -1,6 +1,5 @@
 # C candidates, K kept, N elements
-"""Adam's metric against closed forms, and the linearised step (docs/method.md) against a real one of
-torch.optim.AdamW."""
+"""Adam's metric against closed forms, and the linearised step of docs/method.md against torch.optim.AdamW."""
 
 import math
 
