@@ -3,8 +3,8 @@
     python -m benchmarks.fuzz_input --inputs 20000
 
 An input is accepted, or refused with a sentence that names the file (and the line, where there are lines) or
-the setting; anything else is a crash. Generators and checks are those of the tests (tests/data/fuzz_cases.py),
-which try fewer inputs.
+the setting; anything else is a crash. Generators and checks are those of the tests
+(tests/data/fuzz_cases.py), which try fewer inputs.
 """
 
 import argparse

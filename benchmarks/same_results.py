@@ -100,7 +100,8 @@ PINNED: dict[str, Any] = {
 """All settings but ``deepspeed`` and ``run.folder``, which a run has its own of."""
 ZERO3 = {
     "stage3_gather_16bit_weights_on_model_save": True,
-    "stage3_param_persistence_threshold": 10_000,  # adapters and norms stay whole, linear layers are partitioned
+    # adapters and norms stay whole, linear layers are partitioned
+    "stage3_param_persistence_threshold": 10_000,
 }
 PRESETS = {
     f"zero{stage}.json": {"zero_optimization": {"stage": stage, **(ZERO3 if stage == 3 else {})}}

@@ -2,10 +2,11 @@
 
     python -m benchmarks.soak --minutes 120       # --minutes 4 --output FILE tries it out
 
-Two ranks on CPU fine-tune the demo model (2 million parameters) with selection, a checkpoint every 20 steps of which two stay, and an
-evaluation every 25.  At the end rank 0 gets SIGTERM, and both must leave with code 75.  The time
-without its first tenth is cut into twelve parts.  A series' floor, its lowest value in each part, is flat if the straight line through
-the twelve rises by no more than LIMITS an hour.  The records grow by design and are only reported.
+Two ranks on CPU fine-tune the demo model (2 million parameters) with selection, a checkpoint every 20 steps
+of which two stay, and an evaluation every 25.  At the end rank 0 gets SIGTERM, and both must leave with code
+75.  The time without its first tenth is cut into twelve parts.  A series' floor, its lowest value in each
+part, is flat if the straight line through the twelve rises by no more than LIMITS an hour.  The records grow
+by design and are only reported.
 """
 
 import argparse
@@ -62,9 +63,12 @@ def main() -> None:
     ranks[0].send_signal(signal.SIGTERM)
     codes = [rank.wait(300) for rank in ranks]
     found = judge(samples) | {
-        "exit_codes": codes, "checkpoints_left": len(checkpoints(arguments.folder / FOLDER)), "limits_an_hour": LIMITS,
-        "warnings": log.read_text().count("WARNING"), "machine": describe(),
-    }  # fmt: skip
+        "exit_codes": codes,
+        "checkpoints_left": len(checkpoints(arguments.folder / FOLDER)),
+        "limits_an_hour": LIMITS,
+        "warnings": log.read_text().count("WARNING"),
+        "machine": describe(),
+    }
     found["flat"] = found["flat"] and codes == [REQUEUE] * RANKS and found["checkpoints_left"] == KEEP_LAST
     arguments.output.write_text(json.dumps({**found, "samples": thinned(samples)}, indent=1) + "\n")
     draw(samples).savefig(arguments.output.with_suffix(".png"), dpi=110)
@@ -74,11 +78,21 @@ def main() -> None:
 
 def settings(folder: Path) -> dict:
     return {
-        "model.name": "demo", "model.lora_rank": 0, "data.pool": "[demo:pool]", "data.target": "[demo:target]",
-        "data.test": "[demo:test]", "data.max_tokens": 64, "training.steps": 10**6, "training.micro_batch_size": 4,
-        "training.learning_rate": 5e-4, "training.evaluate_every": 25, "training.save_every": 20, "training.keep_last": KEEP_LAST,
-        "training.verify_every": 50, "run.folder": folder,
-    }  # fmt: skip
+        "model.name": "demo",
+        "model.lora_rank": 0,
+        "data.pool": "[demo:pool]",
+        "data.target": "[demo:target]",
+        "data.test": "[demo:test]",
+        "data.max_tokens": 64,
+        "training.steps": 10**6,
+        "training.micro_batch_size": 4,
+        "training.learning_rate": 5e-4,
+        "training.evaluate_every": 25,
+        "training.save_every": 20,
+        "training.keep_last": KEEP_LAST,
+        "training.verify_every": 50,
+        "run.folder": folder,
+    }
 
 
 def start(rank: int, port: int, settings: dict, output) -> subprocess.Popen:
@@ -125,7 +139,7 @@ def measure(ranks: list[subprocess.Popen], port: int, folder: Path) -> dict:
         "shared_memory_mib": shared / 2**20,
         "checkpoints_mib": sum(size(path) for path in (folder / FOLDER).glob("*/*")) / 2**20,
         "records_mib": sum(size(path) for path in folder.glob("*.jsonl")) / 2**20,
-    }  # fmt: skip
+    }
 
 
 def size(path: Path) -> int:
@@ -136,7 +150,7 @@ def size(path: Path) -> int:
 
 
 def judge(samples: list[dict]) -> dict:
-    """Of each series mean, extremes and the rise an hour of its floor; and which rise too fast."""
+    """Mean, extremes and rise of the floor an hour of each series, and which of them rise too fast."""
     end = samples[-1]["seconds"]
     late = [sample for sample in samples if sample["seconds"] >= end / 10]
     parts = np.array_split(np.arange(len(late)), PARTS)
@@ -155,9 +169,15 @@ def judge(samples: list[dict]) -> dict:
         if limit is not None and slope > limit * (values.mean() if limit < 1 else 1):
             rising.append(name)
     return {
-        "minutes": round(end / 60, 1), "steps": samples[-1]["steps"], "flat": not rising, "rising": rising,
-        "series": {name: {key: round(float(value), 3) for key, value in found.items()} for name, found in series.items()},
-    }  # fmt: skip
+        "minutes": round(end / 60, 1),
+        "steps": samples[-1]["steps"],
+        "flat": not rising,
+        "rising": rising,
+        "series": {
+            name: {key: round(float(value), 3) for key, value in found.items()}
+            for name, found in series.items()
+        },
+    }
 
 
 def thinned(samples: list[dict]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The space in which updates are matched, as a value: what becomes of a gradient before products are formed.
+"""The space in which updates are matched, as a value: the map of a gradient before products are formed.
 
     phi_i = D^power g_i        phi_T = D^power g_T, or g_T where the target stays as it is
 

@@ -235,9 +235,9 @@ def _refuse_contradictions(
     rates = set(engine.get_lr()) if method.reads_learning_rate else set()
     if len(rates) > 1:
         raise ValueError(
-            f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's groups "
-            f"have {len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, or take "
-            "another method"
+            f"selection.method = {settings.method} reckons with one learning rate, and the optimizer's "
+            f"groups have {len(rates)} ({', '.join(f'{rate:g}' for rate in sorted(rates))}): give them one, "
+            "or take another method"
         )
     if targets is None and method.needs_target:
         raise ValueError(f"selection.method = {settings.method} needs target samples")

@@ -62,8 +62,8 @@ def score_parser() -> ArgumentParser:
         type=int,
         default=0,
         metavar="D",
-        help="numbers for each sample whose inner products approximate those of the gradients; 0 writes none, "
-        "and the projected or factored backend is needed for others",
+        help="numbers for each sample whose inner products approximate those of the gradients; 0 writes "
+        "none, and the projected or factored backend is needed for others",
     )
     return parser
 

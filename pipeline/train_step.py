@@ -27,7 +27,7 @@ def train_step(
         look: the latest one, where ``selection.score_every`` lets it serve this step too.
 
     Returns:
-        What was chosen, trained on and spent; ``look`` of it goes into the next call.
+        The record of the step; its ``look`` goes into the next call.
 
     Raises:
         ValueError: ``step`` lies between two looks, and the latest is not given; or as

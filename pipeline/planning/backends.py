@@ -12,16 +12,10 @@ from pipeline.planning.model_shapes import Linear, ModelShapes
 from pipeline.planning.passes import Run
 from pipeline.planning.work import Compute, Transfer, Work, product
 from pipeline.scoring.contraction import choose
+from pipeline.scoring.metric import SCALE_BYTES
+from pipeline.scoring.projection import RANDOM_BYTES
 
 FLOAT32 = 4
-SCALE_BYTES = 56
-"""Traffic of metric.Metric.scale, per element.
-
-Division, root, eps and reciprocal take 8 each, the comparison 5, the masked fill 9. Then zeros are counted
-(6), and the product reads the result (4).
-"""
-RANDOM_BYTES = 12
-"""Traffic of projection.Projection, per element: drawn, divided."""
 
 
 def stages(shapes: ModelShapes, run: Run) -> dict[str, Work]:

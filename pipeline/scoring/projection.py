@@ -15,6 +15,9 @@ from typing import Optional
 
 import torch
 
+RANDOM_BYTES = 12
+"""Memory traffic of one number of a projection: it is drawn, and divided."""
+
 
 class Projection:
     """P and Q of one weight of ``shape`` (O, I), at most ``size`` wide; equal on every rank."""

@@ -1,5 +1,5 @@
 # K kept samples, S slots of a rank, T tokens, W ranks
-"""Deal the kept samples over ranks and micro-batches by tokens, wherever they were scored."""
+"""The deal of a step's kept samples over ranks and micro-batches, by their tokens."""
 
 import torch
 
@@ -45,8 +45,8 @@ def deal_over_ranks(
     num_slots = micro_steps * micro_batch_size
     if len(num_tokens_K) > world_size * num_slots:
         raise ValueError(
-            f"{len(num_tokens_K)} kept samples do not fit into {world_size} ranks x {micro_steps} micro-steps "
-            f"x {micro_batch_size} samples"
+            f"{len(num_tokens_K)} kept samples do not fit into {world_size} ranks x {micro_steps} "
+            f"micro-steps x {micro_batch_size} samples"
         )
     shares: list[list[int]] = [[] for _ in range(world_size)]
     tokens = [0] * world_size

@@ -1,5 +1,5 @@
 # K kept by one scoring pass
-"""One scoring pass for several optimizer steps (``selection.score_every``)."""
+"""The deal of a look's kept samples over the optimizer steps that it serves (``selection.score_every``)."""
 
 import numpy as np
 
@@ -7,12 +7,13 @@ from pipeline.selection.contract import Selection
 
 
 def deal_over_steps(selection: Selection, num_steps: int) -> list[Selection]:
-    """Deals the kept samples over ``num_steps`` steps like cards: the i-th kept goes to step i mod num_steps.
+    """A selection for each of ``num_steps`` steps, dealt like cards: the i-th kept goes to step i mod
+    num_steps.
 
-    So the samples the filter kept first, which match the target best together, are spread evenly. Inside each
-    step the weights keep their ratios and are scaled to sum 1. With fewer samples than steps (K < num_steps)
-    the samples go round again: step j trains on the (j mod K)-th kept alone, so that no step is empty. With
-    one step the selection is returned as it is.
+    So the samples that the filter kept first, which match the target best together, are spread evenly. Inside
+    each step the weights keep their ratios and are scaled to sum 1. With fewer samples than steps (K <
+    num_steps) the samples go round again: step j trains on the (j mod K)-th kept alone, so that no step is
+    empty. With one step the selection is returned as it is.
 
     ``fallback`` holds for every step; ``dropped`` belongs to the pass, so the first step alone carries it and
     counts stay right; ``residual`` and ``cosine`` describe the whole selection and none of its parts, so they

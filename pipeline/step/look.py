@@ -22,16 +22,16 @@ class Share:
     num_candidates: int
     """C, over all ranks."""
     num_tokens: int
-    """Of the longest candidate of all ranks."""
+    """Tokens of the longest candidate of all ranks."""
     watch: Stopwatch
-    """Measures the stages of this look."""
+    """Clock of the stages of this look."""
     bytes_before: int
     """Bytes that this rank had sent when the look began."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """The Adam state that candidates are measured with."""
+    """The Adam state under which candidates are measured."""
 
     own: dict[str, Fragment]
     """This rank's fragments of the scored weights by name; addresses alone where no moments are read."""
@@ -51,10 +51,10 @@ class TargetRow:
 
 @dataclass(frozen=True)
 class Measured:
-    """Signals of all candidates, the same on every rank; ``target`` and ``features_Rk`` are this rank's part."""
+    """Signals of all candidates, the same on every rank; ``target`` and ``features_Rk`` are a rank's own."""
 
     signals: Optional[Signals] = None
-    """What the method is given; None where it needs nothing."""
+    """Input of the method; None where it needs nothing."""
     target_loss: Optional[float] = None
     """Mean loss of the target samples; None where the method has no target."""
     zero_moment_share: Optional[float] = None
@@ -67,7 +67,7 @@ class Measured:
     """Features (R + 1, k) of this rank's candidates and of its part of the target; None with the exact
     backend, which forms none."""
     out_of_memory: int = 0
-    """How often the pass began again with half the samples in a forward."""
+    """Attempts that ran out of memory; the next one had half the samples in a forward."""
     warnings: tuple[str, ...] = ()
     """Sentences about the pass."""
 
@@ -93,11 +93,11 @@ class Look:
     selection: Selection
     """Positions and weights of the kept, the same on every rank."""
     selection_hash: str = ""
-    """Of the selection, 16 hexadecimal digits, the same on every rank."""
+    """Hash of the selection, 16 hexadecimal digits, the same on every rank."""
     is_warmup: bool = False
     """The plain gradient was matched: there are no moments yet, or of too few updates."""
     signals: Optional[Signals] = None
-    """What the method was given; None where it needs nothing, or where the target was lost."""
+    """Input of the method; None where it needs nothing, or where the target was lost."""
     loss_C: Optional[np.ndarray] = None
     """Loss of every candidate, float64 (C,), nats per token; None where none was measured."""
     target_loss: Optional[float] = None
@@ -109,7 +109,7 @@ class Look:
     candidate_tokens: int = 0
     """Tokens of all candidates, over all ranks, without padding."""
     out_of_memory: int = 0
-    """How often scoring began again with half the samples in a forward."""
+    """Attempts at scoring that ran out of memory; the next one had half the samples in a forward."""
     warnings: tuple[str, ...] = ()
     """Sentences about this look."""
     bytes_sent: int = 0

@@ -23,11 +23,10 @@ from pipeline.step.deal_over_ranks import deal_over_ranks
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Kept samples of this rank for one forward and backward: padded on the right, which needs no attention
-    mask, or in one row."""
+    """Kept samples of this rank for one forward and backward: padded on the right, or all in one row."""
 
     input_ids_BT: torch.Tensor
-    """int64."""
+    """int64; pads on the right need no attention mask."""
     labels_BT: torch.Tensor
     """int64, -100 where unsupervised."""
     weights_B: torch.Tensor
@@ -35,7 +34,7 @@ class MicroBatch:
     num_tokens_B: torch.Tensor
     """int64, tokens without padding; 0 for blank rows."""
     lengths: Optional[list[int]] = None
-    """Of a packed row, tokens of each of its samples; None where each has a row of its own."""
+    """Tokens of each sample in a packed row; None where each sample has a row of its own."""
 
 
 def micro_batches(

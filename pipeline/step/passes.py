@@ -1,6 +1,6 @@
 # B samples, T tokens
-"""Forwards and backwards of a scoring pass through an engine's modules: a micro-batch in, losses of its
-samples and factors of the scored layers out.
+"""Forwards and backwards of a scoring pass: a micro-batch in, its losses and factors of the scored layers
+out.
 
 Logits are formed in chunks of bounded size. Where memory runs out all the same, ranks that can begin again do
 so together.
@@ -39,7 +39,7 @@ class Passes:
     """Forwards and backwards through one engine's module, or a reference model beside it.
 
     Args:
-        layers: scored ones by name; none where only losses are wanted.
+        layers: scored layers by name; none where only losses are wanted.
         leaf: the module at whose output a backward ends; None without ``layers``.
         logits_mib: as ``selection.logits_mib``.
     """
@@ -84,8 +84,8 @@ class Passes:
         return cls(engine, collectives, layers, leaf, pad_token_id, is_packed, settings.logits_mib)
 
     def examine(self, module: torch.nn.Module) -> None:
-        """Find out, once, whether its logits can be had in chunks. Every rank calls it, before a pass through
-        ``module``."""
+        """Find out, once, whether the logits of ``module`` can be had in chunks. Every rank calls it before a
+        pass through the module."""
         if module not in self._has_plain_logits:
             self._has_plain_logits[module] = has_plain_logits(module, self.engine.device)
             release_gathered(self.engine)
@@ -127,8 +127,8 @@ class Passes:
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                # Gradients are exchanged in here, so the others wait for this rank: no way to begin again
-                # together.
+                # Gradients are exchanged in here, and the others wait for this rank, so the ranks cannot
+                # begin again together.
                 raise _out_of_memory_for_good("backward", num_rows, error) from error
         release_gathered(self.engine)
         return loss_B.detach()[: len(samples)]
@@ -153,12 +153,12 @@ class Passes:
         most_tokens: int,
         loss_scale: float = 1.0,
     ) -> torch.Tensor:
-        """Losses (B,); ``most_tokens`` is what no rank's batch exceeds, the same on all."""
+        """Losses (B,) of a batch; ``most_tokens`` is the same on all ranks, and no rank's batch has more."""
         num_chunks = self._logit_chunks(module, most_tokens)
         losses_B: Optional[torch.Tensor] = None
         lacks_memory: Optional[RuntimeError] = None
-        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter: no way to begin
-        # again together.
+        # Under ZeRO-3 the others would wait in the middle of this forward for a parameter, so the ranks
+        # cannot begin again together.
         can_retry = not self.engine.zero_optimization_partition_weights()
         try:
             with forward_context(self.engine):
@@ -182,7 +182,7 @@ class Passes:
         return losses_B
 
     def _logit_chunks(self, module: LanguageModel, most_tokens: int) -> int:
-        """In how many chunks to form the logits of up to ``most_tokens`` positions, the same on all ranks; 0:
+        """Number of chunks for the logits of up to ``most_tokens`` positions, the same on all ranks; 0 forms
         all at once."""
         scored = set(self.layers.values())
         is_scored = any(child in scored for child in module.get_output_embeddings().modules())
@@ -201,7 +201,7 @@ class Passes:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On CPU torch says it in words alone."""
+    """Whether an error says that memory ran out; on CPU torch says so in words alone."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

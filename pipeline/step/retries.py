@@ -1,4 +1,4 @@
-"""Measuring again, on all ranks together, where an attempt ran out of memory or overflowed in float16."""
+"""Another attempt at a pass, on all ranks together, after one that lacked memory or overflowed in float16."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Outcome = TypeVar("Outcome")
 
 
 class OutOfMemory(RuntimeError):
-    """In the forward of a scoring pass, on some rank; raised on all of them."""
+    """Memory ran out in the forward of a scoring pass on some rank; raised on all of them."""
 
 
 class RowsPerPass:
-    """How many samples of a rank stand in one forward; halved, for good, where memory runs out."""
+    """The number of a rank's samples in one forward; halved, for good, where memory runs out."""
 
     def __init__(self, limit: int):
         """``limit`` is at first ``selection.scoring_micro_batch_size``; 0 is all of the rank's."""
@@ -29,14 +29,14 @@ class RowsPerPass:
     def that_fit(
         self, attempt: Callable[[int], Outcome], num_rows: int, num_tokens: int, step: int
     ) -> tuple[Outcome, list[str]]:
-        """What ``attempt(rows_per_pass)`` returns once it fits into memory, and a warning for each time that
-        it did not.
+        """The result of ``attempt(rows_per_pass)`` that fits into memory, and a warning for each that did
+        not.
 
         Args:
             attempt: raises OutOfMemory on all ranks together.
             num_rows: samples of this rank, as many as of every other.
-            num_tokens: of the longest of all ranks, for messages.
-            step: for messages.
+            num_tokens: tokens of the longest sample of all ranks; messages name it.
+            step: messages name it.
 
         Raises:
             RuntimeError: a single sample does not fit.
@@ -63,8 +63,8 @@ class RowsPerPass:
 
 
 def without_overflow(attempt: Callable[[float], Measured], loss_scale: float) -> Measured:
-    """What ``attempt(loss_scale)`` returns, with less of a loss scale as long as a sample with a finite loss
-    has a gradient that overflows. All ranks see the same signals, so all go again."""
+    """The result of ``attempt(loss_scale)`` with the first loss scale at which no gradient of a finite loss
+    overflows, or with 1. All ranks see the same signals, so all go again."""
     measured = attempt(loss_scale)
     while loss_scale > 1 and _has_overflowed(measured):
         loss_scale = max(1.0, loss_scale / OVERFLOW_STEP)

@@ -22,7 +22,7 @@ from pipeline.step.micro_batches import micro_batches, weighted_loss
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step was; the same on every rank."""
+    """Loss, norm and size of one step, the same on every rank."""
 
     loss: float
     """sum_k w_k l_k before the update, over all ranks."""
@@ -34,7 +34,7 @@ class StepResult:
     """False where a float16 gradient overflowed: parameters and Adam state are as before, and the next step
     has a smaller loss scale."""
     loss_scale: Optional[float] = None
-    """What the gradients were multiplied by, in float16."""
+    """The factor of the loss, and so of all gradients, in float16."""
 
 
 def weighted_step(
@@ -45,7 +45,7 @@ def weighted_step(
     Args:
         engine: what ``deepspeed.initialize`` returns.
         candidates: this rank's, as given to ``SelectionHook.select``.
-        selection: what that returned.
+        selection: this step's part of what that has chosen.
         pad_token_id: what rows are filled up with.
         is_packed: one row of each micro-batch instead of padding it.
 
@@ -94,7 +94,8 @@ def weighted_step(
 
 
 def _require_finite(step: int, name: str, value: float) -> None:
-    """Values are the same on every rank, so all raise together."""
+    """Raise RuntimeError for a value that is not finite; it is the same on every rank, so all raise
+    together."""
     if not math.isfinite(value):
         raise RuntimeError(
             f"step {step}: the {name} is {value}; no update was made. Lower training.learning_rate, or look "

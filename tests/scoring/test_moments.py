@@ -1,5 +1,5 @@
-"""Counting updates where optimizers count differently, and what of a parameter a rank holds; where the fragments
-lie is tested with real engines in test_gram.py."""
+"""Counting updates where optimizers count differently, and what of a parameter a rank holds; where the
+fragments lie is tested with real engines in test_gram.py."""
 
 import pytest
 import torch
