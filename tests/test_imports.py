@@ -41,6 +41,7 @@ MAY_IMPORT = {  # part: parts of ours that it may use besides itself
         "config",
         "data",
         "durable",
+        "geometry",
         "hook",
         "ranks",
         "scoring",

@@ -16,6 +16,7 @@ from pipeline.datastore import parts
 from pipeline.datastore.made_of import MAY_DIFFER, made_of
 from pipeline.datastore.parts import Parts
 from pipeline.datastore.scorer import FileScorer
+from pipeline.geometry import GEOMETRIES
 from pipeline.hook import SelectionHook
 from pipeline.ranks.narrator import Narrator
 from pipeline.ranks.stopping import REQUEUE, StopRequests
@@ -127,7 +128,7 @@ def _prepare(folder: Path) -> Path:
 
 
 def _meaning(selection: SelectionConfig, found: Optional[checkpoint.Found]) -> str:
-    if selection.geometry == "identity":
+    if not GEOMETRIES[selection.geometry].needs_moments:
         reason = "" if found else ", as there is no checkpoint with an Adam state (--resume)"
         return f"samples are measured by their plain gradients{reason}"
     assert found is not None  # other geometries need one

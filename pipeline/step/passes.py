@@ -54,7 +54,8 @@ class Passes:
         is_packed: bool,
         logits_mib: int,
     ):
-        self.engine, self.collectives, self.layers, self.leaf = engine, collectives, layers, leaf
+        self.engine, self.collectives = engine, collectives
+        self.layers, self.leaf = layers, leaf
         self.pad_token_id, self.is_packed, self.logits_mib = pad_token_id, is_packed, logits_mib
         self._has_plain_logits: dict[torch.nn.Module, bool] = {}
 

@@ -63,9 +63,9 @@ class Scorer:
         reference_model: Optional[torch.nn.Module],
         seed: int,
     ):
-        self.engine, self.method, self.settings, self.targets = engine, method, settings, targets
-        self.collectives, self.passes = collectives, passes
-        self.reference_model, self.seed = reference_model, seed
+        self.engine, self.collectives, self.passes = engine, collectives, passes
+        self.method, self.settings, self.seed = method, settings, seed
+        self.targets, self.reference_model = targets, reference_model
         self.geometry, self.needs_moments = geometry(settings), needs_moments(settings)
         self.rows_per_pass = RowsPerPass(settings.scoring_micro_batch_size)
         self.owners = self._owners()
