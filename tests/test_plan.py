@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import plan
 
+pytestmark = pytest.mark.slow
 SMALL = [
     "--model.name",
     "llama-1b",

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks import versions
 
 CASES = """
@@ -17,6 +19,7 @@ def test_has_a_broken_fixture(broken): pass
 """
 
 
+@pytest.mark.slow
 def test_a_report_is_read_as_pytest_writes_it(tmp_path):
     (tmp_path / "test_cases.py").write_text(CASES)
     subprocess.run(

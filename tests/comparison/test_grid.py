@@ -12,6 +12,7 @@ from pipeline.comparison import grid as grids
 from pipeline.comparison import running
 from pipeline.comparison.grid import changed
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
