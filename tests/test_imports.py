@@ -167,6 +167,7 @@ def loaded(program: str) -> tuple[set[str], str]:
     return set(names), code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["train", "score", "compare", "evaluate"])
 @pytest.mark.parametrize("arguments, code", [(["--help"], "0"), (["--no.such_setting", "1"], "2")])
 def test_help_and_wrong_settings_are_answered_before_anything_heavy_is_loaded(program, arguments, code):
@@ -175,12 +176,14 @@ def test_help_and_wrong_settings_are_answered_before_anything_heavy_is_loaded(pr
     assert not names & {"torch", "deepspeed", "transformers", "peft", "datasets", "pandas", "matplotlib"}
 
 
+@pytest.mark.slow
 def test_a_contradiction_too_is_answered_before_anything_heavy_is_loaded():
     """As the installed program, ftw-train, calls it."""
     names, found = loaded("from pipeline.train import run; run(['--selection.keep_per_step', '99'])")
     assert found == "2" and not names & {"torch", "deepspeed", "transformers"}
 
 
+@pytest.mark.slow
 def test_an_engine_needs_neither_figures_nor_templates_nor_datasets():
     names, _ = loaded("import pipeline.training.engine")
     assert "deepspeed" in names

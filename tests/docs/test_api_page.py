@@ -9,6 +9,7 @@ import pytest
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     find_spec("griffe2md") is None, reason="griffe2md is not installed (requirements-test.txt)"
 )

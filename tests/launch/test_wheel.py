@@ -21,6 +21,7 @@ pytest.importorskip(
     reason="builds the wheel without network: needs setuptools (requirements-test.txt)",
 )
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PROGRAMS = [
     file.stem for file in (ROOT / "pipeline").glob("*.py") if '__name__ == "__main__"' in file.read_text()

@@ -11,6 +11,8 @@ from pipeline.planning.model_shapes import read_shapes
 from pipeline.planning.work import Compute, Transfer
 from tests.planning.plan_cases import sizes
 
+pytestmark = pytest.mark.slow
+
 H100 = BUILT_IN["h100"]
 
 

@@ -13,6 +13,7 @@ from tests.planning.plan_cases import sizes
 from tests.planning.test_flops import counted, total
 
 B, T = 2, 64
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

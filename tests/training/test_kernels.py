@@ -25,6 +25,7 @@ def test_the_lock_of_a_dead_build_is_deleted_and_that_is_said(lock, caplog):
     assert str(lock) in caplog.text and "700 s old" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_lock_from_the_future_is_waited_for_no_longer_than_another(lock, caplog):
     """The clock was set back since."""
     os.utime(lock, (time.time() + 86400, time.time() + 86400))
@@ -32,6 +33,7 @@ def test_a_lock_from_the_future_is_waited_for_no_longer_than_another(lock, caplo
     assert not lock.exists() and "s of them waited for" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_young_lock_is_waited_for_and_that_is_said(lock, caplog):
     threading.Timer(1.0, lock.unlink).start()
     clear_stale_locks(stale_seconds=600)

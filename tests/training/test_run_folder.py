@@ -25,6 +25,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_is_held_until_its_process_is_killed_even_if_a_forked_child_lives_on(tmp_path):
     command = [sys.executable, "-c", HOLDS_AND_FORKS, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
