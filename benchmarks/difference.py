@@ -17,7 +17,7 @@ STEP_FIELDS = (
     "grad_norm",
     "learning_rate",
 )
-"""Of a line of steps.jsonl, in the order in which a step finds them."""
+"""Fields of a line of steps.jsonl, in the order in which a step finds them."""
 KEPT_FIELDS = ("id", "weight", "alignment")
 
 

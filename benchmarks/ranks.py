@@ -18,7 +18,7 @@ PRELOADED = [
 
 
 def address(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What a launcher tells one of ``ranks`` processes in its environment."""
+    """Environment that a launcher gives to one of ``ranks`` processes."""
     number = str(rank)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": str(ranks), **place}

@@ -97,7 +97,7 @@ PINNED: dict[str, Any] = {
     "run.timeout_seconds": 600,
     "run.save_model": True,
 }
-"""All settings but ``deepspeed`` and ``run.folder``, which a run has its own of."""
+"""All settings but ``deepspeed`` and ``run.folder``, which are each run's own."""
 ZERO3 = {
     "stage3_gather_16bit_weights_on_model_save": True,
     # adapters and norms stay whole, linear layers are partitioned
@@ -115,7 +115,7 @@ class Cell:
 
     name: str
     changes: dict[str, Any]
-    """Of the pinned settings."""
+    """Pinned settings with other values."""
     is_resumed: bool = False
     """This tree goes on from REV's checkpoint, instead of training from the beginning."""
 
@@ -176,7 +176,8 @@ def cells() -> list[Cell]:
 
 
 def compare_trees(chosen: list[Cell], before: Tree, now: Tree) -> dict[str, Any]:
-    """What the last line says: how many cells there are and are equal, and where the others first differ."""
+    """Content of the last line: the numbers of cells and of equal ones, and the first difference of the
+    others."""
     for tree in (before, now):
         for name in sorted(tree.known - {*PINNED, "deepspeed", "run.folder"}):
             print(f"{name} is not pinned, and has its default in {tree.root}", flush=True)
@@ -199,7 +200,7 @@ def compare_trees(chosen: list[Cell], before: Tree, now: Tree) -> dict[str, Any]
 
 
 def judge(was: Ended, ended: Ended, before: Path, now: Path) -> Optional[str]:
-    """What differs between a run of each tree, in words; None if nothing does."""
+    """The first difference between a run of each tree, in words; None if there is none."""
     if not was.problem and not ended.problem:
         return first_difference(before, now)
     if was == ended and was.is_refusal:

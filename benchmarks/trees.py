@@ -28,7 +28,7 @@ TIMEOUT = 900  # seconds of one run; the first one makes the demo model
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """The end of a run."""
 
     problem: str = ""
     """Exit codes, and the last line of a rank that failed; empty where none did."""
@@ -37,7 +37,7 @@ class Ended:
 
 
 class Tree:
-    """A tree, and the folder that its runs go to."""
+    """A tree, and the folder of its runs."""
 
     def __init__(self, root: Path, folder: Path, process: ProcessPoolExecutor):
         self.root, self.folder, self.process = root, folder, process
@@ -64,7 +64,7 @@ class Tree:
 
 
 def written(value: Any) -> str:
-    """As the command line has it."""
+    """A value in the notation of the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -90,7 +90,7 @@ def worktree(commit: str) -> Iterator[Path]:
 
 
 def git(*arguments: str) -> str:
-    """What git prints. Raises subprocess.CalledProcessError where it fails."""
+    """The output of git. Raises subprocess.CalledProcessError where it fails."""
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()

@@ -50,9 +50,9 @@ class SelectionHook:
 
         Args:
             engine: what ``deepspeed.initialize`` returns, at ZeRO stage 0 to 3; or a ``TorchEngine``.
-            targets: examples of what the model should become good at, for methods that need a Gram.
+            targets: examples of the task that the model is to learn, for methods that need a Gram.
             settings: how to select; the fields that name a model or a data file are not read.
-            pad_token_id: what rows are filled up with on the right; no token looks at it.
+            pad_token_id: fills up short rows on the right; no token looks at it.
             seed: of random draws; the same on all ranks.
             reference_model: for ``rho_loss``, whole on this rank's device.
             is_packed: samples stand one behind the other in one row instead of being padded;
@@ -121,8 +121,8 @@ class SelectionHook:
         return self.chooser.choose(share, moments, measured, step, keep)
 
     def score(self, candidates: Candidates, target: Optional[TargetRow] = None) -> Measured:
-        """What candidates of all ranks come to, of whom nothing is selected, under the optimizer's present
-        state. Every rank calls it.
+        """Measurements of the candidates of all ranks under the optimizer's present state, without a
+        selection. Every rank calls it.
 
         For a method that needs a Gram. Adam's moments must be there where the geometry needs them: there is
         no warm-up.
@@ -137,8 +137,13 @@ class SelectionHook:
             non-finite; and the target's row.
 
         Raises:
-            ValueError: unequal numbers of candidates.
+            ValueError: unequal numbers of candidates, or a method that needs no Gram.
         """
+        if not self.method.needs_target:
+            raise ValueError(
+                f"selection.method = {self.method.name} forms no Gram matrix, and scores come from one: take "
+                "filter_then_weight"
+            )
         share = self.scorer.share(as_samples(candidates))
         moments = Moments(self.scorer.fragments())
         return self.scorer.measure(share, moments, step=0, target=target, keeps_target=True)
@@ -202,14 +207,13 @@ class SelectionHook:
         return weighted_loss(loss_B, batch.weights_B, divisor)
 
     def agree(self, selection: Selection, step: int) -> str:
-        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the
-        same."""
+        """Hash of a step's selection. Raises RuntimeError, on all ranks, where they do not hold the same."""
         return self.chooser.agree(selection, step)
 
     # -- what a checkpoint keeps --
 
     def state_dict(self) -> dict[str, int]:
-        """What looks to come depend on, besides the engine's state and the step."""
+        """State of later looks that neither the engine nor the step tells."""
         return {
             "rows_per_pass": self.scorer.rows_per_pass.limit,
             "num_targets_lost": self.chooser.num_targets_lost,
@@ -228,7 +232,7 @@ def _refuse_contradictions(
     method: Method,
     reference_model: Optional[torch.nn.Module],
 ) -> None:
-    """Raises ValueError where the method lacks what it needs, or was given what it has no use for."""
+    """Raises ValueError where the method lacks what it needs, or was given something that it cannot use."""
     if method.needs_reference != (reference_model is not None):
         need = "has no use for a" if reference_model is not None else "needs a"
         raise ValueError(f"selection.method = {settings.method} {need} reference model")

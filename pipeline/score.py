@@ -1,8 +1,7 @@
 """Score a whole file against a target, offline: how much each sample's update would help, and features for a
 selection of one's own.
 
-python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume CHECKPOINT_OR_RUN] [--features D]
-[--section.key value ...]
+python -m pipeline.score --config RECIPE.yaml --output FOLDER [--resume RUN] [--section.key value ...]
 
 What it does, batch by batch, stands in pipeline/datastore/run.py.
 """
@@ -69,8 +68,8 @@ def score_parser() -> ArgumentParser:
 
 
 def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespace]:
-    """Settings with the selection that scores are made by, and the program's own arguments. Exits with code 2
-    and one sentence."""
+    """Settings, their selection as scores need it, and the program's own arguments. Exits with code 2 and one
+    sentence where they contradict each other."""
     parser = score_parser()
     config, options = parse_with(parser, [*(sys.argv[1:] if arguments is None else arguments), *UNUSED])
     options.batch = options.batch or config.selection.candidates_per_step
@@ -85,8 +84,8 @@ def parse_score(arguments: Optional[list[str]] = None) -> tuple[Config, Namespac
 
 
 def scoring_selection(config: Config, options: Namespace) -> SelectionConfig:
-    """How samples are measured. ``options.selection.geometry`` tells an explicit one from what ``auto``
-    became. Raises ValueError."""
+    """The selection that measures samples. ``options.selection.geometry`` tells an explicit one from what
+    ``auto`` became. Raises ValueError."""
     selection = config.selection
     if not config.data.target:
         raise ValueError("data.target is empty: name examples of what the samples are to be measured against")

@@ -1,7 +1,6 @@
 """Fine-tune with online data selection.
 
-deepspeed --module pipeline.train --config launch/recipes/lora.yaml --deepspeed zero2 [--section.key value
-...]
+deepspeed --module pipeline.train --config launch/recipes/lora.yaml [--section.key value ...]
 
 What a run does, step by step, stands in pipeline/training/run.py.
 """
@@ -31,7 +30,7 @@ def run(arguments: Optional[list[str]] = None) -> None:
 
 
 def _settings(arguments: Optional[list[str]]) -> Config:
-    """Exits with code 2 and one sentence where they cannot be."""
+    """Settings of the command line. Exits with code 2 and one sentence where they contradict each other."""
     return parse(__doc__.split("\n\n")[0], arguments)
 
 

@@ -48,6 +48,7 @@ def train_step(
         measured = hook.scorer.measure(share, moments, step)
         # Filter, then weight, on rank 0 in float64; broadcast, and hashes compared.
         look = hook.chooser.choose(share, moments, measured, step)
+        del moments, measured  # views of the Adam state, which the update is about to rewrite
     elif look is None:
         raise ValueError(
             f"step {step} lies between two looks (selection.score_every = {every}): give the latest"

@@ -33,7 +33,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("quick"):
-        config.option.markexpr = " and ".join(f"not {name}" for name in NOT_QUICK)
+        wanted = [f"({config.option.markexpr})"] if config.option.markexpr else []
+        config.option.markexpr = " and ".join([*wanted, *(f"not {name}" for name in NOT_QUICK)])
 
 
 def pytest_itemcollected(item):

@@ -55,7 +55,7 @@ class Grid:
     """A grid of methods x seeds x targets. ${NAME} in any text stands for the environment variable NAME."""
 
     variants: Union[list[str], dict[str, Optional[dict[str, Any]]]]
-    """What is compared: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of
+    """Variants to compare: name -> settings that differ from the base ({selection.ridge: 0.1}); or a list of
     selection methods."""
     seeds: list[int]
     """Values of run.seed; every variant runs with each."""

@@ -224,7 +224,7 @@ def by_target(outcome: Outcome, with_error: bool) -> Columns:
 
 
 def of_targets(outcome: Outcome) -> dict[tuple[str, str], tuple[str, str, list[Panel]]]:
-    """Figures by target and name: title, a sentence that tells what to look for, and panels."""
+    """Figures by target and name: title, a sentence for the reader, and panels."""
     drawn, styles = {}, figures.styles_of(outcome.variants)
     for target, own in outcome.cells.groupby("target", sort=False):
         curves = figures.learning_curves(own, styles)

@@ -9,7 +9,7 @@ from pipeline.reporting.verdict import times
 
 
 def main_variant(rows: list[Row], methods: dict[str, str]) -> Row:
-    """The variant that the verdict is about: ours, of several the best by auc; where there is none of ours,
+    """The variant of the verdict: ours, of several the best by auc; where there is none of ours,
     the first variant."""
     ours = [row for row in rows if methods[row.variant] == OURS and row.auc.mean is not None]
     return (

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many samples each name of a pool has, and how many places of an epoch it fills.
+    """Numbers of samples that the names of a pool have, and of places that they fill in an epoch.
 
     The pool holds the samples of one name behind those of the other, and an epoch has as many places as the
     pool has samples. A name fills its places from an endless sequence of its own: all of its samples in a

@@ -139,7 +139,7 @@ def write(
 
 
 def damage(path: Path, beat: Callable[[], None]) -> Optional[str]:
-    """What is wrong with a manifest or its file, in a sentence; None if nothing is."""
+    """The fault of a manifest or its file, in a sentence; None if there is none."""
     try:
         manifest = read_manifest(path)
         num_bytes, sha256 = durable.described(_data_file(path, manifest), beat)

@@ -102,14 +102,6 @@ class Collectives:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def broadcast_object(self, value):
-        """Rank 0's value, on every rank."""
-        if self.world_size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=dist.get_global_rank(self.group, 0), group=self.group)
-        return values[0]
-
     def assert_same(self, value: bytes, what: str) -> str:
         """Hash of ``value``. Raises RuntimeError, on all ranks together, where theirs differ."""
         digest = hashlib.sha256(value).hexdigest()[:16]

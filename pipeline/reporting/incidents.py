@@ -65,7 +65,7 @@ def incidents(run: Run) -> list[Incident]:
 
 
 def counts(found: Sequence[Incident]) -> str:
-    """How often each kind occurs, the most frequent first: '2 x fallback, 1 x warning'."""
+    """Numbers of each kind, the most frequent first: '2 x fallback, 1 x warning'."""
     return ", ".join(
         f"{count} x {kind}" for kind, count in Counter(incident.kind for incident in found).most_common()
     )

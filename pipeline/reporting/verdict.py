@@ -34,7 +34,7 @@ TRUST = (
 
 
 def main_run(summaries: list[Summary]) -> Summary:
-    """The run that the verdict is about: the first of filter_then_weight, else the first of all."""
+    """The run of the verdict: the first of filter_then_weight, else the first of all."""
     return next((s for s in summaries if s.method == "filter_then_weight"), summaries[0])
 
 

@@ -21,7 +21,7 @@ import torch
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.contraction import CACHE_BYTES, Contraction, choose
 from pipeline.scoring.factors import num_samples, per_sample_gradient
-from pipeline.scoring.gram import GramProblem
+from pipeline.scoring.gram import GramProblem, refuse_missing_rows
 from pipeline.scoring.metric import Metric, may_hold_zeros
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
@@ -62,7 +62,8 @@ class ExactGram:
         # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
         stays_here = collectives.world_size == 1 and collectives.device.type == "cpu"
         self._bound = min(CACHE_BYTES, problem.exchange_bytes) if stays_here else problem.exchange_bytes
-        may_go_by_tokens = not (problem.needs_moments or problem.keeps_target)
+        is_kept = problem.keeps_target or problem.target is not None
+        may_go_by_tokens = not (problem.needs_moments or is_kept)
         self.plan = {
             name: self._choose(name, problem.num_rows, may_go_by_tokens, problem.contraction)
             for name in self.owners.shapes
@@ -150,6 +151,7 @@ class ExactGram:
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
+        refuse_missing_rows(self._num_waiting, self.problem.num_rows)
         self._drain()
         with self._charged_to("exchange"):
             return self.collectives.sum(self.gram)

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.ranks.collectives import Collectives
 from pipeline.scoring.factors import num_samples
-from pipeline.scoring.gram import GramProblem
+from pipeline.scoring.gram import GramProblem, refuse_missing_rows
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.projection import Projection
 from pipeline.scoring.stopwatch import Stopwatch
@@ -100,6 +100,7 @@ class FeatureGram(ABC):
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
+        refuse_missing_rows(self._num_done, self.problem.num_rows)
         world_size, width = self.collectives.world_size, self.features_Rk.shape[1]
         num_candidates = world_size * (len(self.features_Rk) - 1)
         gram = self.features_Rk.new_zeros((num_candidates + 1, num_candidates + 1), dtype=torch.float64)

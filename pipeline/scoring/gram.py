@@ -95,3 +95,16 @@ class GramBackend(Protocol):
 
     def finish(self) -> torch.Tensor:
         """The full Gram, float64 (C + 1, C + 1), the same on every rank; the target is the last row."""
+
+
+def refuse_missing_rows(num_rows: dict[str, int], wanted: int) -> None:
+    """Raises RuntimeError where a layer has handed over another number of candidates than ``wanted``: its
+    rows would silently be missing in the Gram."""
+    wrong = {layer: number for layer, number in num_rows.items() if number != wanted}
+    if wrong:
+        layer, number = next(iter(wrong.items()))
+        raise RuntimeError(
+            f"{len(wrong)} scored layers have not handed over each candidate once; '{layer}' has {number} of "
+            f"{wanted}: its input is not (samples, tokens, features). Freeze it or leave it out of "
+            "model.lora_targets"
+        )

@@ -83,8 +83,7 @@ class Chooser:
         )
 
     def agree(self, selection: Selection, step: int) -> str:
-        """Hash of what a step trains on. Raises RuntimeError, on all ranks, where they do not hold the
-        same."""
+        """Hash of a step's selection. Raises RuntimeError, on all ranks, where they do not hold the same."""
         # What each rank knows by itself goes in too: a rank at another step, or set differently, is found out
         # here.
         own = repr((step, self.seed, self.settings)).encode()

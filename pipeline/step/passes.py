@@ -109,7 +109,7 @@ class Passes:
             num_tokens: of the longest sample of all ranks.
             weight: of each loss in the backward.
             on_factors: called with (layer name, activation_BTI, output_grad_BTO, lengths).
-            loss_scale: in float16 what losses are multiplied by; divided out before anybody sees a factor.
+            loss_scale: factor of the losses in float16; divided out before anybody sees a factor of a layer.
 
         Raises:
             OutOfMemory: in the forward, on all ranks together.

@@ -65,11 +65,12 @@ class RowsPerPass:
 def without_overflow(attempt: Callable[[float], Measured], loss_scale: float) -> Measured:
     """The result of ``attempt(loss_scale)`` with the first loss scale at which no gradient of a finite loss
     overflows, or with 1. All ranks see the same signals, so all go again."""
-    measured = attempt(loss_scale)
-    while loss_scale > 1 and _has_overflowed(measured):
-        loss_scale = max(1.0, loss_scale / OVERFLOW_STEP)
+    while True:
         measured = attempt(loss_scale)
-    return measured
+        if loss_scale <= 1 or not _has_overflowed(measured):
+            return measured
+        loss_scale = max(1.0, loss_scale / OVERFLOW_STEP)
+        del measured  # its memory is wanted for the next attempt
 
 
 def _has_overflowed(measured: Measured) -> bool:

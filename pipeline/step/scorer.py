@@ -35,14 +35,14 @@ class _Attempt:
     rows_per_pass: int
     """Samples of this rank in one forward."""
     loss_scale: float
-    """In float16 what losses are multiplied by."""
+    """Factor of the losses in float16, else 1."""
 
 
 class Scorer:
     """Measures candidates as a method needs it. Every rank calls every method.
 
     Args:
-        engine: whose module and Adam state it measures with.
+        engine: its module and its Adam state measure the candidates.
         method: says what is measured.
         settings: how.
         targets: for a method that needs them.
@@ -126,8 +126,8 @@ class Scorer:
         return {fragment.name: fragment for fragment in found if fragment.name in scored}
 
     def _has_state(self, own: dict[str, Fragment], step: int) -> bool:
-        """Whether there are moments to measure with. The first steps, and any before the first update, match
-        the plain gradient."""
+        """Whether moments measure candidates; the first steps, and any before the first update, match the
+        plain gradient instead."""
         missing = sum(f.numel for f in own.values() if f.exp_avg_sq is None or f.step == 0)
         num_missing = self.collectives.sum(torch.tensor(missing, device=self.engine.device)).item()
         # DeepSpeed's 16-bit wrappers at stage 0 take an empty step when they are made: state is there, and
@@ -238,7 +238,7 @@ class Scorer:
         keeps_target: bool,
         attempt: _Attempt,
     ) -> Measured:
-        samples, watch, gram = share.samples, share.watch, None
+        samples, watch, gram, own_target_loss = share.samples, share.watch, None, 0.0
         self.passes.examine(self.engine.module)
         if self.reference_model is not None:
             self.passes.examine(self.reference_model)
@@ -246,7 +246,7 @@ class Scorer:
             with watch("gram"):
                 gram = self.gram(len(samples), share.num_tokens, moments, step, watch, target, keeps_target)
             with watch("target"):
-                target = target or self._target_row(gram, step, attempt)
+                own_target_loss = target.loss if target else self._target_loss(gram, step, attempt)
         # Short with short: padding is work. Rows come out in this order and are put back at the end.
         order_R = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
         with watch("factors"):
@@ -264,7 +264,7 @@ class Scorer:
                 for name in passes[0]
             }
             scaled = (gram.num_scaled, float(gram.num_without_scale)) if gram else (0, 0)
-            shares = [target.loss if target else 0.0, *scaled, sum(len(s.input_ids) for s in samples)]
+            shares = [own_target_loss, *scaled, sum(len(s.input_ids) for s in samples)]
             totals = self.collectives.sum(
                 torch.tensor(shares, dtype=torch.float64, device=self.engine.device)
             ).tolist()
@@ -285,12 +285,12 @@ class Scorer:
             target_loss=totals[0],
             zero_moment_share=totals[2] / totals[1] if totals[1] else None,
             candidate_tokens=int(totals[3]),
-            target=target if keeps_target else None,
+            target=TargetRow(gram.target, own_target_loss) if keeps_target else None,
             features_Rk=features_Rk if keeps_target else None,
         )
 
-    def _target_row(self, gram: GramBackend, step: int, attempt: _Attempt) -> TargetRow:
-        """The target's factors of this rank, added to ``gram``."""
+    def _target_loss(self, gram: GramBackend, step: int, attempt: _Attempt) -> float:
+        """This rank's part of the target's loss; the factors of its target samples go to ``gram``."""
         assert self.targets is not None  # SelectionHook.attach has refused a method without its target
         collectives = self.collectives
         look = step // self.settings.score_every  # the target rotates with the looks, not past them
@@ -311,7 +311,7 @@ class Scorer:
             )
             target_loss += losses_B.sum().item() / len(batch)
         gram.finish_target()
-        return TargetRow(gram.target, target_loss)
+        return target_loss
 
     def _own_signals(
         self, samples: list[Sample], num_tokens: int, gram: Optional[GramBackend], scale: float

@@ -46,7 +46,7 @@ def weighted_step(
         engine: what ``deepspeed.initialize`` returns.
         candidates: this rank's, as given to ``SelectionHook.select``.
         selection: this step's part of what that has chosen.
-        pad_token_id: what rows are filled up with.
+        pad_token_id: fills up short rows.
         is_packed: one row of each micro-batch instead of padding it.
 
     Returns:

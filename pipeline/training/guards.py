@@ -55,7 +55,11 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put the watch back to the moment of that ``state_dict``."""
-        assert set(state) == set(self.STATE), f"the state of a watch has {sorted(state)}"
+        if set(state) != set(self.STATE):
+            raise ValueError(
+                f"the checkpoint's state of the warnings has {', '.join(sorted(state))}, and "
+                f"{', '.join(self.STATE)} is wanted: go on with the version that has written it"
+            )
         for name in self.STATE:
             setattr(self, name, state[name])
 

@@ -28,8 +28,9 @@ from pipeline.training.checkpoint import Found
 from pipeline.versions import installed
 
 FINISHED, LOCK, CONFIG = "finished.json", "lock", "config.yaml"
-BEFORE_A_RUN = {LOCK, durable.partial(Path(CONFIG)).name}
-"""Names that a killed process may have left before its folder was a run's."""
+BEFORE_A_RUN = {LOCK, durable.partial(Path(CONFIG)).name, f"{CONFIG}.tmp"}
+"""Names that a killed process may have left before its folder was a run's; the last is an earlier
+version's."""
 _held: dict[Path, FileLock] = {}
 PACKAGES = (
     "torch",

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.geometry import IDENTITY
+from pipeline.scoring.backends import BACKENDS
 from pipeline.scoring.contraction import choose, summary
 from pipeline.scoring.exact import ExactGram
 from pipeline.scoring.moments import Fragment
@@ -84,6 +85,21 @@ def dense(sizes: list[tuple[int, int]]) -> torch.Tensor:
 @pytest.mark.parametrize("contraction", [*WAYS, "auto"])
 def test_every_contraction_gives_the_dense_gram_in_float64(contraction, bound, sizes):
     assert relative_gram_error(gram(contraction, sizes, bound), dense(sizes)).max() < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_layer_that_lacks_candidates_ends_the_look(backend):
+    """As one whose input has all samples in one row; its rows would silently be missing."""
+    own = [Fragment(name, 0, o * i, None, None, 0, 0.0, 0.0, 0.0, False) for name, (o, i) in SHAPES.items()]
+    owners = SimpleNamespace(shapes=SHAPES, slices={name: [(0, o * i)] for name, (o, i) in SHAPES.items()})
+    asked = problem(owners, own, ROWS, TOKENS, 8, geometry=IDENTITY)
+    gram = BACKENDS[backend](asked, Alone, Stopwatch(CPU))
+    (batch,) = factors(2, [(ROWS - 1, TOKENS)])
+    gram.finish_target()
+    for layer, (activation_BTI, output_grad_BTO) in batch.items():
+        gram.add(layer, activation_BTI.float(), output_grad_BTO.float())
+    with pytest.raises(RuntimeError, match=rf"'\w+(\.weight)?' has {ROWS - 1} of {ROWS}: its input is not"):
+        gram.finish()
 
 
 def plan(

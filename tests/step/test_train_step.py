@@ -22,6 +22,17 @@ def test_one_call_is_its_stages_bit_for_bit(ranks):
     assert ranks[0]["one call"] == ranks[1]["one call"]
 
 
+def test_targets_rotate_with_the_looks_and_projections_are_drawn_anew_at_each(ranks):
+    """Looks at steps 0 and 2; a target's turn is not skipped where a look serves two steps."""
+    asked = dict.fromkeys(ranks[0]["one call"][2])
+    assert list(asked) == [
+        "projections of 3 0",
+        "targets of look 0",
+        "projections of 3 2",
+        "targets of look 1",
+    ]
+
+
 def test_a_step_between_two_looks_asks_for_the_latest(ranks):
     wanted = (
         f"step {STEPS + 1} lies between two looks (selection.score_every = {SCORE_EVERY}): give the latest"

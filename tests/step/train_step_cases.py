@@ -11,6 +11,22 @@ from tests.step.step_cases import NUM_CANDIDATES, prepare, start, targets
 STEPS, SCORE_EVERY = 4, 2
 
 
+def record(hook, asked: list) -> None:
+    """Note which target samples a look asks for, and the seed of its projections."""
+    batch, gram = hook.targets.batch, hook.scorer.gram
+
+    def noted_batch(look: int):
+        asked.append(f"targets of look {look}")
+        return batch(look)
+
+    def noted_gram(*arguments):
+        made = gram(*arguments)
+        asked.append(f"projections of {made.problem.seed}")
+        return made
+
+    hook.targets.batch, hook.scorer.gram = noted_batch, noted_gram
+
+
 def stories(case: Case, model_folder: str, folder: str) -> dict:
     """What this rank saw of the two ways, and the sentence where the latest look is not given."""
     from pipeline.hook import SelectionHook
@@ -29,7 +45,8 @@ def stories(case: Case, model_folder: str, folder: str) -> dict:
         engine = build_engine(case, settings)
         changed = replace(settings.selection, score_every=SCORE_EVERY, warmup_steps=2)
         hook = SelectionHook.attach(engine, targets(), changed, pad_token_id=0, seed=3)
-        seen, look = [], None
+        seen, look, asked = [], None, []
+        record(hook, asked)
         for step in range(STEPS):
             if way == "one call":
                 trained = train_step(hook=hook, stream=stream, step=step, look=look)
@@ -47,7 +64,7 @@ def stories(case: Case, model_folder: str, folder: str) -> dict:
                 result = weighted_step(engine, own, selection, pad_token_id=0)
             kept = (selection.indices.tolist(), selection.weights.tolist())
             seen.append((kept, hash_of_step, look.is_warmup, look.target_loss, result.loss, result.grad_norm))
-        found[way] = seen, {name: p.tolist() for name, p in full_parameters(engine).items()}
+        found[way] = seen, {name: p.tolist() for name, p in full_parameters(engine).items()}, asked
         if way == "one call":
             try:
                 train_step(hook=hook, stream=stream, step=STEPS + 1)

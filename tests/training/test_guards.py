@@ -154,7 +154,7 @@ def test_what_is_watched_goes_on_where_another_watch_stopped():
     assert len(undisturbed) > 2
     first, second = Watch(POOL), Watch(POOL)
     before = hear(first, steps[:37])
-    vars(second).update(pickle.loads(pickle.dumps(vars(first))))
+    second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
     assert before + hear(second, steps[37:]) == undisturbed
 
 
