@@ -32,8 +32,9 @@ class Narrator:
     def __call__(self, sentence: str) -> None:
         if self.rank == 0:
             try:
-                tqdm.write(sentence, file=sys.stdout)
-                sys.stdout.flush()
+                # tqdm.write draws the bar again before a file has the sentence, and glues the two together.
+                with tqdm.external_write_mode(file=sys.stdout):
+                    print(sentence, flush=True)
             except OSError as error:
                 raise RuntimeError(
                     f"standard output cannot be written ({error.strerror}), and what a run says must be "

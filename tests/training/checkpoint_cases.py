@@ -56,16 +56,16 @@ def kill_all_ranks_in_a_file_of_a_checkpoint() -> None:
 
 def kill_one_rank_in_scoring() -> None:
     """Rank 1 in the third step, where the other waits for it."""
-    from pipeline.hook import SelectionHook
+    from pipeline.step.scorer import Scorer
 
-    original = SelectionHook._score
+    original = Scorer.measure
 
-    def score(hook, *arguments):
-        if hook.collectives.rank == 1 and hook.engine.global_steps == 2:
+    def measure(scorer, *arguments):
+        if scorer.collectives.rank == 1 and scorer.engine.global_steps == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(hook, *arguments)
+        return original(scorer, *arguments)
 
-    SelectionHook._score = score
+    Scorer.measure = measure
 
 
 @contextmanager
