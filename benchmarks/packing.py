@@ -35,6 +35,7 @@ from pipeline.data.sample import IGNORED, Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
 from pipeline.selection.contract import Selection
+from pipeline.step.look import Look
 from pipeline.step.weighted_step import weighted_step
 from pipeline.training.attention import choose
 from pipeline.training.engine import build_engine, start_process_group
@@ -182,16 +183,16 @@ def one_round(
     )
     target_set = TargetSet(targets, options.targets, seed=0)
     kept = Selection(np.arange(options.keep), np.full(options.keep, 1 / options.keep))
-    seconds = {}
+    seconds, looks = {}, list[Look]()
     for is_packed in orders:
         hook = SelectionHook.attach(engine, target_set, settings, 0, is_packed=is_packed)
         seconds["packed" if is_packed else "padded"] = {
             "step": timed(
                 lambda is_packed=is_packed: weighted_step(engine, candidates, kept, 0, is_packed), device
             ),
-            "scoring": timed(lambda hook=hook: hook.select(candidates), device),
+            "scoring": timed(lambda hook=hook: looks.append(hook.select(candidates)), device),
         }
-        assert not hook.select(candidates).is_warmup
+        assert not looks[-1].is_warmup
     return {
         "seconds": seconds,
         "tokens": {"scoring": count(candidates + targets), "step": count(candidates[: options.keep])},
