@@ -1,5 +1,5 @@
-# C candidates per step, over all ranks
-"""The candidates of a step: a pure function of the seed and the step, so that resuming needs one integer."""
+# C candidates per step, n samples of a step, over all ranks
+"""The plain order of a pool: a pure function of the seed, so that resuming needs one integer, the place."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -18,12 +18,17 @@ class CandidateStream:
     """
 
     def __init__(
-        self, pool: Sequence[Sample], candidates_per_step: int, seed: int, mixture: Optional[Mixture] = None
+        self,
+        pool: Sequence[Sample],
+        candidates_per_step: int,
+        seed: int,
+        mixture: Optional[Mixture] = None,
+        name: str = "data.pool",
     ):
-        """Raises ValueError if the pool does not fill one step."""
+        """Raises ValueError, with the setting ``name``, if the pool does not fill one step."""
         if len(pool) < candidates_per_step:
             raise ValueError(
-                f"data.pool has {len(pool)} usable samples, fewer than selection.candidates_per_step = "
+                f"{name} has {len(pool)} usable samples, fewer than selection.candidates_per_step = "
                 f"{candidates_per_step}: add data or lower the setting"
             )
         self.pool = pool
@@ -32,23 +37,30 @@ class CandidateStream:
         self.mixture = mixture
 
     def positions(self, step: int) -> np.ndarray:
-        """Indices into the pool, int64 (C,), of the candidates of ``step`` (from 0)."""
-        epoch_C, place_C = np.divmod(
-            step * self.candidates_per_step + np.arange(self.candidates_per_step), len(self.pool)
-        )
-        orders = {epoch: self._order(epoch) for epoch in {int(epoch_C[0]), int(epoch_C[-1])}}
-        return np.array([orders[epoch][place] for epoch, place in zip(epoch_C.tolist(), place_C.tolist())])
+        """Indices into the pool, int64 (C,), of the candidates of ``step``, if every step takes C."""
+        return self.order(step * self.candidates_per_step, self.candidates_per_step)
 
-    def epoch(self, step: int) -> float:
-        """Epochs before ``step``: one is as many candidates as the pool has samples."""
-        return step * self.candidates_per_step / len(self.pool)
+    def order(self, place: int, count: int) -> np.ndarray:
+        """Indices into the pool, int64 (count,), at the places [place, place + count) of all epochs."""
+        found = []
+        while count:
+            epoch, start = divmod(place, len(self.pool))
+            found.append(self._order(epoch)[start : start + count])
+            place, count = place + len(found[-1]), count - len(found[-1])
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def epochs(self, place: int) -> float:
+        """Epochs before a place: one is as many places as the pool has samples."""
+        return place / len(self.pool)
 
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
-        """This rank's C / world_size candidates: shards in the order of ranks are the whole step in order."""
-        # config.check_world_size has refused all else with a sentence.
-        assert self.candidates_per_step % world_size == 0
-        share = self.candidates_per_step // world_size
-        return [self.pool[i] for i in self.positions(step)[rank * share : (rank + 1) * share]]
+        """This rank's share of the candidates of ``step``, if every step takes C."""
+        return self.share(self.positions(step), rank, world_size)
+
+    def share(self, positions_n: np.ndarray, rank: int, world_size: int) -> list[Sample]:
+        """This rank's samples: shares in the order of ranks are the whole step, as even as can be."""
+        first, last = (len(positions_n) * end // world_size for end in (rank, rank + 1))
+        return [self.pool[i] for i in positions_n[first:last].tolist()]
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.mixture is None or self.mixture.is_plain:

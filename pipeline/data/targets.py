@@ -36,6 +36,11 @@ class TargetSet:
         start = step * self.num_per_step if self.rotate else 0
         return [self.samples[(start + i) % len(self.samples)] for i in range(self.num_per_step)]
 
+    def mixed(self, step: int, number: int) -> list[Sample]:
+        """``number`` samples for the update of ``step``, in turn; one comes twice only if there are fewer."""
+        start = step * number
+        return [self.samples[(start + i) % len(self.samples)] for i in range(number)]
+
     def shard(self, step: int, rank: int, world_size: int) -> list[Sample]:
         """This rank's part of the batch, dealt in turn. Parts may be unequal or empty: the caller pads."""
         return self.batch(step)[rank::world_size]

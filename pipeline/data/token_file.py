@@ -94,6 +94,11 @@ class TokenFile(Sequence[Sample]):
             batch = self._reader.get_batch(number)
             yield from (_sample(batch, row) for row in range(batch.num_rows))
 
+    def column(self, name: str) -> Iterator[pyarrow.Array]:
+        """Values of one column of ``SCHEMA``, ROWS samples at a time, without a ``Sample`` of each."""
+        for number in range(self._reader.num_record_batches):
+            yield self._reader.get_batch(number).column(name)
+
     def __reduce__(self):
         return TokenFile, (self.path,)
 
