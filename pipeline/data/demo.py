@@ -40,6 +40,7 @@ PLACES = ("garden", "kitchen", "street", "river", "school", "forest", "market", 
 
 TARGET_KIND, TARGET_SHARE = "shelf", 0.25  # share of the pool; the other kinds share the rest equally
 POOL_SAMPLES, TARGET_SAMPLES, TEST_SAMPLES = 1200, 16, 64
+PARTS = ("pool", "target", "test")
 DAMAGE_SHARES = {"wrong_answer": 0.12, "duplicate": 0.06, "gibberish": 0.06, "truncation": 0.06}
 
 
@@ -126,18 +127,18 @@ def generate(num_samples: int, seed: int) -> dict[str, list[dict]]:
     damages += ["none"] * (num_samples - len(damages))
     rng.shuffle(damages)
 
-    held_out = [_line(_draw(shelf, rng, seen), "none", rng) for _ in range(TARGET_SAMPLES + TEST_SAMPLES)]
-    pool = [None if d == "duplicate" else _line(_draw(k, rng, seen), d, rng) for k, d in zip(kinds, damages)]
+    held_out = [_line(draw(shelf, rng, seen), "none", rng) for _ in range(TARGET_SAMPLES + TEST_SAMPLES)]
+    pool = [None if d == "duplicate" else _line(draw(k, rng, seen), d, rng) for k, d in zip(kinds, damages)]
     clean = [line for line in pool if line and line["damage"] == "none"]
     pool = [line or {**rng.choice(clean), "damage": "duplicate"} for line in pool]
-    parts = {"pool": pool, "target": held_out[:TARGET_SAMPLES], "test": held_out[TARGET_SAMPLES:]}
+    parts = dict(zip(PARTS, (pool, held_out[:TARGET_SAMPLES], held_out[TARGET_SAMPLES:])))
     return {
         part: [{"id": f"{part}-{i:04d}", **line} for i, line in enumerate(lines)]
         for part, lines in parts.items()
     }
 
 
-def _draw(kind, rng, seen):
+def draw(kind, rng, seen):
     """(source, prompt, right, wrong) with a prompt that is not in ``seen`` yet."""
     while True:
         prompt, right, wrong = kind(rng)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pipeline.config import DATA_SUFFIXES
-from pipeline.data import demo
+from pipeline.data import demo, demo_settings
 from pipeline.data.checks import BrokenLine, decode, shown
 from pipeline.data.hub import STREAM, dataset_rows
 from pipeline.data.record import FIELDS, Record, parse
@@ -33,7 +33,8 @@ def records_of(
     Args:
         name: a .jsonl, .json (a list of objects), .csv, .tsv or .parquet file in UTF-8, a Hugging Face
             dataset (pipeline/data/hub.py says how they are named), or 'demo:pool', 'demo:target',
-            'demo:test': what pipeline.data.demo writes, without the files.
+            'demo:test': what pipeline.data.demo writes, without the files; 'demo:SETTING/pool' and so on: of
+            a setting of pipeline.data.demo_settings.
         on_broken: 'error' raises at the first line that is no sample, 'skip' counts such lines by reason.
         setting: the setting that holds ``name``, for error messages.
         skipped: counts of skipped lines by reason; added to here.
@@ -101,13 +102,7 @@ def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
     if name != name.encode("utf-8", "replace").decode():  # it names samples in records, which are UTF-8
         raise ValueError(f"{setting}: the name {name!r} is no UTF-8: rename the file")
     if name.startswith("demo:"):
-        parts = demo.generate(demo.POOL_SAMPLES, seed=0)
-        if name.removeprefix("demo:") not in parts:
-            raise ValueError(
-                f"{setting}: there is no {name}; the demo data are "
-                f"{', '.join(f'demo:{part}' for part in parts)}"
-            )
-        yield from enumerate(parts[name.removeprefix("demo:")], 1)
+        yield from enumerate(_demo_rows(name, setting), 1)
     elif suffix not in DATA_SUFFIXES:
         yield from enumerate(dataset_rows(name, setting), 1)
     elif not os.path.isfile(name):
@@ -117,6 +112,19 @@ def _rows(name: str, setting: str) -> Iterator[tuple[int, Any]]:
             yield from READERS[suffix](name)
         except OSError as error:
             raise ValueError(f"{setting}: {name} cannot be read: {error}") from error
+
+
+def _demo_rows(name: str, setting: str) -> list[dict]:
+    of, slash, part = name.removeprefix("demo:").rpartition("/")
+    known = demo_settings.SETTINGS
+    if (slash and of not in known) or part not in demo.PARTS:
+        raise ValueError(
+            f"{setting}: there is no {name}; the demo data are "
+            f"{', '.join(f'demo:{part}' for part in demo.PARTS)}, and in place of demo: with "
+            f"{', '.join(f'demo:{of}/' for of in known)}"
+        )
+    parts = demo_settings.generate(of, seed=0) if slash else demo.generate(demo.POOL_SAMPLES, seed=0)
+    return parts[part]
 
 
 def _json_lines(name: str) -> Iterator[tuple[int, bytes]]:
