@@ -71,7 +71,7 @@ def per_sample_loss_in_chunks(
     P.-L. Hsu et al., Liger Kernel (arXiv 2410.10989), section 3.2, form logits and gradients in the same way.
     """
     output_layer = module.get_output_embeddings()
-    hidden_BTH = _hidden_states(module, input_ids_BT, lengths)
+    hidden_BTH = hidden_states(module, input_ids_BT, lengths)
     is_supervised_BT = labels_BT[:, 1:] != IGNORED
     hidden_NH, labels_N = hidden_BTH[:, :-1][is_supervised_BT], labels_BT[:, 1:][is_supervised_BT]
     losses, grads = [], []
@@ -113,7 +113,7 @@ def has_plain_logits(module: LanguageModel, device: torch.device) -> bool:
     return torch.equal(logits, known["logits"].to(logits.dtype))
 
 
-def _hidden_states(
+def hidden_states(
     module: LanguageModel, input_ids_BT: torch.Tensor, lengths: Optional[list[int]]
 ) -> torch.Tensor:
     """The output layer's input (B, T, H); the layer itself gets the last position alone, to save time."""
