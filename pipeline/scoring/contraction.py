@@ -6,6 +6,8 @@
     row_chunks     the same                              as many rows (o, I) as the limit allows, one at least
     token_token    2 R (C + 1) T^2 (O + I)               products of one sample's tokens with all tokens
 
+X X' is symmetric, and a CPU makes little more than half of it (exact.py); it is counted whole.
+
 token_token never forms a gradient:
 
     <G_i, G_j> = sum_st (output_grad_is . output_grad_jt) (activation_is . activation_jt)
@@ -16,7 +18,7 @@ It needs a metric that factors over the two sides, and is for short samples: its
 from collections import Counter
 from dataclasses import dataclass
 
-CACHE_BYTES = 4 << 20  # on CPU: rows are written, scaled and multiplied while still in cache
+CACHE_BYTES = 4 << 20  # on CPU: rows that are written at a time, of a size at which BLAS is at its best
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Contraction:
     rows: int
     """Output rows (o) of the gradients that exist at a time; 0 for token_token."""
     flops: int
-    """Operations of one rank."""
+    """Operations of one rank, at most."""
 
 
 def choose(

@@ -6,12 +6,14 @@
       G_i = output_grad_i' activation_i  (R, O, I)     --->    rows (C, n) and target (n), times its own D
       in bounded chunks of whole weight rows (O)               partial Gram += X X',   X = [rows; target]
 
-Partial Grams are summed over ranks. One exchange travels while the next rows are computed. The target pass
-comes first and leaves its mean gradient with the owners (n floats per rank, as much as a gradient partition);
-then come the candidates. With several scoring micro-batches a layer's rows wait for the last one, as
-gradients or as factors, whichever is smaller.
+Products fill the upper triangle; the lower one is its mirror. A rank alone takes its rows where they are
+formed. Partial Grams are summed over ranks. One exchange travels while the next rows are computed. The target
+pass comes first and leaves its mean gradient with the owners (n floats per rank, as much as a gradient
+partition); then come the candidates. With several scoring micro-batches a layer's rows wait for the last one,
+as gradients or as factors, whichever is smaller.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Optional
@@ -26,6 +28,12 @@ from pipeline.scoring.metric import Metric, may_hold_zeros
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.scoring.token_products import TokenProducts
+
+PIECE_BYTES = 1 << 20
+"""On CPU: elements of all candidates that are scaled and multiplied while in a core's own cache."""
+MOST_COLUMNS = 1 << 15
+"""On CPU: terms of a sum in float32; such sums are added in float64."""
+BLOCK_ROWS = 8
 
 
 def held_bytes(shapes: dict[str, tuple[int, int]], num_held: int, num_tokens: int, element_size: int) -> int:
@@ -53,13 +61,14 @@ class ExactGram:
         # The rows or factors of earlier micro-batches, by layer, and the number of their candidates.
         self._waiting: dict[str, list] = defaultdict(list)
         self._num_waiting: dict[str, int] = defaultdict(int)
+        self._workspace: Optional[torch.Tensor] = None  # of _rows
         self._chunks: list[tuple[str, int, torch.Tensor]] = []  # (name, first element, rows_Rn) not sent yet
         # Bytes that each owner will receive with the next exchange.
         self._landing = [0] * collectives.world_size
         # The exchange under way: (pieces that will arrive here, a function that waits for them).
         self._travelling: Optional[tuple[list, Callable]] = None
         self._is_target = problem.target is None
-        # Alone on a CPU nothing is sent, and chunks that stay in cache are faster.
+        # Alone nothing is sent, and on a CPU chunks that stay in cache are faster.
         stays_here = collectives.world_size == 1 and collectives.device.type == "cpu"
         self._bound = min(CACHE_BYTES, problem.exchange_bytes) if stays_here else problem.exchange_bytes
         is_kept = problem.keeps_target or problem.target is not None
@@ -135,9 +144,31 @@ class ExactGram:
                 self._token_products.add(layer, waited)
                 return
             for first, last in self._chunk_rows(layer, self.plan):
-                rows = [_weight_rows(item, first, last) for item in waited]
-                rows_RoI = rows[0] if len(rows) == 1 else torch.cat(rows)
+                rows_RoI = self._rows(waited, first, last)
                 self._send(layer + ".weight", first * activation_BTI.shape[2], rows_RoI.flatten(1))
+
+    def _rows(self, waited: list[tuple], first: int, last: int) -> torch.Tensor:
+        """Weight rows [first, last) of the gradients of all R candidates, from gradients or factors.
+
+        A rank alone uses them at once, so that the next ones are written over them: on CPU new memory for
+        each chunk would cost as much as the products that fill it.
+        """
+        some = waited[-1][0]  # an activation, or gradients: both end with I
+        shape = (self.problem.num_rows, last - first, some.shape[-1])
+        if self.collectives.world_size > 1:
+            rows_RoI = some.new_empty(shape)
+        else:
+            if self._workspace is None or self._workspace.numel() < math.prod(shape):
+                self._workspace = some.new_empty(math.prod(shape))
+            rows_RoI = self._workspace[: math.prod(shape)].view(shape)
+        parts = rows_RoI.split([_size(item) for item in waited])
+        for item, part_BoI in zip(waited, parts):
+            if len(item) == 1:
+                part_BoI.copy_(item[0][:, first:last])
+            else:
+                activation_BTI, output_grad_BTO, lengths = item
+                per_sample_gradient(activation_BTI, output_grad_BTO[:, :, first:last], lengths, part_BoI)
+        return rows_RoI
 
     def _smaller(
         self, layer: str, activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths
@@ -154,7 +185,7 @@ class ExactGram:
         refuse_missing_rows(self._num_waiting, self.problem.num_rows)
         self._drain()
         with self._charged_to("exchange"):
-            return self.collectives.sum(self.gram)
+            return self.collectives.sum(self.gram.triu() + self.gram.triu(1).T)
 
     def _charged_to(self, stage: str):
         """The time of a stage, all of the target pass as one: the price of C candidates stays visible."""
@@ -172,6 +203,9 @@ class ExactGram:
             yield first, min(first + step, out_features)
 
     def _send(self, name: str, first: int, rows_Rn: torch.Tensor) -> None:
+        if self.collectives.world_size == 1:
+            self._arrive(name, first, rows_Rn)
+            return
         chunk = (name, first, rows_Rn)
         column_bytes = self.collectives.world_size * rows_Rn.shape[0] * rows_Rn.element_size()
         owned = [
@@ -205,7 +239,7 @@ class ExactGram:
         ]
         before, self._travelling = self._travelling, (arriving, wait)
         del chunks, pieces, parts
-        self._take(before if self.collectives.world_size > 1 else self._travelling)
+        self._take(before)
 
     def _drain(self) -> None:
         """Wait until everything sent has been taken, on all ranks."""
@@ -225,13 +259,16 @@ class ExactGram:
         with self._charged_to("gram"):
             position = 0
             for name, first, numel in arriving:
-                rows_WRn = received_WRn[:, :, position : position + numel]
+                self._arrive(name, first, received_WRn[:, :, position : position + numel].flatten(0, 1))
                 position += numel
-                start = first - self.own[name].start  # in this rank's fragment
-                if self._is_target:
-                    self.target[name][start : start + numel] += rows_WRn.to(self._dtype).sum((0, 1))
-                else:
-                    self._accumulate(name, start, rows_WRn.flatten(0, 1))
+
+    def _arrive(self, name: str, first: int, rows_Cn: torch.Tensor) -> None:
+        """Add rows to the target or to the Gram, from their element ``first`` of the weight on."""
+        start = first - self.own[name].start  # in this rank's fragment
+        if self._is_target:
+            self.target[name][start : start + rows_Cn.shape[1]] += rows_Cn.to(self._dtype).sum(0)
+        else:
+            self._accumulate(name, start, rows_Cn)
 
     def _overlaps(self, chunks, rank: int):
         """((name, first element), rows_Rn, begin, end): the elements of each chunk that ``rank`` owns."""
@@ -242,51 +279,62 @@ class ExactGram:
                 yield (name, first), rows_Rn, begin, end
 
     def _accumulate(self, name: str, start: int, rows_Cn: torch.Tensor) -> None:
-        """Add X X' to the Gram, in pieces that fit the cache.
+        """Add X X' to the Gram, in pieces that fit the cache; ``rows_Cn`` is scaled in place.
 
         X = [rows; target] * D; in update_to_gradient X = [rows * D; target].
         """
-        fragment = self.own[name]
         num_candidates, numel = rows_Cn.shape
-        piece_bytes = CACHE_BYTES if rows_Cn.device.type == "cpu" else self.problem.exchange_bytes
-        piece = max(8, piece_bytes // (self._dtype.itemsize * (num_candidates + 1)) // 8 * 8)
+        target_n = self.target[name][start : start + numel]
+        scale_n = self._scale(self.own[name], start, start + numel, rows_Cn.device)
+        piece = numel
+        if rows_Cn.device.type == "cpu":
+            piece = max(8, min(PIECE_BYTES // (self._dtype.itemsize * num_candidates), MOST_COLUMNS) // 8 * 8)
         for low in range(0, numel, piece):
-            high = min(low + piece, numel)
-            x = rows_Cn.new_empty((num_candidates + 1, high - low), dtype=self._dtype)
-            scale_n = self._scale(fragment, start + low, start + high, rows_Cn.device)
-            torch.mul(rows_Cn[:, low:high], scale_n, out=x[:-1])
-            target_scale = scale_n if self.problem.geometry.scales_target else 1.0
-            torch.mul(self.target[name][start + low : start + high], target_scale, out=x[-1])
-            self.gram += _products(x)
+            columns = slice(low, low + piece)
+            x_Cn, y_n = rows_Cn[:, columns], target_n[columns]
+            if scale_n is None:
+                x_Cn = x_Cn.to(self._dtype)
+            else:
+                # 16-bit rows become float32 in the same pass.
+                is_wide = x_Cn.dtype == self._dtype
+                x_Cn = x_Cn.mul_(scale_n[columns]) if is_wide else x_Cn * scale_n[columns]
+                y_n = y_n * scale_n[columns] if self.problem.geometry.scales_target else y_n
+            products = x_Cn.new_zeros(self.gram.shape)
+            _write_upper_products(x_Cn, products[:-1, :-1])
+            torch.mv(x_Cn, y_n, out=products[:-1, -1])
+            products[-1, -1] = y_n @ y_n
+            self.gram += products
 
-    def _scale(self, fragment: Fragment, start: int, end: int, device: torch.device) -> torch.Tensor:
+    def _scale(
+        self, fragment: Fragment, start: int, end: int, device: torch.device
+    ) -> Optional[torch.Tensor]:
+        """D of some elements; None where gradients stay as they are."""
         if not self.problem.geometry.needs_moments:
-            return torch.ones((), device=device)
+            return None
         assert fragment.exp_avg_sq is not None, fragment.name
         exp_avg_sq = fragment.exp_avg_sq[start:end].to(device, non_blocking=True)
         self.num_scaled += end - start
-        scale_n = Metric.of(fragment).scale(exp_avg_sq, self.problem.geometry)
-        if may_hold_zeros(exp_avg_sq):
-            # The count stays on the device, so that nothing waits for it.
+        # One look at the moments serves the mask and the count, which stays on the device, so that nothing
+        # waits for it.
+        holds_zeros = may_hold_zeros(exp_avg_sq)
+        if holds_zeros:
             self.num_without_scale = self.num_without_scale + (exp_avg_sq == 0).sum()
-        return scale_n
+        return Metric.of(fragment).scale(exp_avg_sq, self.problem.geometry, holds_zeros)
 
 
-def _products(x_Cn: torch.Tensor) -> torch.Tensor:
-    """X X', (C, C).
+def _size(waiting: tuple) -> int:
+    """Number of samples of a waiting micro-batch, which is gradients or factors."""
+    return len(waiting[0]) if len(waiting) == 1 else num_samples(waiting[0], waiting[2])
 
-    On CPU it is made in 8 parts: for 3 to 33 rows of 4 MiB together BLAS does 1.5 times as many operations a
-    second on these as on one long thin product.
+
+def _write_upper_products(x_Cn: torch.Tensor, out_CC: torch.Tensor) -> None:
+    """The upper triangle of X X', (C, C); what is below it stays or is a product too.
+
+    X X' is symmetric, so on CPU each 8 rows are multiplied with themselves and the rows after them alone:
+    little more than half of the operations, and 8 rows are what BLAS is fastest with in so thin a product. A
+    card takes one product.
     """
-    if x_Cn.device.type != "cpu" or x_Cn.shape[1] % 8:
-        return x_Cn @ x_Cn.T
-    parts_PCn = x_Cn.view(len(x_Cn), 8, -1).transpose(0, 1)
-    return torch.bmm(parts_PCn, parts_PCn.transpose(1, 2)).sum(0)
-
-
-def _weight_rows(item: tuple, first: int, last: int) -> torch.Tensor:
-    """Rows [first, last) of the per-sample gradients (B, o, I), from the gradients or from the factors."""
-    if len(item) == 1:
-        return item[0][:, first:last]
-    activation_BTI, output_grad_BTO, lengths = item
-    return per_sample_gradient(activation_BTI, output_grad_BTO[:, :, first:last], lengths)
+    block = BLOCK_ROWS if x_Cn.device.type == "cpu" else len(x_Cn)
+    for first in range(0, len(x_Cn), block):
+        rows = slice(first, first + block)
+        torch.mm(x_Cn[rows], x_Cn[first:].T, out=out_CC[rows, first:])

@@ -190,16 +190,23 @@ def factor_bytes(layers: dict[str, nn.Linear]) -> int:
 
 
 def per_sample_gradient(
-    activation_BTI: torch.Tensor, output_grad_BTO: torch.Tensor, lengths: Optional[list[int]] = None
+    activation_BTI: torch.Tensor,
+    output_grad_BTO: torch.Tensor,
+    lengths: Optional[list[int]] = None,
+    out: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """G_i = sum_t output_grad_it activation_it', (B, O, I).
+    """G_i = sum_t output_grad_it activation_it', (B, O, I), written to ``out`` if given.
 
     Tokens meet in the outer product, never in a mean before it. ``lengths`` are the tokens of each of B
     samples in a packed row (1, T, .); None where a row is a sample.
     """
+    if out is None:
+        size = num_samples(activation_BTI, lengths)
+        gradient_BOI = activation_BTI.new_empty(size, output_grad_BTO.shape[2], activation_BTI.shape[2])
+    else:
+        gradient_BOI = out
     if lengths is None:
-        return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI)
-    gradient_BOI = activation_BTI.new_empty(len(lengths), output_grad_BTO.shape[2], activation_BTI.shape[2])
+        return torch.bmm(output_grad_BTO.transpose(1, 2), activation_BTI, out=gradient_BOI)
     # A product for each sample: on CPU torch's grouped_mm takes as long and knows no float64.
     samples = zip(output_grad_BTO[0].split(lengths), activation_BTI[0].split(lengths))
     for gradient_OI, (output_grad_tO, activation_tI) in zip(gradient_BOI, samples):

@@ -6,6 +6,7 @@ A geometry takes a power of it (pipeline/geometry.py).
 """
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 
@@ -36,8 +37,12 @@ class Metric:
             fragment.eps,
         )
 
-    def scale(self, exp_avg_sq: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    def scale(
+        self, exp_avg_sq: torch.Tensor, geometry: Geometry, holds_zeros: Optional[bool] = None
+    ) -> torch.Tensor:
         """Factors of a candidate's gradient elements, float32, in the shape of ``exp_avg_sq``.
+
+        ``holds_zeros`` is what ``may_hold_zeros`` says of it, if the caller has asked already.
 
         An element that never had a gradient (exp_avg_sq = 0) gets 0, not 1/eps: the state holds no scale for
         it yet. This is no corner case: lora_A has exactly zero gradient in the first update, and 1/eps = 1e8
@@ -53,7 +58,9 @@ class Metric:
         else:
             assert geometry.power == 0.5, geometry  # no geometry has another power
             scaled = denominator.div_(root).rsqrt_()
-        return scaled.masked_fill_(exp_avg_sq == 0, 0) if may_hold_zeros(exp_avg_sq) else scaled
+        if holds_zeros is None:
+            holds_zeros = may_hold_zeros(exp_avg_sq)
+        return scaled.masked_fill_(exp_avg_sq == 0, 0) if holds_zeros else scaled
 
 
 def may_hold_zeros(exp_avg_sq: torch.Tensor) -> bool:
