@@ -17,6 +17,9 @@ from pipeline.data.sample import Sample
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
+from pipeline.proposal.proposer import Proposer
+from pipeline.proposal.schedule import Every
+from pipeline.proposal.uniform import Uniform
 from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 
@@ -52,14 +55,15 @@ hook = SelectionHook.attach(engine, targets, settings, pad_token_id=20)
 
 pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(20 * settings.candidates_per_step)]
 stream = CandidateStream(pool, settings.candidates_per_step, seed=0)  # the same order on every rank
+proposer = Proposer(stream, settings, Uniform(), Every(2), seed=0)  # every other step is scored
 
 for step in range(20):
-    trained = train_step(hook=hook, stream=stream, step=step)
+    trained = train_step(hook=hook, proposer=proposer, step=step)
     if rank == 0:
-        candidates = [pool[i] for i in stream.positions(step)]
-        kept = [candidates[i] for i in trained.selection.indices]
+        candidates = [pool[i] for i in trained.plan.proposed.positions_n]
+        kept = [candidates[i] for i in trained.look.selection.indices]
         print(
             f"step {step}: kept {len(kept)} of {len(candidates)}, "
             f"{sum(one.source == 'wanted' for one in kept)} of them wanted; cosine "
-            f"{trained.selection.cosine}"
+            f"{trained.look.selection.cosine}"
         )

@@ -34,6 +34,8 @@ set_parsing_settings(
 )
 set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
 
+RANKINGS = ("bm25", "tfidf", "dsir", "rds", "fit", "oracle")
+"""Rankings of a whole pool, each a file in pipeline/proposal/rankings/."""
 Backend = Literal["exact", "projected", "factored"]
 LARGEST = 2**31 - 1  # of whole numbers
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -131,11 +133,11 @@ class SelectionConfig:
     """Selection method; pipeline/selection/ has a file for each, with its source and the departures from it.
     full trains on all candidates, random keeps a seeded uniform draw; max_loss and rho_loss take a forward of
     the candidates, grad_norm a backward too, the others the Gram."""
-    candidates_per_step: int = 32
+    candidates_per_step: int = 16
     """Candidates of one step, over all ranks (C)."""
     keep_per_step: int = 8
-    """Candidates that one step keeps for its update, over all ranks (K), typically 5-25 % of them."""
-    target_per_step: int = 8
+    """Candidates that one step keeps for its update, over all ranks (K), at most as many."""
+    target_per_step: int = 4
     """Target samples whose mean gradient is matched in one step, over all ranks; the set is taken in turn."""
     geometry: Literal[tuple(["auto", *GEOMETRIES])] = "auto"  # type: ignore[valid-type]  # names known at import alone
     """Space of the match: Adam's update D g (update), D^1/2 g (curvature), the raw gradient g (identity), or
@@ -157,8 +159,29 @@ class SelectionConfig:
     warmup_steps: int = 4
     """First steps in which methods that measure with Adam's moments match the plain gradient instead: moments
     of so few updates are no metric. At least 2 with LoRA: lora_A has no gradient in the very first update."""
-    score_every: int = 1
-    """One scoring pass selects for this many steps: keep_per_step x score_every samples, dealt over them."""
+    proposal: Literal[tuple(["auto", "uniform", "learned", "target", *RANKINGS])] = "auto"  # type: ignore[valid-type]  # names known at import alone
+    """Which samples of the pool a step gets. uniform: the next ones in a seeded order. learned: of the next
+    ones the best predicted, by similarity to the target examples and by what scored steps have observed
+    (pipeline/proposal/learned.py). bm25, tfidf, dsir, rds, fit, oracle: the best of a ranking that is made
+    before the run, in a seeded order (pipeline/proposal/rankings/). target: the target examples themselves.
+    auto is learned where a Gram is formed, else uniform."""
+    prior: bool = True
+    """Let learned begin with the similarity to the target examples; false begins with nothing."""
+    seed_scores: Optional[str] = None
+    """Scores of data.pool that learned begins with: a folder that pipeline.score has written, or a Parquet
+    file with its columns; samples are matched by source and id (docs/scoring.md)."""
+    pool_share: Union[Literal["auto"], float] = "auto"
+    """Share of the pool that learned and the rankings train on: learned takes n of a window of n /
+    pool_share. auto takes the samples that stand apart as similar to the target examples, and as many as
+    keep a sample from being trained on more than four times on average (pipeline/proposal/width.py)."""
+    score_every: Union[Literal["auto"], int] = "auto"
+    """Steps from one that scores candidates to the next; those between train on what the proposal gives, at
+    equal weights. auto spaces them by what scoring has been seen to yield
+    (pipeline/proposal/schedule.py); where nothing tells (momentum: compensate, geometry: update_to_gradient,
+    one target example a step) every 8th step scores, and without a Gram every step."""
+    time_share: Optional[float] = None
+    """Most of the training time that selection may take, with score_every: auto, as measured on rank 0: runs
+    then differ with the clock. None sets no bound."""
     scoring_micro_batch_size: int = 0
     """Samples per rank in one forward of the scoring pass; 0 scores the rank's share in one, streaming layer
     by layer. Smaller passes need less memory for activations (and less padding, being sorted by length), but
@@ -196,6 +219,9 @@ class TrainingConfig:
 
     steps: int = 100
     """Optimizer steps."""
+    target_mix: float = 0.0
+    """Share of keep_per_step that are target examples, taken in turn, and of the update's weight; 0.25 is one
+    in four."""
     micro_batch_size: int = 4
     """Kept samples per rank in one forward and backward; gradient accumulation follows from keep_per_step."""
     learning_rate: float = 2e-4
@@ -339,6 +365,7 @@ def parse_arguments(parser: ArgumentParser, arguments: Optional[list[str]] = Non
 
 def resolve(config: Config) -> None:
     """Fill in what the settings leave open, so that the saved copy says what is done."""
+    config.selection.proposal = resolved_proposal(config.selection)
     if registry.get(config.selection.method).takes_backward:
         config.selection.geometry = geometry(config.selection).name
 
@@ -409,7 +436,6 @@ def check_settings(config: Config) -> None:
         (s, "candidates_per_step", 1),
         (s, "keep_per_step", 1),
         (s, "target_per_step", 1),
-        (s, "score_every", 1),
         (s, "ridge", 0),
         (s, "warmup_steps", 0),
         (s, "scoring_micro_batch_size", 0),
@@ -418,6 +444,7 @@ def check_settings(config: Config) -> None:
         (s, "last_blocks", 0),
         (s, "logits_mib", 0),
         (t, "steps", 1),
+        (t, "target_mix", 0),
         (t, "micro_batch_size", 1),
         (t, "learning_rate_warmup_steps", 0),
         (t, "weight_decay", 0),
@@ -454,10 +481,31 @@ def check_settings(config: Config) -> None:
             raise ValueError(f"training.{name} is {getattr(t, name)}: it must be positive and finite")
     if not all(0 <= beta < 1 for beta in t.betas):
         raise ValueError(f"training.betas is {t.betas}: both must lie in [0, 1)")
-    if s.keep_per_step * s.score_every > s.candidates_per_step:
+    if s.keep_per_step > s.candidates_per_step:
         raise ValueError(
-            f"selection.keep_per_step x selection.score_every = {s.keep_per_step} x {s.score_every} is more "
-            f"than selection.candidates_per_step = {s.candidates_per_step}: lower one or raise the other"
+            f"selection.keep_per_step = {s.keep_per_step} is more than selection.candidates_per_step = "
+            f"{s.candidates_per_step}: lower one or raise the other"
+        )
+    check_proposal(s)
+    if not t.target_mix < 1:
+        raise ValueError(
+            f"training.target_mix is {t.target_mix}: it must be below 1; selection.proposal = target trains "
+            "on target examples alone"
+        )
+    if t.target_mix and resolved_proposal(s) == "target":
+        raise ValueError(
+            f"training.target_mix = {t.target_mix} has no meaning with selection.proposal = target, which "
+            "trains on target examples alone: leave it out"
+        )
+    if t.target_mix and s.method == "full":
+        raise ValueError(
+            f"training.target_mix = {t.target_mix} has no meaning with selection.method = full, which trains "
+            "on every candidate: leave it out"
+        )
+    if t.target_mix and num_mixed(config) in (0, samples_per_step(config)):
+        raise ValueError(
+            f"training.target_mix = {t.target_mix} of {samples_per_step(config)} samples is "
+            f"{num_mixed(config)} of them: at least one must come from the pool and one from the target"
         )
     if needs_moments(s) and s.warmup_steps >= t.steps:
         raise ValueError(
@@ -473,11 +521,6 @@ def check_settings(config: Config) -> None:
         raise ValueError(
             f"selection.contraction = {s.contraction} has no meaning with selection.backend = {s.backend}, "
             "which forms no inner product of whole gradients: leave it at auto"
-        )
-    if s.method == "full" and s.score_every != 1:
-        raise ValueError(
-            f"selection.score_every = {s.score_every} has no meaning with selection.method = full: set it to "
-            "1"
         )
     if t.evaluation_answers and config.data.loss_on == "all":
         raise ValueError(
@@ -504,6 +547,56 @@ def check_settings(config: Config) -> None:
         raise ValueError(f"model.chat_template: there is no file {config.model.chat_template}")
 
 
+def check_proposal(s: SelectionConfig) -> None:
+    """Refuse contradictions among the settings of what is proposed and when it is scored.
+
+    Raises ValueError naming the settings.
+    """
+    method = registry.get(s.method)
+    if s.score_every != "auto":
+        if s.score_every < 1:
+            raise ValueError(f"selection.score_every is {s.score_every}: the smallest value is 1")
+        if s.score_every > 1 and not method.looks_at_candidates:
+            raise ValueError(
+                f"selection.score_every = {s.score_every} has no meaning with selection.method = {s.method}, "
+                "which scores nothing: leave it at auto"
+            )
+        if s.time_share is not None:
+            raise ValueError(
+                f"selection.time_share = {s.time_share} bounds what selection.score_every = auto takes, and "
+                f"that is {s.score_every}: remove one of them"
+            )
+    if s.time_share is not None and not method.looks_at_candidates:
+        raise ValueError(
+            f"selection.time_share = {s.time_share} has no meaning with selection.method = {s.method}, which "
+            "scores nothing: leave it out"
+        )
+    for name in ("pool_share", "time_share"):
+        value = getattr(s, name)
+        if value not in ("auto", None) and not 0 < value <= 1:
+            raise ValueError(f"selection.{name} is {value}: it must be above 0 and at most 1")
+    proposal = resolved_proposal(s)
+    if proposal == "learned" and not method.needs_target:
+        raise ValueError(
+            f"selection.proposal = learned learns from a Gram, and selection.method = {s.method} forms none: "
+            "take uniform or a ranking"
+        )
+    if s.pool_share != "auto" and proposal in ("uniform", "target"):
+        raise ValueError(
+            f"selection.pool_share = {s.pool_share} has no meaning with selection.proposal = {proposal}, "
+            "which takes every sample: leave it at auto"
+        )
+    if not s.prior and proposal != "learned":
+        raise ValueError(
+            f"selection.prior = {s.prior} has no meaning with selection.proposal = {proposal}: leave it out"
+        )
+    if s.seed_scores is not None and proposal != "learned":
+        raise ValueError(
+            f"selection.seed_scores = {s.seed_scores} has no meaning with selection.proposal = {proposal}, "
+            "which learns nothing: leave it out"
+        )
+
+
 def check_data(config: Config) -> None:
     """Refuse settings without the data that the run needs. Raises ValueError naming the setting."""
     if not config.data.pool:
@@ -525,10 +618,17 @@ def check_data(config: Config) -> None:
             f"data.test is empty, and training.evaluation_answers = {config.training.evaluation_answers} "
             "needs prompts"
         )
-    if not config.data.target and registry.get(config.selection.method).needs_target:
-        raise ValueError(
-            f"data.target is empty, and selection.method = {config.selection.method} needs examples to aim at"
-        )
+    method, proposal = config.selection.method, resolved_proposal(config.selection)
+    for needs_target, setting in (
+        (registry.get(method).needs_target, f"selection.method = {method}"),
+        (proposal != "uniform", f"selection.proposal = {proposal}"),
+        (config.training.target_mix > 0, f"training.target_mix = {config.training.target_mix}"),
+    ):
+        if needs_target and not config.data.target:
+            raise ValueError(f"data.target is empty, and {setting} needs examples to aim at")
+    scores = config.selection.seed_scores
+    if scores is not None and not os.path.exists(scores):
+        raise ValueError(f"selection.seed_scores: there is nothing at {scores}")
     for setting, names in (
         ("data.pool", config.data.pool),
         ("data.target", config.data.target),
@@ -537,6 +637,18 @@ def check_data(config: Config) -> None:
         for name in names:
             if Path(name).suffix in DATA_SUFFIXES and not os.path.isfile(name):
                 raise ValueError(f"{setting}: there is no file {name}")
+
+
+def resolved_proposal(selection: SelectionConfig) -> str:
+    """The proposal that ``auto`` stands for, or the one that is set."""
+    if selection.proposal != "auto":
+        return selection.proposal
+    return "learned" if registry.get(selection.method).needs_target else "uniform"
+
+
+def num_mixed(config: Config) -> int:
+    """Target examples among the samples of one optimizer step."""
+    return round(config.training.target_mix * samples_per_step(config))
 
 
 def samples_per_step(config: Config) -> int:

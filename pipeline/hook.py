@@ -96,13 +96,21 @@ class SelectionHook:
 
     # -- what a step is made of --
 
-    def select(self, candidates: Candidates, step: Optional[int] = None, keep: Optional[int] = None) -> Look:
+    def select(
+        self,
+        candidates: Candidates,
+        step: Optional[int] = None,
+        keep: Optional[int] = None,
+        turn: Optional[int] = None,
+    ) -> Look:
         """A look at the candidates of all ranks, under the optimizer's present state. Every rank calls it.
 
         Args:
             candidates: this rank's R = C / W, as many as every other rank's.
-            step: seeds random draws and rotates the target; by default the engine's count of optimizer steps.
-            keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
+            step: seeds random draws; by default the engine's count of optimizer steps.
+            keep: most that are kept; by default ``keep_per_step`` of the settings.
+            turn: rotates the target, looks that were made before, and has it judged in halves too; by default
+                the step, and as a whole.
 
         Returns:
             Positions and weights of the kept among the C candidates in rank order (``selection``), the same
@@ -115,7 +123,7 @@ class SelectionHook:
                 ran out for good.
         """
         step = self.engine.global_steps if step is None else step
-        share = self.scorer.share(as_samples(candidates))
+        share = self.scorer.share(as_samples(candidates), turn)
         moments = self.scorer.moments(step)
         measured = self.scorer.measure(share, moments, step)
         return self.chooser.choose(share, moments, measured, step, keep)
@@ -178,7 +186,7 @@ class SelectionHook:
         kept = fetch_kept(as_samples(candidates), selection, self.collectives)
         return micro_batches(
             kept,
-            selection,
+            selection.weights,
             self.collectives,
             micro_steps,
             micro_batch_size,

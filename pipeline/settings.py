@@ -89,6 +89,17 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
     return {name: f"{name}: {before.get(name, '-')} -> {now.get(name, '-')}" for name in names}
 
 
+def draws_at_random(config: dict) -> bool:
+    """Whether a run with these nested settings trains on uniform draws from the whole pool and nothing else:
+    what all others are measured against.
+
+    Runs of earlier versions know no proposal. The method random measures nothing, so there auto is uniform.
+    """
+    selection, training = config["selection"], config.get("training") or {}
+    is_uniform = selection.get("proposal", "uniform") in ("uniform", "auto")
+    return selection["method"] == "random" and is_uniform and not training.get("target_mix")
+
+
 def is_secret(name: str) -> bool:
     """Whether an environment variable or setting of this name is a secret, neither shown nor saved."""
     return SECRET_NAMES.search(name) is not None

@@ -14,6 +14,8 @@ def run_arguments(model_folder: str, data_folder: str, folder, *changes: str) ->
         "selection.candidates_per_step": 8,
         "selection.keep_per_step": 4,
         "selection.target_per_step": 3,
+        "selection.proposal": "uniform",
+        "selection.score_every": 1,
         "selection.warmup_steps": 2,
         "training.steps": 6,
         "training.micro_batch_size": 2,

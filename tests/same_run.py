@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -25,7 +26,8 @@ def records(run_folder: Path, name: str) -> list[dict]:
     """The lines of a record but for their seconds and memory."""
     lines = [json.loads(line) for line in (run_folder / f"{name}.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")} for line in lines
+        {key: value for key, value in line.items() if key not in ("seconds", "cpu_seconds", "memory_mib")}
+        for line in lines
     ]
 
 
@@ -56,4 +58,6 @@ def differences(one, other, where: str = "") -> list[str]:
         if one.dtype == other.dtype and torch.equal(one, other):
             return []
         return [f"{where}: {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)} differ"]
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return [] if np.array_equal(one, other) else [f"{where}: arrays {one.shape} and {other.shape} differ"]
     return [] if str(one) == str(other) else [f"{where}: {str(one)[:80]} and {str(other)[:80]}"]

@@ -49,13 +49,49 @@ REFUSED = {
     "unknown method": (["--selection.method", "best"], "selection.method"),
     "keep more than candidates": (
         ["--selection.keep_per_step", "40"],
-        "selection.keep_per_step x selection.score_every = 40 x 1 is more than selection.candidates_per_step "
-        "= 32",
+        "selection.keep_per_step = 40 is more than selection.candidates_per_step = 16",
     ),
-    "several steps keep more than candidates": (["--selection.score_every", "5"], "= 8 x 5 is more than"),
     "score_every without scores": (
         ["--selection.method", "full", "--selection.score_every", "2"],
-        "set it to 1",
+        "selection.score_every = 2 has no meaning with selection.method = full, which scores nothing",
+    ),
+    "no steps between scores": (
+        ["--selection.score_every", "0"],
+        "score_every is 0: the smallest value is 1",
+    ),
+    "a bound on a fixed number": (
+        ["--selection.score_every", "4", "--selection.time_share", "0.2"],
+        "selection.time_share = 0.2 bounds what selection.score_every = auto takes, and that is 4",
+    ),
+    "more than all time": (
+        ["--selection.time_share", "1.5"],
+        "selection.time_share is 1.5: it must be above",
+    ),
+    "none of the pool": (["--selection.pool_share", "0"], "selection.pool_share is 0.0: it must be above 0"),
+    "learning without observations": (
+        ["--selection.method", "random", "--selection.proposal", "learned"],
+        "selection.proposal = learned learns from a Gram, and selection.method = random forms none",
+    ),
+    "a share of what is taken whole": (
+        ["--selection.proposal", "uniform", "--selection.pool_share", "0.5"],
+        "selection.pool_share = 0.5 has no meaning with selection.proposal = uniform",
+    ),
+    "no prior for a ranking": (
+        ["--selection.proposal", "bm25", "--selection.prior", "false"],
+        "selection.prior = False has no meaning with selection.proposal = bm25",
+    ),
+    "nothing but target examples": (["--training.target_mix", "1"], "training.target_mix is 1.0: it must be"),
+    "target examples that round to none": (
+        ["--training.target_mix", "0.01"],
+        "training.target_mix = 0.01 of 8 samples is 0 of them",
+    ),
+    "target examples with all candidates": (
+        ["--selection.method", "full", "--training.target_mix", "0.25"],
+        "training.target_mix = 0.25 has no meaning with selection.method = full",
+    ),
+    "a ranking without a target": (
+        ["--selection.method", "random", "--selection.proposal", "bm25", "--data.target", "[]"],
+        "data.target is empty, and selection.proposal = bm25 needs examples to aim at",
     ),
     "contraction without gradients": (
         ["--selection.contraction", "row_chunks", "--selection.backend", "factored"],
@@ -67,6 +103,14 @@ REFUSED = {
     "no learning rate": (["--training.learning_rate", "0"], "training.learning_rate is 0"),
     "beta of one": (["--training.betas", "[0.9, 1.0]"], "training.betas is (0.9, 1.0)"),
     "missing pool": (["--data.pool", "[nowhere.jsonl]"], "data.pool: there is no file nowhere.jsonl"),
+    "missing scores": (
+        ["--selection.seed_scores", "nowhere"],
+        "selection.seed_scores: there is nothing at nowhere",
+    ),
+    "scores for nothing that learns": (
+        ["--selection.proposal", "uniform", "--selection.seed_scores", "."],
+        "selection.seed_scores = . has no meaning with selection.proposal = uniform",
+    ),
     "missing test": (["--data.test", "[nowhere.parquet]"], "data.test: there is no file nowhere.parquet"),
     "no target": (["--data.target", "[]"], "data.target is empty, and selection.method = filter_then_weight"),
     "missing deepspeed file": (["--deepspeed", "nowhere.json"], "deepspeed: there is no file nowhere.json"),

@@ -39,7 +39,9 @@ RUNS = {
         "true",
     ],
     "mixture": ["--data.pool", "[demo:pool, demo:target]", "--data.pool_weights", "[1, 3]"],
-    "score_every": [
+    "learned": [
+        "--selection.proposal",
+        "learned",
         "--selection.score_every",
         "2",
         "--selection.keep_per_step",
@@ -94,7 +96,7 @@ def lines(folder: Path, name: str) -> list[dict]:
 def steps(folder: Path) -> list[dict]:
     """Step records but for their times and memory."""
     return [
-        {key: value for key, value in line.items() if key not in ("seconds", "memory_mib")}
+        {key: value for key, value in line.items() if key not in ("seconds", "cpu_seconds", "memory_mib")}
         for line in lines(folder, "steps")
     ]
 
@@ -110,7 +112,9 @@ def kept_ids(folder: Path) -> list[set]:
 def test_a_run_records_every_step_and_evaluation(folders, name):
     records = steps(folders[name])
     assert [record["step"] for record in records] == list(range(STEPS))
-    assert [record["warmup"] for record in records][:3] == [True, True, False]
+    scored_at = (0, 2, 4) if name == "learned" else range(STEPS)
+    assert [record["step"] for record in records if record["scored"]] == list(scored_at)
+    assert [record["step"] for record in records if record["warmup"]] == [s for s in scored_at if s < 2]
     assert all(0 < record["num_kept"] <= 4 and record["train_loss"] > 0 for record in records)
     scored = [record for record in records if record["cosine"] is not None]
     assert scored and all(-1 <= record["cosine"] <= 1 and record["dropped"] == [] for record in scored)

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -45,7 +46,7 @@ class Chooser:
         Args:
             share, moments, measured: what the earlier stages of the look have given.
             step: seeds random draws.
-            keep: most that are kept; by default ``keep_per_step`` x ``score_every`` of the settings.
+            keep: most that are kept; by default ``keep_per_step`` of the settings.
 
         Raises:
             ValueError: what the method raises, on all ranks; for one, a target without a finite gradient
@@ -54,14 +55,14 @@ class Chooser:
         """
         watch, settings, signals = share.watch, self.settings, measured.signals
         target_loss, warnings = measured.target_loss, measured.warnings
-        keep = settings.keep_per_step * settings.score_every if keep is None else keep
+        keep = settings.keep_per_step if keep is None else keep
         keep = min(share.num_candidates, keep)
         with watch("solve"):
             drawn_from_U = self._without_target(signals)
             if drawn_from_U is not None:
                 warnings = (*warnings, self._lost_target(step, len(drawn_from_U)))
-            rule = self._rule(signals, drawn_from_U, keep, share.num_candidates, step)
-            selection = together(rule, self.collectives.group)
+            rule = self._rule(measured, drawn_from_U, keep, share.num_candidates, step)
+            selection, weights_2C = together(rule, self.collectives.group)
             selection_hash = self.agree(selection, step)
         if drawn_from_U is not None:
             signals = target_loss = None
@@ -72,6 +73,8 @@ class Chooser:
             signals=signals,
             loss_C=measured.signals.loss_C if measured.signals else None,
             target_loss=target_loss,
+            halves=None if drawn_from_U is not None else measured.halves,
+            weights_2C=weights_2C,
             target_lost=drawn_from_U is not None,
             zero_moment_share=measured.zero_moment_share,
             candidate_tokens=measured.candidate_tokens,
@@ -81,6 +84,14 @@ class Chooser:
             seconds=watch.read(),
             peak_bytes=watch.peak_bytes(),
         )
+
+    def take(self, num_samples: int, step: int) -> Look:
+        """The look of a step that scores nothing: all of its samples, at equal weights.
+
+        Raises RuntimeError where the ranks are not at the same step.
+        """
+        selection = Selection(np.arange(num_samples), np.full(num_samples, 1 / num_samples))
+        return Look(selection, self.agree(selection, step))
 
     def agree(self, selection: Selection, step: int) -> str:
         """Hash of a step's selection. Raises RuntimeError, on all ranks, where they do not hold the same."""
@@ -92,22 +103,26 @@ class Chooser:
 
     def _rule(
         self,
-        signals: Optional[Signals],
+        measured: Measured,
         drawn_from_U: Optional[np.ndarray],
         keep: int,
         num_candidates: int,
         step: int,
-    ) -> Callable[[], Selection]:
-        """What rank 0 does: the method, or a draw where the target was lost."""
+    ) -> Callable[[], tuple[Selection, Optional[np.ndarray]]]:
+        """What rank 0 does: the method, or a draw where the target was lost; and the method for each half."""
 
-        def select() -> Selection:
-            rng = np.random.default_rng(
-                (self.seed, step, 1)
-            )  # a stream of its own, apart from the order of epochs
+        def rng() -> np.random.Generator:
+            return np.random.default_rng((self.seed, step, 1))  # apart from the order of epochs
+
+        def select() -> tuple[Selection, Optional[np.ndarray]]:
             known = Settings(self.settings.ridge, self.settings.temperature, self.engine.get_lr()[0])
             if drawn_from_U is not None:
-                return draw(drawn_from_U, keep, num_candidates, rng, known)
-            return self.method.select(signals, keep, num_candidates, rng, known)
+                return draw(drawn_from_U, keep, num_candidates, rng(), known), None
+
+            def of(signals: Optional[Signals]) -> Selection:
+                return self.method.select(signals, keep, num_candidates, rng(), known)
+
+            return of(measured.signals), _for_halves(measured, of)
 
         return select
 
@@ -133,3 +148,20 @@ class Chooser:
             f"WARNING at step {step}: the gradient of its target samples is not finite, "
             f"{self.num_targets_lost} in a row; it trains on a uniform draw of {num_usable} usable candidates"
         )
+
+
+def _for_halves(measured: Measured, select: Callable[[Signals], Selection]) -> Optional[np.ndarray]:
+    """Weights (2, C) of what is chosen for each half of the target; None where a half is not finite."""
+    halves, signals = measured.halves, measured.signals
+    if halves is None or signals is None or not np.isfinite(halves.products_22).all():
+        return None
+    weights_2C = np.zeros_like(halves.alignment_2C)
+    for half, weights_C in enumerate(weights_2C):
+        alone = replace(
+            signals,
+            alignment_C=halves.alignment_2C[half],
+            target_norm_squared=float(halves.products_22[half, half]),
+        )
+        selection = select(alone)
+        weights_C[selection.indices] = selection.weights
+    return weights_2C

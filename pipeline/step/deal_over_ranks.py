@@ -9,12 +9,13 @@ from pipeline.selection.contract import Selection
 
 
 def fetch_kept(candidates: list[Sample], selection: Selection, collectives: Collectives) -> list[Sample]:
-    """The kept samples in the order of ``selection``, on every rank.
+    """The kept samples in the order of ``selection``, on every rank; ranks may bring unequal shares.
 
     Token ids are small, so every rank writes those it has into one (2, K, T) tensor of zeros, which is
     summed.
     """
-    first = collectives.rank * len(candidates)
+    counts = collectives.gather(torch.tensor(len(candidates), device=collectives.device)).tolist()
+    first = sum(counts[: collectives.rank])
     own = {
         k: candidates[i - first]
         for k, i in enumerate(selection.indices.tolist())

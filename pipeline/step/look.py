@@ -1,8 +1,8 @@
 # C candidates, R candidates of this rank, k features
 """Records of a look at the candidates: those that its stages hand on, and the one at its end."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from pipeline.data.sample import Sample
 from pipeline.scoring.moments import Fragment
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.contract import GramSignals, Selection, Signals
+from pipeline.selection.halves import Halves
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Share:
     """Clock of the stages of this look."""
     bytes_before: int
     """Bytes that this rank had sent when the look began."""
+    turn: Optional[int] = None
+    """Looks before this one, which name its target samples; None takes the step."""
+    riders: list[Sample] = field(default_factory=list)
+    """Target samples that are measured as candidates are, as many on every rank (``step/halves.py``)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Measured:
 
     signals: Optional[Signals] = None
     """Input of the method; None where it needs nothing."""
+    halves: Optional[Halves] = None
+    """The target in two halves; None where it was measured as a whole."""
     target_loss: Optional[float] = None
     """Mean loss of the target samples; None where the method has no target."""
     zero_moment_share: Optional[float] = None
@@ -102,6 +109,10 @@ class Look:
     """Loss of every candidate, float64 (C,), nats per token; None where none was measured."""
     target_loss: Optional[float] = None
     """Mean loss of the target samples; None where the method has no target, or it was lost."""
+    halves: Optional[Halves] = None
+    """The target in two halves; None where it was measured as a whole."""
+    weights_2C: Optional[np.ndarray] = None
+    """Weights of the candidates, float64, in what would be chosen for each half; None without halves."""
     target_lost: bool = False
     """The target's gradient was not finite, and the selection is a uniform draw."""
     zero_moment_share: Optional[float] = None
@@ -118,16 +129,3 @@ class Look:
     """Wall time by stage on this rank."""
     peak_bytes: dict[str, int] = field(default_factory=dict)
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The selection that waits and what was seen, in the form that checkpoints have."""
-        seen = {name: value for name, value in asdict(self).items() if name != "selection"}
-        spent: dict[str, Any] = {"warnings": [], "seconds": {}, "peak_bytes": {}}  # written down already
-        return {"waiting": asdict(self.selection), "scores": {**seen, **spent}}
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any]) -> "Look":
-        """The look that ``state_dict`` has described."""
-        seen = {**state["scores"], "warnings": ()}
-        signals = seen.pop("signals")
-        return cls(Selection(**state["waiting"]), signals=Signals(**signals) if signals else None, **seen)

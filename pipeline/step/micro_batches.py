@@ -12,12 +12,12 @@ to the backward, and what reaches the optimizer is the gradient of sum_k w_k l_k
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
 import torch
 
 from pipeline.data.collate import to_batch
 from pipeline.data.sample import Sample
 from pipeline.ranks.collectives import Collectives
-from pipeline.selection.contract import Selection
 from pipeline.step.deal_over_ranks import deal_over_ranks
 
 
@@ -39,15 +39,14 @@ class MicroBatch:
 
 def micro_batches(
     kept: list[Sample],
-    selection: Selection,
+    weights_K: np.ndarray,
     collectives: Collectives,
     micro_steps: int,
     micro_batch_size: int,
     pad_token_id: int,
     is_packed: bool = False,
 ) -> list[MicroBatch]:
-    """This rank's ``micro_steps`` micro-batches of the kept samples, which are in the order of ``selection``
-    (``fetch_kept``).
+    """This rank's ``micro_steps`` micro-batches of the kept samples, in the order of their weights.
 
     Raises ValueError for more samples than W x micro_steps x micro_batch_size.
     """
@@ -61,7 +60,7 @@ def micro_batches(
         samples, num_rows = [kept[k] for k in positions], max(1, len(positions))
         input_ids_BT, labels_BT, lengths = to_batch(samples, pad_token_id, num_rows, device, is_packed)
         weights_B = torch.zeros(num_rows, device=device)
-        weights_B[: len(positions)] = torch.as_tensor(selection.weights[positions], dtype=torch.float32)
+        weights_B[: len(positions)] = torch.as_tensor(weights_K[positions], dtype=torch.float32)
         num_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=device)
         num_tokens_B[: len(positions)] = torch.tensor(
             [len(sample.input_ids) for sample in samples], dtype=torch.int64

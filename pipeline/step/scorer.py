@@ -23,6 +23,7 @@ from pipeline.scoring.norms import squared_norm
 from pipeline.scoring.owners import OwnerMap
 from pipeline.scoring.stopwatch import Stopwatch
 from pipeline.selection.contract import Method, Signals
+from pipeline.step.halves import num_riding, riders, taken_apart
 from pipeline.step.look import Measured, Moments, Share, TargetRow
 from pipeline.step.passes import Passes
 from pipeline.step.retries import RowsPerPass, without_overflow
@@ -36,6 +37,8 @@ class _Attempt:
     """Samples of this rank in one forward."""
     loss_scale: float
     """Factor of the losses in float16, else 1."""
+    turn: int
+    """Looks before this one: the target samples rotate with the looks, not with the steps."""
 
 
 class Scorer:
@@ -90,10 +93,18 @@ class Scorer:
 
     # -- candidates --
 
-    def share(self, samples: list[Sample]) -> Share:
-        """This rank's candidates as the beginning of a look. Raises ValueError, on all ranks, for unequal
-        shares."""
-        longest = max((len(sample.input_ids) for sample in samples), default=0)
+    def share(self, samples: list[Sample], turn: Optional[int] = None) -> Share:
+        """This rank's candidates as the beginning of a look. Every rank calls it.
+
+        Args:
+            samples: R of them.
+            turn: looks that were made before, where the target is to be judged in halves too.
+
+        Raises:
+            ValueError: on all ranks, for unequal shares.
+        """
+        beside = self._riders(turn)
+        longest = max((len(sample.input_ids) for sample in [*samples, *beside]), default=0)
         sizes = self.collectives.gather(torch.tensor([len(samples), longest], device=self.engine.device))
         counts = sizes[:, 0].tolist()
         if len(set(counts)) > 1 or not samples:
@@ -101,7 +112,23 @@ class Scorer:
                 f"every rank must bring the same number of candidates, at least one; they bring {counts}"
             )
         watch, num_tokens = Stopwatch(self.engine.device), int(sizes[:, 1].max())
-        return Share(samples, sum(counts), num_tokens, watch, self.collectives.bytes_sent)
+        bytes_before = self.collectives.bytes_sent
+        return Share(samples, sum(counts), num_tokens, watch, bytes_before, turn, beside)
+
+    def _riders(self, turn: Optional[int]) -> list[Sample]:
+        """Target samples that this rank measures beside its candidates; none where halves have no use."""
+        if turn is None or self.targets is None or not self.judges_halves:
+            return []
+        return riders(self.targets.batch(turn), self.collectives.rank, self.collectives.world_size)
+
+    @property
+    def judges_halves(self) -> bool:
+        """Whether the target is measured in two halves: somebody asks, and its rows are of the candidates'
+        kind."""
+        is_alike = self.geometry.scales_target and not self.settings.compensates_momentum
+        if self.targets is None or not (self.method.needs_target and is_alike):
+            return False
+        return self.settings.score_every == "auto" and num_riding(len(self.targets.batch(0))) > 0
 
     # -- moments --
 
@@ -159,7 +186,7 @@ class Scorer:
         Args:
             share: this rank's candidates.
             moments: what ``moments`` has read for this step.
-            step: names the target samples and seeds projections.
+            step: seeds projections.
             target: the target's row of an earlier pass under the same state, which spares this one the
                 target.
             keeps_target: whether the row is wanted for later passes.
@@ -175,11 +202,10 @@ class Scorer:
             nonlocal target
 
             def of_size(rows_per_pass: int) -> Measured:
-                return self._measure(
-                    share, moments, step, target, keeps_target, _Attempt(rows_per_pass, scale)
-                )
+                how = _Attempt(rows_per_pass, scale, step if share.turn is None else share.turn)
+                return self._measure(share, moments, step, target, keeps_target, how)
 
-            num_rows, num_tokens = len(share.samples), share.num_tokens
+            num_rows, num_tokens = len(share.samples) + len(share.riders), share.num_tokens
             measured, said = self.rows_per_pass.that_fit(of_size, num_rows, num_tokens, step)
             warnings.extend(said)
             # A target that is finite stays as it is when a candidate's overflow asks for another attempt.
@@ -238,7 +264,7 @@ class Scorer:
         keeps_target: bool,
         attempt: _Attempt,
     ) -> Measured:
-        samples, watch, gram, own_target_loss = share.samples, share.watch, None, 0.0
+        samples, watch, gram, own_target_loss = [*share.samples, *share.riders], share.watch, None, 0.0
         self.passes.examine(self.engine.module)
         if self.reference_model is not None:
             self.passes.examine(self.reference_model)
@@ -246,7 +272,9 @@ class Scorer:
             with watch("gram"):
                 gram = self.gram(len(samples), share.num_tokens, moments, step, watch, target, keeps_target)
             with watch("target"):
-                own_target_loss = target.loss if target else self._target_loss(gram, step, attempt)
+                own_target_loss = (
+                    target.loss if target else self._target_loss(gram, attempt, bool(share.riders))
+                )
         # Short with short: padding is work. Rows come out in this order and are put back at the end.
         order_R = np.argsort([len(sample.input_ids) for sample in samples], kind="stable")
         with watch("factors"):
@@ -264,7 +292,7 @@ class Scorer:
                 for name in passes[0]
             }
             scaled = (gram.num_scaled, float(gram.num_without_scale)) if gram else (0, 0)
-            shares = [own_target_loss, *scaled, sum(len(s.input_ids) for s in samples)]
+            shares = [own_target_loss, *scaled, sum(len(s.input_ids) for s in share.samples)]
             totals = self.collectives.sum(
                 torch.tensor(shares, dtype=torch.float64, device=self.engine.device)
             ).tolist()
@@ -280,7 +308,7 @@ class Scorer:
         features_Rk = gram.features_Rk
         if features_Rk is not None and keeps_target:
             features_Rk = features_Rk[[*np.argsort(order_R), len(order_R)]]
-        return Measured(
+        found_all = Measured(
             Signals(full[:-1, :-1], full[:-1, -1], float(full[-1, -1]), **measured),
             target_loss=totals[0],
             zero_moment_share=totals[2] / totals[1] if totals[1] else None,
@@ -288,14 +316,18 @@ class Scorer:
             target=TargetRow(gram.target, own_target_loss) if keeps_target else None,
             features_Rk=features_Rk if keeps_target else None,
         )
+        if not share.riders or self.targets is None:
+            return found_all
+        num_targets = len(self.targets.batch(attempt.turn))
+        return taken_apart(found_all, len(share.samples), len(share.riders), num_targets)
 
-    def _target_loss(self, gram: GramBackend, step: int, attempt: _Attempt) -> float:
+    def _target_loss(self, gram: GramBackend, attempt: _Attempt, some_ride: bool = False) -> float:
         """This rank's part of the target's loss; the factors of its target samples go to ``gram``."""
         assert self.targets is not None  # SelectionHook.attach has refused a method without its target
         collectives = self.collectives
-        look = step // self.settings.score_every  # the target rotates with the looks, not past them
-        batch = self.targets.batch(look)
-        own = self.targets.shard(look, collectives.rank, collectives.world_size)
+        batch = self.targets.batch(attempt.turn)
+        batch = batch[: len(batch) - num_riding(len(batch))] if some_ride else batch
+        own = batch[collectives.rank :: collectives.world_size]
         longest = max(len(sample.input_ids) for sample in batch)
         num_own = -(-len(batch) // collectives.world_size)
         target_loss = 0.0

@@ -2,27 +2,31 @@
 
 from dataclasses import dataclass
 
-from pipeline.selection.contract import Selection
+from pipeline.proposal.proposer import Plan
 from pipeline.step.look import Look
 from pipeline.step.weighted_step import StepResult
 
 
 @dataclass(frozen=True)
 class TrainedStep:
-    """One step: its look, the samples of its update, and its cost."""
+    """One step: what was proposed, what was chosen of it, and the cost."""
 
+    plan: Plan
+    """The samples of the step, and whether they were scored."""
     look: Look
-    """The look that chose; it serves ``selection.score_every`` steps."""
-    selection: Selection
-    """This step's part of what it chose."""
-    selection_hash: str
-    """Hash of that part, 16 hexadecimal digits, the same on every rank."""
+    """What was seen of them, and the selection."""
+    learned: list[str]
+    """Sentences of the proposal about what it has learned, on rank 0."""
     result: StepResult
     """Loss, norm and size of the update."""
+    num_mixed: int
+    """Target examples in the update, besides the selection."""
     learning_rate: float
     """Learning rate of the update, in the first parameter group."""
     seconds: dict[str, float]
     """Wall time by stage on this rank: reading candidates, update, and the whole step with its look as
     total."""
+    cpu_seconds: float
+    """CPU seconds of the whole step, over all ranks."""
     peak_bytes: dict[str, int]
     """Memory by stage on this rank (``Stopwatch.peak_bytes``)."""

@@ -5,9 +5,11 @@ With all candidates kept and w = 1/C this is DeepSpeed's plain step (pipeline/st
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
 import torch
 from torch.nn.utils import get_total_norm
 
@@ -38,7 +40,13 @@ class StepResult:
 
 
 def weighted_step(
-    engine, candidates: list[Sample], selection: Selection, pad_token_id: int, is_packed: bool = False
+    engine,
+    candidates: list[Sample],
+    selection: Selection,
+    pad_token_id: int,
+    is_packed: bool = False,
+    mixed: Sequence[Sample] = (),
+    mixed_share: float = 0.0,
 ) -> StepResult:
     """One optimizer step on the kept samples. Every rank calls it.
 
@@ -48,6 +56,8 @@ def weighted_step(
         selection: this step's part of what that has chosen.
         pad_token_id: fills up short rows.
         is_packed: one row of each micro-batch instead of padding it.
+        mixed: target examples that are trained on besides, the same on every rank.
+        mixed_share: their weight together; the selection's weights share what they leave.
 
     Returns:
         Loss, norm and size of the step.
@@ -58,11 +68,14 @@ def weighted_step(
             long as its loss scale can be lowered.
     """
     collectives = Collectives(engine.seq_data_parallel_group, engine.device)
-    kept = fetch_kept(candidates, selection, collectives)
+    kept = [*fetch_kept(candidates, selection, collectives), *mixed]
+    weights_K = np.concatenate(
+        [selection.weights * (1 - mixed_share), np.full(len(mixed), mixed_share / max(1, len(mixed)))]
+    )
     micro_steps = engine.gradient_accumulation_steps()
     micro_batch_size = engine.train_micro_batch_size_per_gpu()
     batches = micro_batches(
-        kept, selection, collectives, micro_steps, micro_batch_size, pad_token_id, is_packed
+        kept, weights_K, collectives, micro_steps, micro_batch_size, pad_token_id, is_packed
     )
     divisor, num_tokens = collectives.world_size * micro_steps, sum(len(sample.input_ids) for sample in kept)
     step, total = engine.global_steps, torch.zeros((), device=engine.device)

@@ -1,9 +1,9 @@
 """Checkpoints of a run, written so that a kill at any moment costs steps, never the run.
 
-They hold everything that later steps depend on. What follows from seed and step alone (order of candidates,
-rotation of the target, warm-up, draws) needs no more than the number of steps done. Besides that there are
-DeepSpeed's own files (parameters, Adam state, schedule), a selection whose samples are not all trained on yet
-(``selection.score_every``), random generators, the state behind warnings, and the sizes of the records.
+They hold everything that later steps depend on. What follows from seed and step alone (the plain order of the
+pool, warm-up, draws) needs no more than the number of steps done. Besides that there are
+DeepSpeed's own files (parameters, Adam state, schedule), what the proposer has read and learned, random
+generators, the state behind warnings, and the sizes of the records.
 """
 
 import random
@@ -27,10 +27,10 @@ from pipeline.config import CHANGE_NO_RESULT, Config
 from pipeline.data.sample import Sample, digest
 from pipeline.data.token_file import TokenFile
 from pipeline.hook import SelectionHook
+from pipeline.proposal.proposer import Proposer
 from pipeline.ranks.together import together
 from pipeline.reporting import records
 from pipeline.settings import differences, flatten
-from pipeline.step.look import Look
 from pipeline.training import checkpoint_files as files
 from pipeline.training import universal
 from pipeline.training.checkpoint_files import Manifest
@@ -306,6 +306,7 @@ class Checkpoints:
         self,
         folder: Path,
         hook: SelectionHook,
+        proposer: Proposer,
         config: Config,
         now: dict[str, Any],
         say: Callable[[str], None],
@@ -313,7 +314,7 @@ class Checkpoints:
         """Raises ValueError where a rank does not see ``folder``."""
         self.folder, self.settings = folder / files.FOLDER, config.training
         engine: Any = hook.engine  # DeepSpeed's: an Engine alone writes no checkpoints
-        self.hook, self.engine = hook, engine
+        self.hook, self.proposer, self.engine = hook, proposer, engine
         self.identity, self.say = now, say
         blind = [
             rank for rank, sees in enumerate(hook.collectives.gather_objects(folder.is_dir())) if not sees
@@ -331,20 +332,17 @@ class Checkpoints:
     def is_due(self, step: int) -> bool:
         return self.settings.save_every > 0 and step % self.settings.save_every == 0
 
-    def save(self, step: int, look: Look, journal: Optional[Journal]) -> bool:
+    def save(self, step: int, journal: Optional[Journal]) -> bool:
         """Write the checkpoint after ``step`` updates. Returns False, and says the reason, where that fails.
 
-        ``look`` is the latest, ``journal`` is rank 0's.
+        ``journal`` is rank 0's.
         """
         begin, path = time.perf_counter(), files.path_of(self.folder, step)
         sizes = journal.recorder.sizes() if journal else {}
         partial = path.with_name(path.name + files.PARTIAL)
         try:
             together(lambda: files.make_empty(partial))
-            is_trained_on = step % self.hook.settings.score_every == 0
-            problem, written = self._write(
-                partial, None if is_trained_on else look, journal.watch.state_dict() if journal else None
-            )
+            problem, written = self._write(partial, journal.watch.state_dict() if journal else None)
             manifest = Manifest(step, self.hook.collectives.world_size, self.identity, sizes, written)
             if problem is None:
                 together(lambda: files.commit(partial, manifest))
@@ -364,8 +362,8 @@ class Checkpoints:
         self.say(f"step {step}: {path.name}, {size / 2**20:,.1f} MiB in {time.perf_counter() - begin:.1f} s")
         return True
 
-    def load(self, found: Found) -> tuple[Optional[Look], Optional[dict]]:
-        """The look whose selection waits, if any, and on rank 0 the state of the journal's watch.
+    def load(self, found: Found) -> Optional[dict]:
+        """The state of the journal's watch, which is rank 0's.
 
         Puts the run back to the moment when ``found`` was written. Where another number of ranks has written
         it, the engine must have been made with ``for_other_ranks``.
@@ -373,10 +371,11 @@ class Checkpoints:
         state = load_engine(self.engine, found, self.folder, self.say)
         _set_generators(state["generators"][self.hook.collectives.rank % len(state["generators"])])
         self.hook.load_state_dict(state["hook"])
-        return None if state["waiting"] is None else Look.of_state(state), state["watched"]
+        self.proposer.load_state_dict(state["proposer"])
+        return state["watched"]
 
     def _write(
-        self, partial: Path, waiting: Optional[Look], watched: Optional[dict]
+        self, partial: Path, watched: Optional[dict]
     ) -> tuple[Optional[str], dict[str, tuple[int, str]]]:
         """The failures on all ranks, in a sentence, and size and hash of each file."""
         state = {
@@ -384,7 +383,7 @@ class Checkpoints:
             "groups": universal.groups(self.engine),
             "watched": watched,
             "hook": self.hook.state_dict(),
-            **(waiting.state_dict() if waiting else {"waiting": None, "scores": None}),
+            "proposer": self.proposer.state_dict(),
         }
         self.writer.start()
         try:

@@ -1,7 +1,8 @@
 # C candidates, K kept
 """Guards against failures without an error.
 
-Replicas drift apart, losses jump, the filter is dead, weights collapse, the target is missed.
+Replicas drift apart, losses jump, the same samples come again and again, predictions tell nothing, the filter
+is dead, weights collapse, the target is missed.
 """
 
 from collections import Counter, deque
@@ -14,7 +15,14 @@ from pipeline.ranks.collectives import Collectives
 from pipeline.training.checksum import checksum
 
 WINDOW = 20  # steps that a warning looks at, and that pass before it comes again
-NEVER_SEEN, PASSED_OVER, KEPT = 0, 1, 2  # fate of a sample when it was last a candidate
+WINDOW_OF_PREDICTIONS = 10
+"""Scored steps over which predictions are judged: fewer than WINDOW, since steps that score may be rare."""
+NO_CORRELATION = 0.1
+"""Mean correlation of predicted and observed cosines up to which predictions tell nothing. Without any
+relation the mean over ten steps of 32 candidates is within 0.06 of 0 in two cases of three."""
+MOST_TIMES = 8
+"""Times that a sample is trained on before that is worth a warning. Up to four passes teach almost as much as
+new samples, and from about sixteen on next to nothing (Muennighoff et al., arXiv 2305.16264)."""
 
 
 def check_replicas(module: torch.nn.Module, collectives: Collectives, step: int) -> None:
@@ -40,13 +48,25 @@ class Watch:
     A few numbers of the last records and a byte for each sample of the pool are its state, for checkpoints.
     """
 
-    STATE = ("losses", "scored", "last_decisions", "quiet_until")
+    STATE = (
+        "losses",
+        "scored",
+        "correlations",
+        "times_trained",
+        "recent_times",
+        "too_many",
+        "widest",
+        "quiet_until",
+    )
 
     def __init__(self, num_samples: int):
         """Begin without records; ``num_samples`` is the pool's size."""
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.scored: deque[dict[str, Any]] = deque(maxlen=WINDOW)
-        self.last_decisions = np.zeros(num_samples, np.int8)
+        self.correlations: deque[float] = deque(maxlen=WINDOW_OF_PREDICTIONS)
+        self.times_trained = np.zeros(num_samples, np.uint8)
+        self.recent_times: deque[float] = deque(maxlen=WINDOW)
+        self.too_many, self.widest = MOST_TIMES, 0.0
         self.quiet_until: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,20 +86,21 @@ class Watch:
     def __call__(self, record: dict[str, Any], positions_C: np.ndarray, kept_K: np.ndarray) -> list[str]:
         """Warnings after this step.
 
-        Its candidates stand at ``positions_C`` of the pool, and those at ``kept_K`` of these were kept. After
-        a step that was not scored (warm-up, between two scoring passes) only the loss counts.
+        Its samples stand at ``positions_C`` of the pool, and it trained on those at ``kept_K`` of these.
+        Where nothing was scored the fields of a look are None: filter, weights and target are judged by the
+        scored steps alone.
         """
-        found = {"spike": self._spike(record["train_loss"])}
+        found = {
+            "spike": self._spike(record["train_loss"]),
+            "repeats": self._worn_out(record, positions_C[kept_K]),
+            "predictions": self._blind_predictions(record),
+        }
         if not record["target_dropped"] and (record["residual"] is not None or record["fallback"]):
-            fields = {
-                name: record[name]
-                for name in ("num_kept", "effective_kept", "fallback", "target_loss", "residual")
-            }
-            self.scored.append({**fields, **self._repeats(positions_C, kept_K)})
+            names = ("num_kept", "effective_kept", "fallback", "target_loss", "residual")
+            self.scored.append({name: record[name] for name in names})
             if len(self.scored) == WINDOW:
                 found |= {
                     "filter": self._dead_filter(),
-                    "repeats": self._same_samples(),
                     "weights": self._collapsed_weights(),
                     "target": self._missed_target(),
                 }
@@ -109,20 +130,41 @@ class Watch:
             "training.gradient_clipping"
         )
 
-    def _repeats(self, positions_C: np.ndarray, kept_K: np.ndarray) -> dict[str, float]:
-        """Counts of the kept samples that had been candidates earlier, and of those that were kept then.
+    def _worn_out(self, record: dict[str, Any], positions_K: np.ndarray) -> str:
+        """A warning once most samples in training have been trained on over MOST_TIMES times, and at every
+        doubling of that."""
+        # A window may serve several steps, whose records then have none.
+        self.widest = max(self.widest, record["window"] / record["num_candidates"])
+        # Up to 255, which a byte holds.
+        self.times_trained[positions_K] += self.times_trained[positions_K] < np.iinfo(np.uint8).max
+        self.recent_times.append(float(np.median(self.times_trained[positions_K])))
+        most = self.too_many
+        if len(self.recent_times) < WINDOW or np.median(self.recent_times) <= most:
+            return ""
+        self.too_many *= 2
+        narrow = "raise selection.pool_share, " if self.widest > 1 else ""
+        return (
+            f"most samples of the last {WINDOW} steps have been trained on more than {most} times: the run "
+            f"trains on the same few of data.pool; {narrow}add samples to it, or stop"
+        )
 
-        ``by_chance`` is the share that a uniform draw would keep.
+    def _blind_predictions(self, record: dict[str, Any]) -> str:
+        """A warning where predicted and observed cosines have not correlated for long.
+
+        A proposal that has given up takes all samples at random, and is judged no more.
         """
-        before_K = self.last_decisions[positions_C[kept_K]]
-        self.last_decisions[positions_C] = PASSED_OVER
-        self.last_decisions[positions_C[kept_K]] = KEPT
-        return {
-            "kept": len(kept_K),
-            "seen": int((before_K != NEVER_SEEN).sum()),
-            "repeated": int((before_K == KEPT).sum()),
-            "by_chance": len(kept_K) / len(positions_C),
-        }
+        correlation = record["predicted_correlation"]
+        if correlation is None or record["cosine_of_proposed"] is None:
+            return ""
+        self.correlations.append(correlation)
+        mean = float(np.mean(self.correlations))
+        if len(self.correlations) < WINDOW_OF_PREDICTIONS or mean > NO_CORRELATION:
+            return ""
+        return (
+            f"over {WINDOW_OF_PREDICTIONS} scored steps predicted and observed cosines correlate at "
+            f"{mean:.2f}: the proposal does not know what the target asks for; raise "
+            "selection.target_per_step if observations are noisy, else set selection.proposal to uniform"
+        )
 
     def _dead_filter(self) -> str:
         if not all(line["fallback"] for line in self.scored):
@@ -130,23 +172,6 @@ class Watch:
         return (
             f"in {WINDOW} scored steps no candidate was aligned with the target, so the filter has kept the "
             "least bad ones: does data.pool hold anything like data.target?"
-        )
-
-    def _same_samples(self) -> str:
-        """A warning for repetition far beyond that of uniform draws, once half of the kept can repeat.
-
-        The excess is measured as a share of the possible one (Cohen's kappa).
-        """
-        kept, seen, repeated = (
-            sum(line[name] for line in self.scored) for name in ("kept", "seen", "repeated")
-        )
-        by_chance = float(np.mean([line["by_chance"] for line in self.scored]))
-        if 2 * seen < kept or by_chance == 1 or (repeated / seen - by_chance) / (1 - by_chance) < 0.9:
-            return ""
-        return (
-            f"in {WINDOW} scored steps {repeated} of {seen} kept samples that had been candidates before "
-            f"were kept then too (uniform draws would keep {by_chance:.0%} again): the run trains on the "
-            "same few of data.pool over and over; add samples to it, or stop"
         )
 
     def _collapsed_weights(self) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.sample import Sample
+from pipeline.proposal.health import health
 from pipeline.reporting.records import Recorder
 from pipeline.step.look import Look
 from pipeline.step.trained_step import TrainedStep
@@ -27,51 +28,58 @@ class Journal:
         if watched is not None:
             self.watch.load_state_dict(watched)
 
-    def step(self, step: int, epoch: float, positions_C: np.ndarray, trained: TrainedStep) -> list[str]:
+    def step(self, trained: TrainedStep) -> list[str]:
         """Write a step down. Returns warnings about it, in sentences.
 
-        ``positions_C`` are the candidates' positions in the pool. A look is written down with the first of
-        its steps; the others have its fields empty.
+        A step that scored nothing has the fields of a look empty.
         """
-        candidates = [self.pool[i] for i in positions_C]
-        look, selection, result = trained.look, trained.selection, trained.result
-        is_scored = step % self.config.selection.score_every == 0
-        scored = look if is_scored else Look(selection, is_warmup=look.is_warmup)
-        match = scored.selection
-        finite = scored.loss_C[np.isfinite(scored.loss_C)] if scored.loss_C is not None else np.empty(0)
+        plan, look, result = trained.plan, trained.look, trained.result
+        step, positions_C, selection = plan.step, plan.proposed.positions_n, look.selection
+        candidates = [self.pool[i] for i in positions_C.tolist()]
+        is_look = plan.is_scored
+        finite = look.loss_C[np.isfinite(look.loss_C)] if look.loss_C is not None else np.empty(0)
         record = {
             "step": step,
-            "epoch": epoch,
+            "epoch": plan.epoch,
             "method": self.config.selection.method,
-            "warmup": scored.is_warmup,
+            "warmup": look.is_warmup,
+            "scored": int(look.loss_C is not None),
+            "window": plan.proposed.window,
+            **health(look.signals, plan.proposed),
             "num_candidates": len(candidates),
             "num_kept": len(selection.indices),
             "effective_kept": 1 / float(np.sum(np.square(selection.weights))),
             "train_loss": result.loss,
             "candidate_loss": float(finite.mean()) if len(finite) else None,
-            "target_loss": scored.target_loss,
-            "residual": match.residual,
-            "cosine": match.cosine,
+            "target_loss": look.target_loss,
+            "residual": selection.residual,
+            "cosine": selection.cosine,
             "fallback": int(selection.fallback),
             "dropped": [candidates[i].id for i in selection.dropped],
-            "target_dropped": int(scored.target_lost),
-            "out_of_memory": scored.out_of_memory,
+            "target_dropped": int(look.target_lost),
+            "out_of_memory": look.out_of_memory,
             "learning_rate": trained.learning_rate,
             "grad_norm": result.grad_norm,
             "skipped": int(not result.was_applied),
             "loss_scale": result.loss_scale,
-            "zero_moment_share": scored.zero_moment_share,
-            "bytes_sent": scored.bytes_sent,
-            "candidate_tokens": scored.candidate_tokens,
+            "zero_moment_share": look.zero_moment_share,
+            "bytes_sent": look.bytes_sent,
+            "candidate_tokens": look.candidate_tokens,
             "trained_tokens": result.num_tokens,
-            "selection_hash": trained.selection_hash,
-            "seconds": {**scored.seconds, **trained.seconds},
+            "target_mixed": trained.num_mixed,
+            "selection_hash": look.selection_hash,
+            "cpu_seconds": trained.cpu_seconds,
+            "seconds": {**look.seconds, **trained.seconds},
             "memory_mib": {
                 stage: round(size / 2**20, 1)
-                for stage, size in {**scored.peak_bytes, **trained.peak_bytes}.items()
+                for stage, size in {**look.peak_bytes, **trained.peak_bytes}.items()
             },
         }
-        record["warnings"] = [*scored.warnings, *self.watch(record, positions_C, look.selection.indices)]
+        record["warnings"] = [
+            *look.warnings,
+            *_warnings(trained),
+            *self.watch(record, positions_C, look.selection.indices),
+        ]
         self.recorder.step(record)
         self.recorder.kept(
             [
@@ -86,9 +94,7 @@ class Journal:
                 for i, weight in zip(selection.indices.tolist(), selection.weights)
             ]
         )
-        passed = (
-            np.setdiff1d(np.arange(len(candidates)), look.selection.indices).tolist() if is_scored else []
-        )
+        passed = np.setdiff1d(np.arange(len(candidates)), look.selection.indices).tolist() if is_look else []
         if passed:
             found = [_alignment(look, i) for i in passed]
             alignment = [value and round(value, 4) for value in found] if set(found) != {None} else None
@@ -124,6 +130,10 @@ class Journal:
             self.engine.monitor.write_events(
                 [(name, value, self.engine.global_samples) for name, value in numbers(record)]
             )
+
+
+def _warnings(trained: TrainedStep) -> list[str]:
+    return [f"WARNING after step {trained.plan.step}: {sentence}" for sentence in trained.learned]
 
 
 def numbers(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

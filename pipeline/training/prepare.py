@@ -94,7 +94,5 @@ def load(config: Config, prepared: Prepared, *, found: Optional[Found] = None) -
 
 
 def _without_steps(config: Config, world_size: int) -> Config:
-    selection = replace(
-        config.selection, candidates_per_step=world_size, keep_per_step=world_size, score_every=1
-    )
+    selection = replace(config.selection, candidates_per_step=world_size, keep_per_step=world_size)
     return replace(config, selection=selection, training=replace(config.training, micro_batch_size=1))

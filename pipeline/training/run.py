@@ -18,6 +18,7 @@ from pipeline.training.guards import check_replicas
 from pipeline.training.journal import Journal
 from pipeline.training.model import load_reference_model, load_tokenizer
 from pipeline.training.prepare import load, prepare
+from pipeline.training.proposing import proposer_of
 from pipeline.training.tokenised import read
 
 
@@ -31,8 +32,14 @@ def train(config: Config) -> None:
     assert isinstance(pool, TokenFile)  # data.pool is never empty
     asked = questions(tests, config.training.evaluation_answers, config.data.max_tokens)
     weights = config.data.pool_weights
+    pool_setting = "data.pool"
+    if config.selection.proposal == "target":
+        pool, weights, pool_setting = targets, None, "data.target"
+        assert isinstance(pool, TokenFile)
     mixture = mixture_of(config.data.pool, pool.sizes, weights) if weights else None
-    stream = CandidateStream(pool, config.selection.candidates_per_step, config.run.seed, mixture)
+    stream = CandidateStream(
+        pool, config.selection.candidates_per_step, config.run.seed, mixture, pool_setting
+    )
     rotate = config.data.rotate_targets
     target_set = (
         TargetSet(targets, config.selection.target_per_step, config.run.seed, rotate) if targets else None
@@ -65,10 +72,10 @@ def train(config: Config) -> None:
     say("self-check: what selection relies on, measured on this model, data and cluster")
     say.checks(self_check.run(hook, stream.shard(0, rank, world_size)))
 
-    checkpoints, first = Checkpoints(folder, hook, config, identity, say), 0
-    look, watched = None, None
+    proposer, setup = proposer_of(config, hook, stream, targets, say)
+    checkpoints, first, watched = Checkpoints(folder, hook, proposer, config, identity, say), 0, None
     if found:
-        first, (look, watched) = found.manifest.step, checkpoints.load(found)
+        first, watched = found.manifest.step, checkpoints.load(found)
         together(lambda: run_folder.continue_records(folder, found, world_size, say))
         if hook.needs_moments:
             say.checks([self_check.check_state(hook)])
@@ -83,7 +90,9 @@ def train(config: Config) -> None:
             "device": device.type,
         }
         run_folder.write_environment(folder, facts)
-        run_folder.write_pool(folder, config.data.pool, pool, targets, mixture)
+        names = config.data.target if config.selection.proposal == "target" else config.data.pool
+        run_folder.write_pool(folder, names, pool, targets, mixture)
+        run_folder.write_setup(folder, setup)
 
     def evaluate(step: int) -> None:
         if tests:
@@ -99,7 +108,7 @@ def train(config: Config) -> None:
             if journal:
                 journal.evaluation(step, loss, tests, answers)
 
-    steps, score_every = config.training.steps, config.selection.score_every
+    steps = config.training.steps
     progress = tqdm(
         range(first, steps),
         config.selection.method,
@@ -113,13 +122,12 @@ def train(config: Config) -> None:
         if step == 0 or (config.training.evaluate_every and step % config.training.evaluate_every == 0):
             evaluate(step)
 
-        trained = train_step(hook=hook, stream=stream, step=step, look=look)
+        trained = train_step(hook=hook, proposer=proposer, step=step)
         look, result = trained.look, trained.result
         if hook.needs_moments and result.was_applied and engine.global_steps - engine.skipped_steps == 1:
             say.checks([self_check.check_state(hook)])
         if journal:
-            number = step // score_every  # looks made before
-            for warning in journal.step(step, stream.epoch(number), stream.positions(number), trained):
+            for warning in journal.step(trained):
                 say(warning)
         cosine = look.selection.cosine
         progress.set_postfix(loss=f"{result.loss:.3f}", cosine="-" if cosine is None else f"{cosine:.2f}")
@@ -133,7 +141,7 @@ def train(config: Config) -> None:
             check_replicas(engine.module, hook.collectives, step + 1)
         requested = stop.agreed(hook.collectives)
         if requested or checkpoints.is_due(step + 1):
-            saved = checkpoints.save(step + 1, look, journal)
+            saved = checkpoints.save(step + 1, journal)
         if requested:
             goes_on = "goes on" if saved else "goes on from the checkpoint before, if there is one"
             say(f"{requested}: stopped after {step + 1} steps; --resume auto {goes_on}")

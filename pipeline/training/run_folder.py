@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
@@ -25,6 +26,7 @@ from pipeline.reporting import records
 from pipeline.settings import differences, flatten
 from pipeline.training import checkpoint_files as files
 from pipeline.training.checkpoint import Found
+from pipeline.training.proposing import Setup
 from pipeline.versions import installed
 
 FINISHED, LOCK, CONFIG = "finished.json", "lock", "config.yaml"
@@ -167,6 +169,11 @@ def write_environment(folder: Path, facts: dict) -> None:
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     _write(folder / "environment.json", {**facts, **machine, "versions": installed(PACKAGES)})
+
+
+def write_setup(folder: Path, setup: Setup) -> None:
+    """Write down what was done before the first step, and its price."""
+    _write(folder / "setup.json", asdict(setup))
 
 
 def write_pool(

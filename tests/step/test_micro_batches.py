@@ -38,7 +38,9 @@ def of_all_ranks(shape: tuple[int, int, int], is_packed: bool, kept=KEPT, select
     """By rank and micro-step."""
     world_size, micro_steps, micro_batch_size = shape
     return [
-        micro_batches(kept, selection, Place(rank, world_size), micro_steps, micro_batch_size, PAD, is_packed)
+        micro_batches(
+            kept, selection.weights, Place(rank, world_size), micro_steps, micro_batch_size, PAD, is_packed
+        )
         for rank in range(world_size)
     ]
 

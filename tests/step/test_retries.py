@@ -102,8 +102,7 @@ def test_factors_of_candidates_and_target_are_freed_of_the_same_loss_scale():
 
     scorer.passes, scorer.targets = Passes(), Targets()
     scorer.collectives = type("C", (), {"rank": 0, "world_size": 1})()
-    scorer.settings = type("S", (), {"score_every": 1})()
-    attempt = type("A", (), {"rows_per_pass": 2, "loss_scale": 32.0})()
-    scorer._target_loss(Gram(), 0, attempt)
+    attempt = type("A", (), {"rows_per_pass": 2, "loss_scale": 32.0, "turn": 0})()
+    scorer._target_loss(Gram(), attempt)
     scorer._own_signals([None], 4, Gram(), attempt.loss_scale)
     assert seen == [(0.5, 32.0), (1.0, 32.0)]

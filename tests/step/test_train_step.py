@@ -3,7 +3,7 @@
 import pytest
 
 from tests.scoring.engine_cases import Case
-from tests.step.train_step_cases import SCORE_EVERY, STEPS
+from tests.step.train_step_cases import SCORED, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -13,28 +13,20 @@ def ranks(run_ranks, model_folder, tmp_path_factory):
 
 
 def test_one_call_is_its_stages_bit_for_bit(ranks):
-    """Selections, hashes, losses, norms and parameters, in and after warm-up, with two steps to a look."""
+    """Positions, selections, hashes, losses, norms and parameters, over scored steps and others, with a
+    target example in each update."""
     for found in ranks:
-        assert found["one call"] == found["by stages"] and len(found["one call"][0]) == STEPS
-    seen = ranks[0]["one call"][0]
-    assert [step[2] for step in seen] == [True, True, False, False], "warm-up lasts for two steps"
-    assert len({step[1] for step in seen}) == STEPS, "each step trains on something else"
-    assert ranks[0]["one call"] == ranks[1]["one call"]
+        assert found["one call"][:3] == found["by stages"][:3] and len(found["one call"][0]) == STEPS
+    assert ranks[0]["one call"][:3] == ranks[1]["one call"][:3]
+
+
+def test_the_proposal_observes_the_cosines_of_scored_steps_on_rank_0_alone(ranks):
+    assert ranks[0]["one call"][3] == ranks[0]["by stages"][3] and len(ranks[0]["one call"][3]) == len(SCORED)
+    assert ranks[1]["one call"][3] == []
 
 
 def test_targets_rotate_with_the_looks_and_projections_are_drawn_anew_at_each(ranks):
-    """Looks at steps 0 and 2; a target's turn is not skipped where a look serves two steps."""
-    asked = dict.fromkeys(ranks[0]["one call"][2])
-    assert list(asked) == [
-        "projections of 3 0",
-        "targets of look 0",
-        "projections of 3 2",
-        "targets of look 1",
-    ]
-
-
-def test_a_step_between_two_looks_asks_for_the_latest(ranks):
-    wanted = (
-        f"step {STEPS + 1} lies between two looks (selection.score_every = {SCORE_EVERY}): give the latest"
-    )
-    assert ranks[0]["no look"] == ranks[1]["no look"] == wanted
+    """A target's turn is not skipped where steps are not scored."""
+    asked = set(ranks[0]["one call"][2])
+    wanted = [(f"projections of 3 {step}", f"targets of look {turn}") for turn, step in enumerate(SCORED)]
+    assert asked == {sentence for pair in wanted for sentence in pair}

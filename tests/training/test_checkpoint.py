@@ -25,10 +25,23 @@ VARIANTS = {
         "0",
         "--training.weight_decay",
         "0.1",
+        "--selection.proposal",
+        "learned",
         "--selection.score_every",
         "2",
     ],
-    "zero3-lora": ["--deepspeed", "ds_configs/zero3.json", "--training.precision", "bf16"],
+    "zero3-lora": [
+        "--deepspeed",
+        "ds_configs/zero3.json",
+        "--training.precision",
+        "bf16",
+        "--selection.proposal",
+        "learned",
+        "--selection.score_every",
+        "auto",
+        "--training.target_mix",
+        "0.25",
+    ],
 }  # the others are stopped in benchmarks/kill_resume.py
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.training.checksum import checksum
-from pipeline.training.guards import WINDOW, Watch, check_replicas
+from pipeline.training.guards import MOST_TIMES, WINDOW, WINDOW_OF_PREDICTIONS, Watch, check_replicas
 from tests.processes import tails
 
 
@@ -67,8 +67,19 @@ def record(step: int, **changes) -> dict:
         "num_kept": 8,
         "effective_kept": 8.0,
         "target_loss": 2.0 - 0.01 * step,
+        "num_candidates": CANDIDATES,
+        "window": CANDIDATES,
+        "predicted_correlation": None,
+        "cosine_of_proposed": None,
     }
     return {"step": step, **usual, **changes}
+
+
+def unscored(step: int, **changes) -> dict:
+    """The record of a step that trains on what was proposed."""
+    return record(
+        step, **{"residual": None, "target_loss": None, "num_candidates": KEPT, "window": KEPT, **changes}
+    )
 
 
 POOL, CANDIDATES, KEPT = 320, 32, 8
@@ -84,8 +95,8 @@ def draw(step: int) -> np.ndarray:
     return np.random.default_rng((1, step)).permutation(CANDIDATES)[:KEPT]
 
 
-def favourites(step: int) -> np.ndarray:
-    """Those that stand first in the pool."""
+def first_of_the_pool(step: int) -> np.ndarray:
+    """Those candidates that stand first in the pool."""
     return np.argsort(positions(step))[:KEPT]
 
 
@@ -103,9 +114,9 @@ def test_a_healthy_run_hears_nothing():
     ]
     assert said(noisy) == []
     assert said([record(step) for step in range(5 * WINDOW)]) == []
-    assert said([record(step, residual=None, target_loss=None) for step in range(5 * WINDOW)]) == [], (
-        "random, and warm-up"
-    )
+    assert said([unscored(step) for step in range(5 * WINDOW)]) == []
+    rarely = [record(step) if step % 4 == 0 else unscored(step) for step in range(5 * WINDOW)]
+    assert said(rarely) == []
     falling = [record(step, train_loss=4 * 0.95**step * rng.uniform(0.7, 1.4)) for step in range(5 * WINDOW)]
     assert said(falling) == []
 
@@ -118,40 +129,75 @@ def test_a_loss_that_jumps_is_named_with_what_was_usual():
         f"WARNING after step {WINDOW}: its loss is 4.300, and 2.100 was the median of the {WINDOW} steps "
         "before"
     )
-    unscored = [record(step, residual=None) for step in range(WINDOW)]
-    assert len(said([*unscored, record(WINDOW, residual=None, train_loss=4.3)])) == 1, (
-        "of any method, in warm-up too"
-    )
+    plain = [unscored(step) for step in range(WINDOW)]
+    assert len(said([*plain, unscored(WINDOW, train_loss=4.3)])) == 1, "of any method, scored or not"
 
 
-def test_a_filter_that_keeps_the_same_few_again_and_again_is_named():
-    """A quarter of the pool is kept, whatever stands beside it."""
-    steps = [record(step) for step in range(4 * WINDOW)]
-    whole_pool = lambda step: np.arange(CANDIDATES)
-    found = said(steps, kept=lambda step: np.flatnonzero(positions(step) < POOL // 4)[: CANDIDATES - 1])
-    assert (
-        "kept samples that had been candidates before were kept then too" in found[0]
-        and "over and over" in found[0]
-    )
-    assert int(found[0].split()[3].rstrip(":")) < 2 * WINDOW, (
-        "as soon as half of a window's samples have come back"
-    )
-    assert said(steps) == [], "draws"
-    assert said(steps, kept=whole_pool) == [], "all are kept: nothing is chosen"
-    assert said(steps[:10], kept=favourites) == [], "in the first epoch nothing can repeat"
+def test_samples_that_are_trained_on_over_and_over_are_named_at_every_doubling():
+    """A few of the pool, 8 a step: each is trained on once in every four steps."""
+    few = 32
+    same = lambda step: np.arange(few)[step * KEPT % few :][:KEPT]
+    watch, heard = Watch(POOL), []
+    for step in range(22 * few // KEPT):
+        heard += [(step, text) for text in watch(unscored(step, window=50), same(step), np.arange(KEPT))]
+    first, second = heard
+    # The median of a window's steps is behind the last of them by half a window.
+    times = [(step + 1) * KEPT / few for step, _ in heard]
+    assert MOST_TIMES < times[0] < MOST_TIMES + 4 and 2 * MOST_TIMES < times[1] < 2 * MOST_TIMES + 4
+    assert f"have been trained on more than {MOST_TIMES} times" in first[1]
+    assert "the same few of data.pool; raise selection.pool_share" in first[1]
+    assert f"have been trained on more than {2 * MOST_TIMES} times" in second[1]
+
+
+def test_a_sample_of_the_whole_pool_in_turn_is_no_reason_to_warn_before_many_epochs():
+    steps = [unscored(step) for step in range(MOST_TIMES * POOL // CANDIDATES)]
+    assert said(steps, kept=lambda step: np.arange(CANDIDATES)) == [], "every epoch takes each sample once"
+    more = [unscored(step) for step in range(MOST_TIMES * POOL // CANDIDATES + 2 * WINDOW)]
+    (found,) = said(more, kept=lambda step: np.arange(CANDIDATES))
+    assert "the run trains on the same few of data.pool; add samples to it, or stop" in found
+
+
+def test_counts_of_times_do_not_start_again_at_the_end_of_a_byte():
+    watch = Watch(1)
+    for step in range(300):
+        watch(unscored(step), np.zeros(1, int), np.zeros(1, int))
+    assert watch.times_trained.tolist() == [255]
+
+
+def test_predictions_that_tell_nothing_are_named_and_those_that_tell_something_are_not():
+    rng = np.random.default_rng(0)
+    chance = rng.normal(0, 0.05, 3 * WINDOW)
+    blind = [record(step, predicted_correlation=r, cosine_of_proposed=0.1) for step, r in enumerate(chance)]
+    between = [unscored(step) for step in range(3 * WINDOW)]
+    rarely = [blind[step] if step % 4 == 0 else between[step] for step in range(3 * WINDOW)]
+    found = said(rarely)[0]
+    assert found.startswith(f"WARNING after step {4 * (WINDOW_OF_PREDICTIONS - 1)}: over 10 scored steps")
+    assert "correlate at -0.0" in found or "correlate at 0.0" in found
+    assert "set selection.proposal to uniform" in found
+    assert said(blind[: WINDOW_OF_PREDICTIONS - 1]) == [], "too few"
+    seeing = [{**line, "predicted_correlation": line["predicted_correlation"] + 0.3} for line in blind]
+    assert said(seeing) == []
+    given_up = [{**line, "cosine_of_proposed": None} for line in blind]
+    assert said(given_up) == [], "all are taken at random, whatever was predicted"
 
 
 def test_what_is_watched_goes_on_where_another_watch_stopped():
     """As from a checkpoint: the same sentences at the same steps."""
     steps = [
-        record(step, fallback=int(step > 5), train_loss=9.0 if step == 45 else 2.0)
-        for step in range(3 * WINDOW)
+        record(
+            step,
+            fallback=int(step > 5),
+            train_loss=9.0 if step == 45 else 2.0,
+            predicted_correlation=0.0,
+            cosine_of_proposed=0.0,
+        )
+        for step in range(6 * WINDOW)
     ]
     hear = lambda watch, lines: [
-        s for line in lines for s in watch(line, positions(line["step"]), favourites(line["step"]))
+        s for line in lines for s in watch(line, positions(line["step"]), first_of_the_pool(line["step"]))
     ]
     undisturbed = hear(Watch(POOL), steps)
-    assert len(undisturbed) > 2
+    assert len({sentence.split(": ")[1][:9] for sentence in undisturbed}) > 3, "several kinds"
     first, second = Watch(POOL), Watch(POOL)
     before = hear(first, steps[:37])
     second.load_state_dict(pickle.loads(pickle.dumps(first.state_dict())))
@@ -162,6 +208,9 @@ def test_a_dead_filter_is_named_once_in_a_window():
     found = said([record(step, fallback=1) for step in range(2 * WINDOW)])
     assert len(found) == 2 and f"in {WINDOW} scored steps no candidate was aligned" in found[0]
     assert said([record(step, fallback=int(step != 5)) for step in range(WINDOW)]) == []
+    rarely = [record(step, fallback=1) if step % 3 == 0 else unscored(step) for step in range(3 * WINDOW)]
+    (found,) = said(rarely)
+    assert found.startswith(f"WARNING after step {3 * (WINDOW - 1)}: "), "unscored steps do not count"
 
 
 def test_collapsed_weights_are_named():

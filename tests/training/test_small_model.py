@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import DataConfig, ModelConfig
-from pipeline.data import demo
+from pipeline.data import demo, demo_settings
 from pipeline.data.chat import tokenize_all
 from pipeline.data.record import Record, parse
 from pipeline.training import small_model
@@ -63,6 +63,17 @@ def test_the_demo_model_has_seen_no_sample_of_the_targets_kind():
     parts = demo.generate(demo.POOL_SAMPLES, seed=0)
     of_kind = {row["prompt"] for rows in parts.values() for row in rows if row["source"] == demo.TARGET_KIND}
     assert len(of_kind) > 300 and not seen & of_kind and len(seen) > 1000
+
+
+@pytest.mark.parametrize("setting", demo_settings.SETTINGS)
+def test_the_demo_model_has_seen_no_prompt_of_the_target_of_a_setting(setting):
+    """In ``behaviour`` it knows the questions, but no options and no letters."""
+    seen = {record.prompt for record in small_model.demo_records()}
+    parts = demo_settings.generate(setting, seed=0)
+    kind = parts["target"][0]["source"]
+    wanted = {row["prompt"] for rows in parts.values() for row in rows if row["source"] == kind}
+    assert len(wanted) > 300 and not seen & wanted
+    assert not any("Route" in prompt or "(A)" in prompt for prompt in seen)
 
 
 def test_demo_stands_for_a_model_that_is_made_once(monkeypatch, tmp_path):
