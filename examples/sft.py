@@ -75,9 +75,7 @@ trainer = SelectionSFTTrainer(
 )
 trainer.train()
 if trainer.is_world_process_zero():
-    chosen = trainer.chosen
-    assert chosen is not None and chosen.cosine is not None
-    print(
-        f"kept {len(chosen.indices)} of 16 in the last of {trainer.state.global_step} updates, "
-        f"cosine {chosen.cosine:.3f}"
-    )
+    logs = [entry for entry in trainer.state.log_history if "selection_scored" in entry]
+    scored = sum(entry["selection_scored"] for entry in logs) / len(logs)
+    cosine = [entry["selection_cosine"] for entry in logs if "selection_cosine" in entry][-1]
+    print(f"{trainer.state.global_step} updates, {scored:.0%} of them scored; last cosine {cosine:.3f}")

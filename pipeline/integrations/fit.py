@@ -1,9 +1,15 @@
 """Checks that a Trainer's arguments fit selection, and the number of candidates that its batches hold."""
 
-from transformers import Trainer
+from typing import Any
 
-from pipeline.config import SelectionConfig
+from transformers import Trainer
+from transformers.utils import logging
+
+from pipeline.config import SelectionConfig, check_proposal
+from pipeline.integrations import proposing
 from pipeline.selection import registry
+
+logger = logging.get_logger(__name__)
 
 
 def candidates_per_batch(trainer: Trainer, selection: SelectionConfig) -> int:
@@ -95,9 +101,9 @@ def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_tar
             getattr(config, "output_router_logits", False),
             "set it to False in the model's config: the loss has no router term",
         ),
-        f"selection.score_every = {selection.score_every}": (
-            selection.score_every != 1,
-            "set it to 1: a Trainer resumes after any update, and must find its candidates again",
+        f"selection.seed_scores = {selection.seed_scores}": (
+            selection.seed_scores is not None,
+            "leave it out: rows of train_dataset have no id to find their scores by",
         ),
     }
     for what, (is_set, remedy) in refused.items():
@@ -108,3 +114,33 @@ def refuse_unfit_arguments(trainer: Trainer, selection: SelectionConfig, has_tar
             f"selection.method = {selection.method} needs examples to aim at: give target_dataset"
         )
     candidates_per_batch(trainer, selection)
+    check_proposal(selection)
+    if trainer.train_dataset is not None:
+        _refuse_unfit_dataset(trainer.train_dataset, selection)
+
+
+def _refuse_unfit_dataset(dataset: Any, selection: SelectionConfig) -> None:
+    """Refuse proposals that a Trainer does not make, or not from this dataset. Raises ValueError."""
+    proposal = proposing.proposal_of(selection, dataset)
+    if proposal not in ("uniform", "learned"):
+        raise ValueError(
+            f"selection does not go with selection.proposal = {proposal} in a Trainer, which trains on "
+            "train_dataset: give it the rows that are wanted, and set uniform or learned"
+        )
+    if not proposing.is_indexable(dataset):
+        for name, wanted in (("proposal", "uniform"), ("score_every", 1)):
+            value = getattr(selection, name)
+            if value not in ("auto", wanted):
+                raise ValueError(
+                    f"selection.{name} = {value} asks for rows by their positions, and train_dataset is a "
+                    f"stream ({type(dataset).__name__}): set it to {wanted}, or give a dataset with a length"
+                )
+        logger.warning(
+            "train_dataset is a stream: its rows are candidates as they come, and every update scores "
+            "(selection.proposal = uniform, selection.score_every = 1)"
+        )
+    elif proposing.proposes(selection, dataset) and len(dataset) < selection.candidates_per_step:
+        raise ValueError(
+            f"train_dataset has {len(dataset)} rows, fewer than selection.candidates_per_step = "
+            f"{selection.candidates_per_step}: add data or lower the setting"
+        )

@@ -16,16 +16,24 @@ Trainer's own loop runs; three of its methods do something else while it trains:
                            as the update's micro-batches
     compute_loss           the weighted loss of such a micro-batch
 
-So epochs, max_steps, skipping of batches at a resume, checkpoints, callbacks, logging and evaluation stay
-Trainer's: a step is an update, and an epoch looks at every sample of the dataset once.
+So epochs, max_steps, checkpoints, callbacks, logging and evaluation stay Trainer's. A step is an update, and
+an epoch is len(train_dataset) / candidates_per_step of them, in which every row is a candidate once where all
+updates score the next rows.
+
+Where updates take proposed rows (selection.proposal, selection.score_every), the loader gives its length, its
+sampler's order, its dataset and its collator, and is not read: what an update takes depends on what the one
+before has observed. An epoch stays as many updates, so that num_train_epochs, warm-up and schedules mean the
+same whatever is proposed; how often the order has been gone through is logged as selection_epoch.
 """
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from pipeline.config import SelectionConfig
@@ -33,7 +41,11 @@ from pipeline.data.batch import samples_of
 from pipeline.data.sample import Sample
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
+from pipeline.integrations import proposing
+from pipeline.integrations.dataset_stream import Rows
 from pipeline.integrations.fit import candidates_per_batch, refuse_unfit_arguments
+from pipeline.proposal.health import health
+from pipeline.proposal.proposer import Plan, Proposer
 from pipeline.scoring.engines import TorchEngine
 from pipeline.scoring.loss import per_sample_loss
 from pipeline.selection.contract import Selection
@@ -58,7 +70,8 @@ class SelectionMixin(Base):
 
     Args:
         selection: how many candidates are looked at for one update and how many are kept; ``keep_per_step``
-            must be per_device_train_batch_size x gradient_accumulation_steps x world size.
+            must be per_device_train_batch_size x gradient_accumulation_steps x world size. ``proposal`` is
+            uniform or learned.
         target_dataset: examples of the skill that the model should gain, in the format of ``train_dataset``;
             for methods that compare with a target. Read whole at start.
         reference_model: for ``rho_loss``.
@@ -89,8 +102,13 @@ class SelectionMixin(Base):
         self.target_set = self._read_targets(target_dataset) if target_dataset is not None else None
         self.selection_hook: Optional[SelectionHook] = None
         self.chosen: Optional[Selection] = None
-        """The selection of the update under way."""
+        """The selection of the update under way: all of its samples alike where it has scored none."""
         self._attached_to: tuple = ()
+        self._proposer: Optional[Proposer] = None
+        self._checkpoint: Optional[Path] = None
+        self._with_mask = False
+        self._clock = _Clock()
+        self.add_callback(self._clock)
         self._selection_log: dict[str, list[float]] = {}
 
     # -- candidates in, kept samples out --
@@ -107,20 +125,45 @@ class SelectionMixin(Base):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, None]:
         """Micro-batches of kept samples, as many as this update has batches of candidates."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        candidates = [sample for batch in batches for sample in samples_of(batch)]
-        hook, step = self._attach(candidates), self.state.global_step
-        micro_steps, micro_batch_size = len(batches), self._train_batch_size
-        # less than keep_per_step where an epoch ends early
-        keep = micro_steps * micro_batch_size * self.args.world_size
-        look = hook.select(candidates, step, keep)
+        if proposing.proposes(self.selection, self.train_dataset):
+            candidates, look, with_mask = self._proposed(num_batches)
+        else:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if not batches:
+                return batches, None
+            num_batches, with_mask = len(batches), "attention_mask" in batches[0]
+            candidates = [sample for batch in batches for sample in samples_of(batch)]
+            hook = self._attach(candidates)
+            look = hook.select(candidates, self.state.global_step, self._num_trained(num_batches))
+            self._note(look)
+        assert self.selection_hook is not None  # attached by now
         self.chosen = look.selection
-        self._note(look)
-        with_mask = "attention_mask" in batches[0]
-        kept = hook.micro_batches(candidates, self.chosen, micro_steps, micro_batch_size)
+        kept = self.selection_hook.micro_batches(
+            candidates, look.selection, num_batches, self._train_batch_size
+        )
         return [_as_inputs(batch, with_mask) for batch in kept], None
+
+    def _proposed(self, num_batches: int) -> tuple[list[Sample], Look, bool]:
+        """This rank's share of what is proposed for the update, the look, and whether batches have a mask."""
+        step, keep = self.state.global_step, self._num_trained(num_batches)
+        proposer, hook = self._begin_proposing()
+        begin = time.perf_counter()
+        plan = proposer.plan(step)
+        seconds = time.perf_counter() - begin
+        candidates = proposer.share(plan, self.args.process_index, self.args.world_size)
+        sentences = list[str]()
+        if plan.is_scored:
+            look = hook.select(candidates, step, keep, plan.turn)
+            sentences = proposer.observe(plan, look.signals, look.halves, look.weights_2C)
+        else:  # an epoch's last update may be short
+            look = hook.chooser.take(keep, step)
+        self._note(look, plan, seconds, sentences)
+        self._clock.begin(proposer, begin, seconds + sum(look.seconds.values()))
+        return candidates, look, self._with_mask
+
+    def _num_trained(self, num_batches: int) -> int:
+        """Samples of an update: fewer than ``keep_per_step`` where an epoch ends early."""
+        return num_batches * self._train_batch_size * self.args.world_size
 
     def compute_loss(
         self,
@@ -160,6 +203,57 @@ class SelectionMixin(Base):
             )
             self._selection_log = {}
         super().log(logs, start_time)
+
+    # -- proposing --
+
+    def train(self, *args, **kwargs):
+        """Train as Trainer does. What an earlier call has learned is forgotten unless a checkpoint has it."""
+        self._proposer = self._checkpoint = None
+        return super().train(*args, **kwargs)
+
+    def _begin_proposing(self) -> tuple[Proposer, SelectionHook]:
+        """The proposer and the hook of this training, from its first update on."""
+        if self._proposer is not None:
+            assert self.selection_hook is not None
+            return self._proposer, self.selection_hook
+        loader = self.callback_handler.train_dataloader
+        if self.args.dataloader_num_workers and self.is_world_process_zero():
+            logger.warning(
+                f"dataloader_num_workers = {self.args.dataloader_num_workers} does nothing for training: "
+                "rows are proposed when an update begins, and read then"
+            )
+        rows, share = Rows(loader.dataset, loader.collate_fn), self.selection.candidates_per_step
+        share //= self.args.world_size
+        first = self.args.process_index * share
+        hook = self._attach([rows[position] for position in range(first, first + share)])
+        proposer = proposing.proposer_of(
+            loader,
+            hook,
+            self.target_set.samples if self.target_set else None,
+            self.state.max_steps,
+            self.args.seed,
+            self.args.ddp_timeout,
+        )
+        if self._checkpoint is not None:
+            proposing.load(self._checkpoint, proposer, hook)
+        self._proposer, self._with_mask = proposer, rows.have_mask()
+        return proposer, hook
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save as Trainer does, and what proposals depend on."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._proposer is not None and self.is_world_process_zero():
+            assert self.selection_hook is not None
+            proposing.save(Path(output_dir), self._proposer, self.selection_hook)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Optional[str]) -> None:
+        """Load as Trainer does; proposals go on from there at the first update."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._checkpoint = Path(checkpoint)
+            proposing.refuse_unfit_checkpoint(
+                self._checkpoint, proposing.proposes(self.selection, self.train_dataset)
+            )
 
     # -- attaching --
 
@@ -224,7 +318,10 @@ class SelectionMixin(Base):
         """The id of a pad. Pads stand on the right, where no token looks at them: any id will do."""
         return getattr(self.processing_class, "pad_token_id", None) or 0
 
-    def _note(self, look: Look) -> None:
+    def _note(
+        self, look: Look, plan: Optional[Plan] = None, seconds: float = 0.0, sentences: Sequence[str] = ()
+    ) -> None:
+        """Keep an update's numbers for the next log; ``plan`` and the rest are of a proposed one."""
         selection = look.selection
         numbers = {
             "kept": len(selection.indices),
@@ -233,14 +330,35 @@ class SelectionMixin(Base):
             "target_loss": look.target_loss,
             "fallback": float(selection.fallback),
             "dropped": len(selection.dropped),
-            "seconds": sum(look.seconds.values()),
+            "seconds": seconds + sum(look.seconds.values()),
         }
+        if plan is not None:
+            numbers |= {"scored": plan.is_scored, "window": plan.proposed.window}
+            numbers |= health(look.signals, plan.proposed)
+            self._selection_log["epoch"] = [plan.epoch]  # the latest
         for name, value in numbers.items():
             if value is not None:
                 self._selection_log.setdefault(name, []).append(float(value))
         if self.is_world_process_zero():
-            for warning in look.warnings:
+            for warning in (*look.warnings, *sentences):
                 logger.warning(warning)
+
+
+class _Clock(TrainerCallback):
+    """Lets the proposer know what an update has taken, before a checkpoint or an evaluation takes more."""
+
+    def __init__(self):
+        self.proposer: Optional[Proposer] = None
+        self.began = self.selection_seconds = 0.0
+
+    def begin(self, proposer: Proposer, began: float, selection_seconds: float) -> None:
+        """An update is under way since ``began``; selection has taken its part of it."""
+        self.proposer, self.began, self.selection_seconds = proposer, began, selection_seconds
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.proposer is not None:
+            self.proposer.spend(self.selection_seconds, time.perf_counter() - self.began)
+            self.proposer = None
 
 
 class SelectionTrainer(SelectionMixin, Trainer):

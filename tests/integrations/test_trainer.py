@@ -2,6 +2,7 @@
 in one process."""
 
 import os
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -11,8 +12,13 @@ from tests.integrations.trainer_cases import LR, STEPS, Way
 from tests.processes import free_port
 
 WAYS = [Way(), Way(1), Way(2), Way(3)]
-OWN_LOOPS = [Way(), Way(2, gradient_accumulation_steps=1)]
-RESUMED = [Way(lora=True), Way(2)]
+OWN_LOOPS = [
+    Way(),
+    Way(2, gradient_accumulation_steps=1),
+    Way(2, gradient_accumulation_steps=1, learned=True),
+]
+RESUMED = [Way(lora=True), Way(2), Way(learned=True), Way(2, learned=True), Way(1, learned=True)]
+LOADED = [Way(learned=True)]
 ALONE = [Way(), Way(precision="bf16", gradient_accumulation_steps=1)]
 
 
@@ -27,7 +33,12 @@ def on_two_ranks(request, run_ranks, model_folder, folder):
     asked = selected.parameters(request)
     ways = {
         name: [way for way in every if any(given.get(name) == way for given in asked)]
-        for name, every in {"plain": WAYS, "own": OWN_LOOPS, "resumed": RESUMED}.items()
+        for name, every in {
+            "plain": WAYS,
+            "own": OWN_LOOPS,
+            "resumed": RESUMED,
+            "loaded": LOADED,
+        }.items()
     }
     arguments = dict(ways=ways, model_folder=model_folder, folder=folder)
     return run_ranks("tests.integrations.trainer_cases:on_two_ranks", 2, **arguments)
@@ -65,6 +76,9 @@ def test_a_trainer_selects_and_trains_as_the_library_does_in_a_loop_of_ones_own(
     assert first["own"] == second["own"]
     for found in (first, second):
         check_own_loop(found)
+        assert found.get("plans") == found.get("own plans")
+    if own.learned:
+        assert {is_scored for is_scored, *_ in first["plans"]} == {True, False}
 
 
 def test_a_trainer_in_one_process_does_so_too(alone):
@@ -96,15 +110,68 @@ def test_a_trainer_logs_what_selection_saw(on_two_ranks, own):
         )
 
 
+@pytest.mark.parametrize("own", OWN_LOOPS[2:], ids=str)
+def test_a_trainer_logs_what_the_proposal_is_worth(on_two_ranks, own):
+    """``epoch`` counts updates, three in each; ``selection_epoch`` what was read of the order before."""
+    found = on_two_ranks[0]["own"][own]
+    training, read = [entry for entry in found["log"] if "loss" in entry], 0
+    assert len(training) == STEPS
+    for step, (entry, (is_scored, _, window, _)) in enumerate(zip(training, found["plans"])):
+        assert (entry["selection_scored"], entry["selection_window"]) == (is_scored, window)
+        assert entry["epoch"] == pytest.approx((step + 1) / 3, abs=0.01)
+        assert entry["selection_epoch"] == pytest.approx(read / 24)
+        read += window
+    for entry in training:
+        for name in ("cosine", "cosine_of_proposed", "cosine_of_explored", "predicted_correlation"):
+            assert (f"selection_{name}" in entry) == bool(entry["selection_scored"]), (name, entry)
+
+
 @pytest.mark.parametrize("resumed", RESUMED, ids=str)
 def test_a_trainer_that_resumes_goes_on_bit_for_bit(on_two_ranks, resumed):
-    """From the middle of an epoch, with dropout: candidates, random states, Adam's state and learning rates
-    all come back."""
+    """From the middle of an epoch and from its beginning, with dropout: what is proposed and selected, random
+    states, Adam's state and learning rates all come back."""
     for results in on_two_ranks:
-        found = results["resumed"][resumed]
-        assert found["selections"][0] == found["selections"][1] and len(found["selections"][0]) == STEPS - 2
-        assert found["losses"][0] == found["losses"][1]
-        assert not found["differ"]
+        for step in (2, 3) if resumed.learned else (2,):
+            found = results["resumed"][resumed][step]
+            assert found["plans"][0] == found["plans"][1]
+            assert len(found["plans"][0]) == (STEPS - step if resumed.learned else 0)
+            assert found["selections"][0] == found["selections"][1]
+            assert len(found["selections"][0]) == STEPS - step
+            assert found["losses"][0] == found["losses"][1]
+            assert not found["differ"]
+
+
+@pytest.mark.parametrize("resumed", [RESUMED[2]], ids=str)
+def test_a_trainer_does_not_go_on_with_other_rows_than_its_checkpoint(on_two_ranks, resumed):
+    for results in on_two_ranks:
+        message = results["resumed"][resumed]["otherwise"]
+        assert "checkpoint-2 has selection_state.pt, and by selection.proposal" in message
+
+
+@pytest.mark.parametrize("loaded", LOADED, ids=str)
+def test_proposals_do_not_depend_on_the_loader(on_two_ranks, loaded):
+    for results in on_two_ranks:
+        plain, with_workers, dispatched = results["loaded"][loaded]
+        assert plain == with_workers == dispatched and len(plain) == STEPS
+
+
+def test_a_trainer_that_proposes_the_plain_order_is_the_one_that_loads_it(alone):
+    """Over two epochs: its sampler's order, its collator, the rotation of the target."""
+    found = alone["asked"]
+    assert found["loaded"][:2] == found["asked"][:2] and len(found["plans"]) == STEPS
+    assert not found["differ"]
+
+
+def test_selection_takes_no_more_than_its_share_of_the_time(alone):
+    """Both kinds of seconds reach the schedule, those of all updates, and of nothing beside them."""
+    found = alone["bounded"]
+    assert found["scored"] == [True] + [False] * (STEPS - 1)
+    selection_seconds, total_seconds = found["seconds"]
+    assert 0 < selection_seconds < total_seconds < found["runtime"]
+
+
+def test_rows_of_a_stream_are_all_scored_by_default(alone):
+    assert len(alone["stream"]) == 2 and all(cosine > 0 for cosine in alone["stream"])
 
 
 def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
@@ -134,7 +201,32 @@ def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
             {"has_targets": False},
             "selection.method = filter_then_weight needs examples to aim at: give target_dataset",
         ),
-        ({"score_every": 2}, "selection does not go with selection.score_every = 2: set it to 1"),
+        ({"score_every": 0}, "selection.score_every is 0: the smallest value is 1"),
+        (
+            {"seed_scores": "scores.parquet"},
+            "selection does not go with selection.seed_scores = scores.parquet: leave it out: rows of",
+        ),
+        (
+            {"proposal": "bm25"},
+            "selection does not go with selection.proposal = bm25 in a Trainer, .*: give it the rows",
+        ),
+        (
+            {"proposal": "learned", "method": "max_loss"},
+            "selection.proposal = learned learns from a Gram, and selection.method = max_loss forms none",
+        ),
+        (
+            {"proposal": "learned", "is_stream": True},
+            "selection.proposal = learned asks for rows by their positions, and train_dataset is a stream "
+            r"\(Stream\): set it to uniform",
+        ),
+        (
+            {"score_every": 3, "is_stream": True},
+            "selection.score_every = 3 asks for rows by their positions, .*: set it to 1",
+        ),
+        (
+            {"proposal": "learned", "num_rows": 6},
+            "train_dataset has 6 rows, fewer than selection.candidates_per_step = 8",
+        ),
         ({"label_smoothing_factor": 0.1}, "selection does not go with label_smoothing_factor: set it to 0"),
         (
             {"auto_find_batch_size": True},
@@ -143,8 +235,6 @@ def test_a_trainer_under_bf16_autocast_scores_as_it_trains(alone):
     ],
 )
 def test_a_trainer_refuses_what_contradicts_selection_and_names_both_places(alone, changes, message):
-    import re
-
     assert re.search(message, alone["refused"][str(changes)]), alone["refused"][str(changes)]
 
 
@@ -154,6 +244,7 @@ def test_a_trainer_evaluates_predicts_and_calls_back_as_it_always_does(alone):
     assert alone["evaluation"]["epochs"] == [pytest.approx(1.0)], "24 samples are 3 updates of 8 candidates"
 
 
+EXAMPLE_ENDS = r"20 updates, \d+% of them scored; last cosine [01]\.\d+"
 LAUNCHED = ["--module", "tests.integrations.launched"]
 LAUNCHERS = {
     "deepspeed": ["deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "{port}", *LAUNCHED],
@@ -181,7 +272,7 @@ def test_the_trainer_example_runs_under_both_launchers(run_program, launcher, st
     program = [word.format(port=port) for word in LAUNCHERS[launcher]]
     ended = run_program([*program, "examples/trainer.py"], OUTPUT=str(tmp_path), ZERO_STAGE=stage)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    assert ended.stdout.count("of 16 in the last of 20 updates, cosine") == 1
+    assert len(re.findall(EXAMPLE_ENDS, ended.stdout)) == 1, ended.stdout[-2000:]
     assert not [name for name in os.listdir("/dev/shm") if f"_{port}_" in name]
 
 
@@ -189,7 +280,7 @@ def test_the_trainer_example_runs_under_both_launchers(run_program, launcher, st
 def test_the_sft_trainer_example_runs(run_program, tmp_path):
     ended = run_program(["tests.integrations.launched", "examples/sft.py"], OUTPUT=str(tmp_path))
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
-    assert "of 16 in the last of 20 updates, cosine" in ended.stdout
+    assert re.search(EXAMPLE_ENDS, ended.stdout), ended.stdout[-2000:]
     assert "mean_token_accuracy" in ended.stdout and "selection_cosine" in ended.stdout
 
 
@@ -197,6 +288,11 @@ def test_the_sft_trainer_example_runs(run_program, tmp_path):
 def test_the_sft_trainer_takes_the_step_of_the_plain_trainer(run_ranks, model_folder, folder):
     found = run_ranks("tests.integrations.trainer_cases:sft", 1, model_folder=model_folder, folder=folder)[0]
     assert found["losses"] == pytest.approx(found["plain losses"], rel=1e-4) and len(found["losses"]) == STEPS
+    # With proposals that learn: three batches of 8 candidates are two updates, the second a short one.
+    assert {is_scored for is_scored, _ in found["learning"]} == {0, 1} and len(found["learning"]) == STEPS
+    for step, (is_scored, kept) in enumerate(found["learning"]):
+        most = 4 if step % 2 else 8
+        assert 0 < kept <= most if is_scored else kept == most, (step, found["learning"])
     for name, (difference, moved) in found["parameters"].items():
         assert difference < 3e-3 * moved, f"{name}: differs by {difference:.2e} after it moved by {moved:.2e}"
     assert found["packing"].startswith("ValueError: selection does not go with packing: set it to False")

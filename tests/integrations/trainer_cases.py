@@ -12,12 +12,13 @@ NUM_SAMPLES, STEPS, LR = 24, 5, 1e-2
 
 @dataclass(frozen=True)
 class Way:
-    """How a Trainer trains: ``stage`` of ZeRO, None without DeepSpeed."""
+    """How a Trainer trains: ``stage`` of ZeRO, None without DeepSpeed; ``learned`` is what it proposes."""
 
     stage: int | None = None
     precision: str = "fp32"
     gradient_accumulation_steps: int = 2
     lora: bool = False
+    learned: bool = False
 
     def __str__(self):
         kind = "torch" if self.stage is None else f"zero{self.stage}"
@@ -27,6 +28,7 @@ class Way:
                 self.precision,
                 f"accumulation{self.gradient_accumulation_steps}",
                 *(["lora"] if self.lora else []),
+                *(["learned"] if self.learned else []),
             ]
         )
 
@@ -133,9 +135,24 @@ def settings(**changes):
     from pipeline.config import SelectionConfig
 
     return replace(
-        SelectionConfig(candidates_per_step=8, keep_per_step=4, target_per_step=3, warmup_steps=1, ridge=0.5),
+        SelectionConfig(
+            candidates_per_step=8,
+            keep_per_step=4,
+            target_per_step=3,
+            warmup_steps=1,
+            ridge=0.5,
+            proposal="uniform",
+            score_every=1,
+        ),
         **changes,
     )
+
+
+def settings_of(way: Way):
+    """With proposals that learn every third update scores; at stage 1 as many as it pays for."""
+    if not way.learned:
+        return settings()
+    return settings(proposal="learned", pool_share=0.5, score_every="auto" if way.stage == 1 else 3)
 
 
 def selecting(model, args, selection, **options):
@@ -148,6 +165,12 @@ def selecting(model, args, selection, **options):
                 (self.chosen.indices.tolist(), self.chosen.weights.tolist())
             )
             return batches
+
+        def _note(self, look, plan=None, *rest):
+            super()._note(look, plan, *rest)
+            if plan is not None:
+                seen = (plan.is_scored, plan.turn, plan.proposed.window, plan.proposed.positions_n.tolist())
+                self.__dict__.setdefault("plans", []).append(seen)
 
     given = dict(train_dataset=pool(), target_dataset=examples(), data_collator=collator())
     return Recording(model=model, args=args, selection=selection, **{**given, **options})
@@ -223,7 +246,7 @@ def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> dict[Wa
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
         args = arguments(way, folder, per_device)
-        trainer = selecting(model_of(model_folder, way), args, settings())
+        trainer = selecting(model_of(model_folder, way), args, settings_of(way))
         begin = whole(trainer.model)
         trainer.train()
         result = {
@@ -231,11 +254,14 @@ def against_own_loop(ways: list[Way], model_folder: str, folder: str) -> dict[Wa
             "log": trainer.state.log_history,
             "losses": losses(trainer),
         }
-        batches = candidate_batches(
-            selecting(model_of(model_folder, way), arguments(way, folder, per_device), settings())
-        )
+        other = selecting(model_of(model_folder, way), arguments(way, folder, per_device), settings_of(way))
+        if way.learned:
+            result["plans"] = trainer.plans
         trained = close(trainer)
-        result["own"], parameters = own_loop(way, model_folder, batches, per_device)
+        if way.learned:
+            result["own"], result["own plans"], parameters = own_steps(way, model_folder, other, per_device)
+        else:
+            result["own"], parameters = own_loop(way, model_folder, candidate_batches(other), per_device)
         result["parameters"] = {
             name: (
                 (trained[name] - parameters[name]).abs().max().item(),
@@ -258,8 +284,66 @@ def candidate_batches(trainer) -> list[list]:
     return found[:STEPS]
 
 
+def own_steps(way: Way, model_folder: str, trainer, per_device: int):
+    """The program's own steps over the rows and the order of ``trainer``."""
+    from pipeline.integrations.dataset_stream import Rows, SamplerStream
+    from pipeline.proposal import features
+    from pipeline.proposal.learned import Learned
+    from pipeline.proposal.proposer import Proposer
+    from pipeline.proposal.schedule import Every
+    from pipeline.train_step import train_step
+
+    loader = trainer.get_train_dataloader()  # before another seed is set: its sampler takes the present one
+    model, optimizer, engine, hook = engine_of(way, model_folder, per_device)
+    rows = Rows(loader.dataset, loader.collate_fn)
+    table = features.make(rows, hook.targets.samples)
+    proposal = Learned(table.features_Nd, 0.5, has_prior=True) if hook.collectives.rank == 0 else None
+    proposer = Proposer(SamplerStream(rows, 8, loader, 42), hook.settings, proposal, Every(3), seed=42)
+    chosen, plans = [], []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - step / STEPS)
+        trained = train_step(hook=hook, proposer=proposer, step=step)
+        plan, selection = trained.plan, trained.look.selection
+        chosen.append((selection.indices.tolist(), selection.weights.tolist()))
+        plans.append((plan.is_scored, plan.turn, plan.proposed.window, plan.proposed.positions_n.tolist()))
+    parameters = whole(model)
+    engine.destroy()
+    return chosen, plans, parameters
+
+
 def own_loop(way: Way, model_folder: str, steps: list[list], per_device: int):
     """Under DeepSpeed with its engine; without, by hand."""
+    from pipeline.data.batch import samples_of
+
+    model, optimizer, engine, hook = engine_of(way, model_folder, per_device)
+    chosen = []
+    for step, batches in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - step / STEPS)
+        # With one micro-step the batch of a loader goes in as it is.
+        candidates = (
+            batches[0] if len(batches) == 1 else [sample for batch in batches for sample in samples_of(batch)]
+        )
+        selection = hook.select(candidates).selection
+        chosen.append((selection.indices.tolist(), selection.weights.tolist()))
+        if way.stage is None:
+            own_torch_step(
+                hook, model, optimizer, candidates, selection, way.gradient_accumulation_steps, per_device
+            )
+            continue
+        for batch in hook.micro_batches(candidates, selection):
+            logits = engine(input_ids=batch.input_ids_BT, use_cache=False).logits
+            engine.backward(hook.weighted_loss(logits, batch))
+            engine.step()
+    parameters = whole(model)
+    if way.stage is not None:
+        engine.destroy()
+    return chosen, parameters
+
+
+def engine_of(way: Way, model_folder: str, per_device: int):
+    """A model, its optimizer, the engine and the hook, made without a Trainer."""
     import deepspeed
 
     from pipeline.data.batch import samples_of
@@ -291,30 +375,8 @@ def own_loop(way: Way, model_folder: str, steps: list[list], per_device: int):
     targets = TargetSet(
         [sample for row in examples() for sample in samples_of(collator()([row]))], 3, seed=42
     )
-    hook = SelectionHook.attach(engine, targets, settings(), pad_token_id=0, seed=42)
-    chosen = []
-    for step, batches in enumerate(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = LR * (1 - step / STEPS)
-        # With one micro-step the batch of a loader goes in as it is.
-        candidates = (
-            batches[0] if len(batches) == 1 else [sample for batch in batches for sample in samples_of(batch)]
-        )
-        selection = hook.select(candidates).selection
-        chosen.append((selection.indices.tolist(), selection.weights.tolist()))
-        if way.stage is None:
-            own_torch_step(
-                hook, model, optimizer, candidates, selection, way.gradient_accumulation_steps, per_device
-            )
-            continue
-        for batch in hook.micro_batches(candidates, selection):
-            logits = engine(input_ids=batch.input_ids_BT, use_cache=False).logits
-            engine.backward(hook.weighted_loss(logits, batch))
-            engine.step()
-    parameters = whole(model)
-    if way.stage is not None:
-        engine.destroy()
-    return chosen, parameters
+    hook = SelectionHook.attach(engine, targets, settings_of(way), pad_token_id=0, seed=42)
+    return model, optimizer, engine, hook
 
 
 def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: int, per_device: int) -> None:
@@ -335,35 +397,82 @@ def own_torch_step(hook, model, optimizer, candidates, selection, micro_steps: i
 
 def resumed(ways: list[Way], model_folder: str, folder: str) -> dict[Way, dict]:
     """An undisturbed run, and one that goes on from its checkpoint after 2 of 5 updates, in the middle of an
-    epoch."""
+    epoch; with learned proposals also from the one after 3, where an epoch begins."""
     results = {}
     for way in ways:
         per_device = 4 // world() // way.gradient_accumulation_steps
         output = Path(folder) / str(way)
-        options = dict(save_strategy="steps", save_steps=2, save_total_limit=3)
-        build = lambda way=way, output=output, per_device=per_device, options=options: selecting(
-            model_of(model_folder, way, attention_dropout=0.1),
-            arguments(way, output, per_device, **options),
-            settings(),
-        )
+
+        def build(selection=None, way=way, output=output, per_device=per_device):
+            return selecting(
+                model_of(model_folder, way, attention_dropout=0.1),
+                arguments(way, output, per_device, save_strategy="steps", save_steps=1, save_total_limit=5),
+                selection or settings_of(way),
+            )
+
+        def seen(trainer) -> dict:
+            return {
+                "plans": getattr(trainer, "plans", []),
+                "selections": trainer.selections,
+                "losses": losses(trainer),
+                "parameters": close(trainer),
+            }
+
         trainer = build()
         trainer.train()
-        first = {"selections": trainer.selections, "losses": losses(trainer), "parameters": close(trainer)}
-        trainer = build()
+        first = seen(trainer)
+        results[way] = {}
+        for step in (2, 3) if way.learned else (2,):
+            trainer = build()
+            trainer.train(resume_from_checkpoint=str(output / f"checkpoint-{step}"))
+            second = seen(trainer)
+            results[way][step] = {
+                "plans": (first["plans"][step:], second["plans"]),
+                "selections": (first["selections"][step:], second["selections"]),
+                "losses": (first["losses"], second["losses"]),
+                "differ": [
+                    n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])
+                ],
+            }
+        if way.learned and way.stage is None:
+            results[way]["otherwise"] = refused_resume(build(settings()), output)
+    return results
+
+
+def refused_resume(trainer, output: Path) -> str:
+    try:
         trainer.train(resume_from_checkpoint=str(output / "checkpoint-2"))
-        second = {"selections": trainer.selections, "losses": losses(trainer), "parameters": close(trainer)}
-        results[way] = {
-            "selections": (first["selections"][2:], second["selections"]),
-            "losses": (first["losses"], second["losses"]),
-            "differ": [
-                n for n, p in first["parameters"].items() if not torch.equal(p, second["parameters"][n])
-            ],
-        }
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def by_other_loaders(ways: list[Way], model_folder: str, folder: str) -> dict[Way, list]:
+    """Plans of a run as it is, with workers, and with a loader that only rank 0 reads."""
+    results = {}
+    for way in ways:
+        results[way] = []
+        for options in (
+            {},
+            {"dataloader_num_workers": 1},
+            {"accelerator_config": {"dispatch_batches": True}},
+        ):
+            per_device = 4 // world() // way.gradient_accumulation_steps
+            args = arguments(way, folder, per_device, **options)
+            trainer = selecting(model_of(model_folder, way), args, settings_of(way))
+            trainer.train()
+            results[way].append(trainer.plans)
+            close(trainer)
     return results
 
 
 def on_two_ranks(ways: dict[str, list[Way]], model_folder: str, folder: str) -> dict[str, dict[Way, dict]]:
-    compare = {"plain": against_plain, "own": against_own_loop, "resumed": resumed}
+    compare = {
+        "plain": against_plain,
+        "own": against_own_loop,
+        "resumed": resumed,
+        "loaded": by_other_loaders,
+    }
     return {name: compare[name](of_name, model_folder, folder) for name, of_name in ways.items()}
 
 
@@ -372,7 +481,13 @@ REFUSED = (
     {"candidates": 9},
     {"candidates": 2},
     {"has_targets": False},
-    {"score_every": 2},
+    {"score_every": 0},
+    {"proposal": "bm25"},
+    {"seed_scores": "scores.parquet"},
+    {"proposal": "learned", "method": "max_loss"},
+    {"proposal": "learned", "is_stream": True},
+    {"score_every": 3, "is_stream": True},
+    {"proposal": "learned", "num_rows": 6},
     {"label_smoothing_factor": 0.1},
     {"auto_find_batch_size": True},
 )
@@ -388,24 +503,80 @@ def alone(model_folder: str, folder: str, own: list[Way]) -> dict:
     for changes in REFUSED:
         found["refused"][str(changes)] = refusal(model_folder, folder, **changes)
     found["evaluation"] = evaluation(model_folder, folder)
+    found["asked"] = asked_instead_of_loaded(model_folder, folder)
+    found["stream"] = of_a_stream(model_folder, folder)
+    found["bounded"] = bounded(model_folder, folder)
     return found
+
+
+def asked_instead_of_loaded(model_folder: str, folder: str) -> dict:
+    """The plain order, every update scored: from the loader, and from a proposer."""
+    from unittest import mock
+
+    from pipeline.integrations import proposing
+
+    found = {}
+    for name in ("loaded", "asked"):
+        trainer = selecting(model_of(model_folder, Way()), arguments(Way(), folder, 2), settings())
+        with mock.patch.object(proposing, "proposes", return_value=name == "asked"):
+            trainer.train()
+        found[name] = (trainer.selections, losses(trainer), close(trainer))
+        found["plans"] = getattr(trainer, "plans", [])
+    found["differ"] = [
+        name for name, value in found["loaded"][2].items() if not torch.equal(value, found["asked"][2][name])
+    ]
+    return found
+
+
+def bounded(model_folder: str, folder: str) -> dict:
+    """A run whose selection may take next to nothing of the time."""
+    selection = settings(proposal="learned", pool_share=0.5, score_every="auto", time_share=1e-9)
+    trainer = selecting(model_of(model_folder, Way()), arguments(Way(), folder, 2), selection)
+    trainer.train()
+    schedule = trainer._proposer.schedule
+    return {
+        "scored": [is_scored for is_scored, *_ in trainer.plans],
+        "seconds": (schedule.selection_seconds, schedule.total_seconds),
+        "runtime": trainer.state.log_history[-1]["train_runtime"],
+    }
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from pool()
+
+
+def of_a_stream(model_folder: str, folder: str) -> list:
+    """What is chosen from a stream by default."""
+    selection = settings(proposal="auto", score_every="auto")
+    args = arguments(Way(), folder, 2, max_steps=2)
+    trainer = selecting(model_of(model_folder, Way()), args, selection, train_dataset=Stream())
+    trainer.train()
+    close(trainer)
+    return [entry["selection_cosine"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+OF_SELECTION = {"keep": "keep_per_step", "candidates": "candidates_per_step"} | {
+    name: name for name in ("score_every", "proposal", "method", "seed_scores")
+}
 
 
 def refusal(
     model_folder: str,
     folder: str,
-    keep: int = 4,
-    candidates: int = 8,
-    score_every: int = 1,
     has_targets: bool = True,
+    is_stream: bool = False,
+    num_rows: int = NUM_SAMPLES,
     **options,
 ) -> str:
-    selection = settings(keep_per_step=keep, candidates_per_step=candidates, score_every=score_every)
+    selection = settings(
+        **{name: options.pop(given) for given, name in OF_SELECTION.items() if given in options}
+    )
     try:
         args = arguments(Way(), folder, 2, **options)
-        selecting(
-            model_of(model_folder, Way()), args, selection, target_dataset=examples() if has_targets else None
-        )
+        given = {"train_dataset": Stream() if is_stream else pool()[:num_rows]}
+        given["target_dataset"] = examples() if has_targets else None
+        selecting(model_of(model_folder, Way()), args, selection, **given)
     except ValueError as error:
         return str(error)
     return "no error"
@@ -468,7 +639,7 @@ def sft(model_folder: str, folder: str) -> dict:
     trainer.train()
     plain, plain_losses = whole(trainer.model), losses(trainer)
 
-    def build(**options):
+    def build(selection=None, **options):
         start_afresh()
         args = SFTConfig(
             output_dir=folder,
@@ -496,12 +667,14 @@ def sft(model_folder: str, folder: str) -> dict:
             processing_class=tokenizer(),
             train_dataset=Dataset.from_list(pool()),
             target_dataset=Dataset.from_list(examples()),
-            selection=settings(method="full"),
+            selection=selection or settings(method="full"),
         )
 
     trainer = build()
     trainer.train()
     trained = whole(trainer.model)
+    learning = build(replace(settings_of(Way(learned=True)), candidates_per_step=16, keep_per_step=8))
+    learning.train()
     try:
         build(packing=True, max_length=32)
         packing = "no error"
@@ -511,6 +684,11 @@ def sft(model_folder: str, folder: str) -> dict:
         "losses": losses(trainer),
         "plain losses": plain_losses,
         "packing": packing,
+        "learning": [
+            (entry["selection_scored"], entry["selection_kept"])
+            for entry in learning.state.log_history
+            if "loss" in entry
+        ],
         "parameters": {
             n: ((trained[n] - plain[n]).abs().max().item(), (plain[n] - begin[n]).abs().max().item())
             for n in plain
