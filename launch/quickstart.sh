@@ -10,7 +10,8 @@
 #   NUM_RANKS=1 bash launch/quickstart.sh                # ranks on a machine without GPU; GPUs are all used
 #
 # The last line printed is JSON: the held-out loss before, after random and after filter_then_weight, the damaged share
-# of the pool and of what was kept, the paths of run and report, the seconds all of this took.
+# of the pool and of what was kept, the price of a step of filter_then_weight (random's is 1) and the share of random's
+# time until random's final loss (null: never), the paths of run and report, the seconds all of this took.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 start=$(date +%s)

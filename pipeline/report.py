@@ -14,6 +14,7 @@ from typing import Optional
 
 from pipeline.data.texts import pool_texts
 from pipeline.reporting import browser
+from pipeline.reporting.equal_time import against_random
 from pipeline.reporting.figures import PLOTS
 from pipeline.reporting.pictures import png
 from pipeline.reporting.records import ENCODING, Run, read_run
@@ -42,7 +43,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(headline(summaries, report, options.seconds_since), allow_nan=False))
+        print(json.dumps(headline(runs, summaries, report, options.seconds_since), allow_nan=False))
     return 0
 
 
@@ -92,15 +93,16 @@ def write(runs: list[Run], summaries: list[Summary], output: Path) -> Path:
     return output / "report.html"
 
 
-def headline(summaries: list[Summary], report: Path, since: Optional[float]) -> dict:
-    """The result as one object: the held-out loss of every run, and the share of damaged samples that
-    filter_then_weight kept (without it the first run)."""
+def headline(runs: list[Run], summaries: list[Summary], report: Path, since: Optional[float]) -> dict:
+    """The result as one object: the held-out loss of every run, and of filter_then_weight (without it of the
+    first run) the share of damaged samples that it kept and its price against random's run."""
     mine = main_run(summaries)
     return {
         "run": mine.folder,
         "report": str(report),
         "loss": {**{s.label: s.loss_after for s in summaries}, "before": mine.loss_before},
         "damaged": {"pool": mine.damaged_pool, "kept": mine.damaged_kept},
+        **against_random(runs[summaries.index(mine)], runs),
         "seconds": None if since is None else round(time.time() - since, 1),
     }
 

@@ -3,16 +3,17 @@ nothing to draw."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.reporting import enrichment
 from pipeline.reporting.pictures import Panel, short
 from pipeline.reporting.records import SECONDS, Run, labels
-from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_clean, is_damaged
+from pipeline.reporting.summary import CLEAN, UNKNOWN, held_out, is_clean, is_damaged, selection_seconds
 
 # One colour a method, the same in every figure and report (Okabe and Ito's palette, told apart by
 # colour-blind readers), on light and on dark ground.
@@ -33,9 +34,12 @@ COLOURS = {
 }
 OTHER, POOL = "#A0522D", "#B4B4B4"
 LINES = ("-", "--", ":", "-.")  # for runs that share a method, and so a colour
-STAGES = ("gram", "target", "factors", "exchange", "solve", "candidates", "update", "other")
+ONE_OFF = "one-off"
+STAGES = ("gram", "target", "factors", "exchange", "solve", "candidates", "update", "other", ONE_OFF)
 STAGE_COLOURS = dict(
-    zip(STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL))
+    zip(
+        STAGES, ("#56B4E9", "#009E73", "#0072B2", "#CC79A7", "#E69F00", "#F0E442", "#D55E00", POOL, "#8C564B")
+    )
 )
 MAX_BARS = 12
 NATS, WEIGHT = "nats per token", "weight (uniform = 1)"
@@ -51,7 +55,8 @@ class Plot:
     look_at: str
     """One line: what a reader learns here."""
     draw: Callable[[list[Run]], list[Panel]]
-    has_legend: bool = True
+    words: Optional[Callable[[str, Run], list[str]]] = None
+    """Sentences on a run, by its label, that stand with the figure."""
 
 
 def losses(runs: list[Run]) -> list[Panel]:
@@ -87,6 +92,44 @@ def alignment(runs: list[Run]) -> list[Panel]:
             ),
         },
     )
+
+
+def proposal(runs: list[Run]) -> list[Panel]:
+    """Panels of the observed cosines of proposed samples and of those taken at random, of predicted against
+    observed ones, and of how often steps have scored."""
+    if not any(run.steps["cosine_of_proposed"].notna().any() for run in runs):
+        return []
+
+    def cosines(axis: Axes) -> None:
+        for run, label, style in styled(runs):
+            steps, random = run.steps["step"], {**style, "linestyle": ":"}
+            _curve(axis, steps, run.steps["cosine_of_proposed"], label, style, band=False)
+            _curve(axis, steps, run.steps["cosine_of_explored"], "taken at random", random, band=False)
+        axis.axhline(0, color=POOL, linewidth=0.8)
+        _over_steps(axis, runs, "mean cosine to the target")
+
+    def correlation(axis: Axes) -> None:
+        for run, label, style in styled(runs):
+            _curve(axis, run.steps["step"], run.steps["predicted_correlation"], label, style, band=False)
+        axis.axhline(0, color=POOL, linewidth=0.8)
+        axis.set_ylim(min(-0.1, axis.get_ylim()[0]), 1.05)
+        _over_steps(axis, runs, "correlation")
+
+    def scored(axis: Axes) -> None:
+        for run, label, style in styled(runs):
+            share = run.steps["scored"].astype(float).expanding().mean()
+            if share.any():  # a method that scores nothing never will
+                points = _thin(pd.Series(share.to_numpy(), run.steps["step"].to_numpy()))
+                axis.plot(points.index, points, label=label, **style)
+        axis.set_ylim(0, 1.05)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _over_steps(axis, runs, "share of steps")
+
+    return [
+        Panel("Enrichment: proposed against at random", cosines),
+        Panel("Correlation of predicted and observed cosines", correlation),
+        Panel("Steps scored so far", scored),
+    ]
 
 
 def sources(runs: list[Run]) -> list[Panel]:
@@ -190,37 +233,60 @@ def weights(runs: list[Run]) -> list[Panel]:
 
 
 def seconds(runs: list[Run]) -> list[Panel]:
-    """A panel of the stages of a step and the time that each takes."""
-    means = {}
-    for run, label, _ in styled(runs):
-        steps = run.steps[~run.steps["warmup"]]
-        if steps["seconds_total"].notna().any():
-            means[label] = (
-                steps[[f"seconds_{stage}" for stage in SECONDS if stage != "total"]].fillna(0).mean()
-            )
-            means[label].index = means[label].index.str.removeprefix("seconds_")
-            means[label]["other"] = max(0.0, steps["seconds_total"].mean() - means[label].sum())
-    if not means:
+    """Panels of the stages of a step and the time that each takes, and of the share of all time that went
+    into selection."""
+    rows = [row for run, label, _ in styled(runs) for row in _seconds_by_stage(run, label)]
+    if not rows:
         return []
 
-    def draw(axis: Axes) -> None:
-        left = pd.Series(0.0, index=list(means))
+    def stages(axis: Axes) -> None:
+        left = pd.Series(0.0, range(len(rows)))
         for stage in STAGES:
-            width = pd.Series({label: mean.get(stage, 0.0) for label, mean in means.items()})
+            width = pd.Series([mean.get(stage, 0.0) for _, mean in rows])
             if width.any():
-                axis.barh(
-                    [short(label) for label in means],
-                    width,
-                    left=left,
-                    color=STAGE_COLOURS[stage],
-                    label=stage,
-                    height=0.6,
-                )
+                axis.barh(left.index, width, left=left, color=STAGE_COLOURS[stage], label=stage, height=0.6)
             left += width
-        axis.set_ylim(len(means) - 0.4, -0.6)
-        axis.set_xlabel("seconds (mean after warm-up)")
+        axis.set_yticks(range(len(rows)), [short(name) for name, _ in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_xlabel("seconds (mean)")
 
-    return [Panel("Seconds of a step by stage", draw, height=0.8 + 0.3 * len(means))]
+    def spent(axis: Axes) -> None:
+        for run, label, style in styled(runs):
+            steps, once = run.steps.dropna(subset="seconds_total"), run.setup["seconds"]
+            share = (once + selection_seconds(steps).cumsum()) / (once + steps["seconds_total"].cumsum())
+            points = _thin(pd.Series(share.to_numpy(), steps["step"].to_numpy()))
+            axis.plot(points.index, points, label=label, **style)
+        axis.set_ylim(0, 1.05)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _over_steps(axis, runs, "share of time")
+
+    return [
+        Panel("Seconds of a step by stage", stages, height=0.8 + 0.3 * len(rows)),
+        Panel("Spent on selection so far, one-off price included", spent),
+    ]
+
+
+def _seconds_by_stage(run: Run, label: str) -> list[tuple[str, pd.Series]]:
+    """Mean seconds by stage of all steps, with what was prepared once shared out among them; where some steps
+    score and others do not, of both kinds too."""
+    steps = run.steps.dropna(subset="seconds_total")
+    if steps.empty:
+        return []
+
+    def mean(own: pd.DataFrame) -> pd.Series:
+        found = own[[f"seconds_{stage}" for stage in SECONDS if stage != "total"]].mean()
+        found.index = found.index.str.removeprefix("seconds_")
+        found["other"] = max(0.0, own["seconds_total"].mean() - found.sum())
+        return found
+
+    whole = mean(steps)
+    whole[ONE_OFF] = run.setup["seconds"] / len(steps)
+    rows = [(label, whole)]
+    kinds = {name: steps[steps["scored"] == value] for name, value in (("scored", 1), ("other", 0))}
+    # Of a mean of several runs a step may be neither.
+    if all(len(own) for own in kinds.values()) and sum(map(len, kinds.values())) == len(steps):
+        rows += [(f"\u2026 {name} steps", mean(own)) for name, own in kinds.items()]
+    return rows
 
 
 def memory(runs: list[Run]) -> list[Panel]:
@@ -250,15 +316,25 @@ PLOTS = (
         "Losses",
         "Held-out loss is the result: lower at the same step is better. The other curves are taken on "
         "samples that each method chose itself (one that picks hard samples trains at a higher loss): they "
-        "compare a run with its past only.",
+        "compare a run with its past only. Those of target and candidates are measured by scored steps "
+        "alone.",
         losses,
     ),
     Plot(
         "alignment",
         "Match with the target",
         "The cosine should stay clearly above 0. A steady fall means that the pool has little left that "
-        "helps, or that the target batch is too small and noisy.",
+        "helps, or that the target batch is too small and noisy. Scored steps alone measure it.",
         alignment,
+    ),
+    Plot(
+        "proposal",
+        "What the proposal is worth",
+        "The curve of the proposed samples should stay above the dotted one of those that were taken at "
+        "random from the rest of the window: the distance is the enrichment. Predicted and observed cosines "
+        "should correlate, clearly above 0. Scored steps alone measure both.",
+        proposal,
+        enrichment.words,
     ),
     Plot(
         "sources",
@@ -284,11 +360,16 @@ PLOTS = (
         "weights",
         "Weights",
         "A range that collapses onto 1 means uniform weights (strong shrinkage, or fallbacks). Damaged "
-        "samples that passed the filter should weigh less than clean ones.",
+        "samples that passed the filter should weigh less than clean ones. Of scored steps alone: others "
+        "weigh all samples alike.",
         weights,
     ),
     Plot(
-        "seconds", "Time of a step", "Everything but 'update' and 'other' is the price of selection.", seconds
+        "seconds",
+        "Time of a step",
+        "Everything but 'update' and 'other' is the price of selection. The one-off price, of what was made "
+        "before the first step, is shared out among all steps.",
+        seconds,
     ),
     Plot(
         "memory",
@@ -313,8 +394,9 @@ def styled(runs: list[Run]) -> list[tuple[Run, str, dict]]:
 
 
 def relative_weights(run: Run) -> pd.DataFrame:
-    """The samples kept after warm-up; ``relative`` is their weight in units of the step's uniform weight."""
-    kept = run.kept[~run.kept["warmup"]].copy()
+    """The samples that scored steps kept after warm-up; ``relative`` is their weight in units of the step's
+    uniform weight. Steps that score nothing weigh all samples alike."""
+    kept = run.kept[~run.kept["warmup"] & run.kept["looked_at"]].copy()
     groups = kept.groupby("step")["weight"]
     kept["relative"] = kept["weight"] / groups.transform("mean")
     return kept.dropna(subset="relative")

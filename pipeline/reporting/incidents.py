@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from pipeline.reporting.enrichment import GAVE_UP
 from pipeline.reporting.html import Section, Table
 from pipeline.reporting.records import Run
 from pipeline.reporting.visible import cut
@@ -36,7 +37,12 @@ def incidents(run: Run) -> list[Incident]:
     for row in run.steps.to_dict("records"):
         step = int(row["step"])
         said = [str(sentence) for sentence in row["warnings"]] if isinstance(row["warnings"], list) else []
-        found += [Incident(step, "warning", sentence) for sentence in said]
+        found += [
+            Incident(step, "back to uniform", sentence)
+            if GAVE_UP in sentence
+            else Incident(step, "warning", sentence)
+            for sentence in said
+        ]
         if row["target_dropped"] == 1:
             found.append(
                 Incident(step, "target dropped", "the target's gradient was not finite; uniform draw")

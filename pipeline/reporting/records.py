@@ -7,7 +7,9 @@
 | ``passed.jsonl`` | a scoring pass: the candidates that it left out, and their alignment |
 | ``evaluations.jsonl`` | a measurement of a held-out loss |
 
-Beside them stand ``config.yaml``, ``environment.json`` and ``pool.json``, written once when the run starts.
+Beside them stand ``config.yaml``, ``environment.json``, ``pool.json`` and ``setup.json`` (the price of what
+was prepared once), written once when the run starts. Earlier versions wrote no ``setup.json``, and scored
+every step without saying so.
 """
 
 import json
@@ -36,6 +38,11 @@ STEPS = (
     (
         "epoch",
         "warmup",
+        "scored",
+        "window",
+        "predicted_correlation",
+        "cosine_of_proposed",
+        "cosine_of_explored",
         "method",
         "num_candidates",
         "num_kept",
@@ -57,7 +64,9 @@ STEPS = (
         "bytes_sent",
         "candidate_tokens",
         "trained_tokens",
+        "target_mixed",
         "selection_hash",
+        "cpu_seconds",
         "warnings",
         "seconds",
         "memory_mib",
@@ -67,6 +76,10 @@ KEPT = ("step", "id", "weight"), ("source", "damage", "alignment")
 PASSED = ("step", "ids"), ("alignment",)
 EVALUATIONS = ("step", "name", "loss"), ("num_samples", "num_tokens", "accuracy", "num_answers")
 LOGS = ("steps", "kept", "passed", "evaluations")
+NO_SETUP = {"seconds": 0.0, "cpu_seconds": 0.0}
+"""What a run without ``setup.json``, of an earlier version, has paid before its first step."""
+BLIND = ("random", "full")
+"""Methods that take samples without looking at them."""
 
 
 def too_short(folder: Path, sizes: dict[str, int]) -> Optional[str]:
@@ -178,11 +191,14 @@ class Run:
     config: dict
     environment: dict
     pool: dict
+    setup: dict
+    """``seconds`` and ``cpu_seconds`` of what the run had to prepare once, as retrieval or features."""
     steps: pd.DataFrame
-    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, the sum of stages standing in for an
-    absent total, and ``memory_mib`` over ``memory_mib_<stage>``."""
+    """One row a step; ``seconds`` is spread over ``seconds_<stage>``, 0 for a stage that the step did not
+    have, with the sum of stages for an absent total, and ``memory_mib`` over ``memory_mib_<stage>``."""
     kept: pd.DataFrame
-    """One row a kept sample, with ``warmup`` of its step; ``damage`` is '' where it is unknown."""
+    """One row a sample that was trained on, with ``warmup`` of its step, and ``looked_at``: whether it was
+    scored and chosen, and not taken as it was proposed. ``damage`` is '' where it is unknown."""
     evaluations: pd.DataFrame
     """One row a measured loss, ordered by step; of two measurements at one step the later one counts."""
     passed: Optional[pd.DataFrame] = None
@@ -220,11 +236,13 @@ def read_run(folder: Path) -> Run:
     kept = _read_lines(folder / "kept.jsonl", *KEPT)
     evaluations = _read_lines(folder / "evaluations.jsonl", *EVALUATIONS)
     steps = _spread(_spread(steps, "seconds", SECONDS), "memory_mib", SECONDS[:-1])
-    steps["seconds_total"] = steps["seconds_total"].fillna(
-        steps[[f"seconds_{stage}" for stage in SECONDS[:-1]]].sum(axis=1, min_count=1)
-    )
+    stages = [f"seconds_{stage}" for stage in SECONDS[:-1]]
+    steps["seconds_total"] = steps["seconds_total"].fillna(steps[stages].sum(axis=1, min_count=1))
+    # A stage that a step did not go through took no time, and means over steps must know.
+    steps[stages] = steps[stages].fillna(0.0).where(steps["seconds_total"].notna())
     steps["warmup"] = steps["warmup"].fillna(False).astype(bool)
     kept["warmup"] = kept["step"].isin(steps.loc[steps["warmup"], "step"])
+    kept["looked_at"] = kept["step"].isin(steps.loc[_looks(steps, config["selection"]["method"]), "step"])
     for column in ("source", "damage"):
         kept[column] = kept[column].fillna("").astype(str)
     return Run(
@@ -240,6 +258,7 @@ def read_run(folder: Path) -> Run:
         deepspeed=_read_object(folder / "deepspeed.json") if (folder / "deepspeed.json").is_file() else None,
         passed=_read_passed(folder / "passed.jsonl"),
         resumes=_records(folder / "resumes.jsonl", ("step",)) if (folder / "resumes.jsonl").is_file() else [],
+        setup=_read_setup(folder / "setup.json"),
     )
 
 
@@ -276,6 +295,23 @@ def _read_object(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def _read_setup(path: Path) -> dict:
+    if not path.is_file():
+        return NO_SETUP.copy()
+    found = _read_object(path)
+    for name in NO_SETUP:
+        if not isinstance(found.get(name), (int, float)):
+            raise ValueError(f"{path}: {name} is {found.get(name)!r}, expected a number of seconds")
+    return found
+
+
+def _looks(steps: pd.DataFrame, method: str) -> pd.Series:
+    """Whether the method has looked at the samples of each step."""
+    if steps["scored"].notna().any():
+        return steps["scored"] == 1
+    return pd.Series(method not in BLIND, steps.index)
 
 
 def _read_lines(path: Path, required: tuple[str, ...], optional: tuple[str, ...]) -> pd.DataFrame:

@@ -46,7 +46,10 @@ def write_run_page(
     numbers = Table(["run", *(heading for heading, _ in cells)], rows)
     sections = [Section("In numbers", tables=[numbers], notes=notes(summaries))]
     figures = {
-        plot.name: Section(plot.title, plot.look_at, pictures=pictures(own, plot.name)) for plot, own in drawn
+        plot.name: Section(
+            plot.title, plot.look_at, notes=_said(plot, labelled), pictures=pictures(own, plot.name)
+        )
+        for plot, own in drawn
     }
     sections += [section for name, section in figures.items() if name not in ("seconds", "memory")]
     sections += [sample_section(labelled, texts, problem), repeat_section(labelled, texts, problem)]
@@ -77,6 +80,11 @@ def write_run_page(
             for name, run in labelled
         ],
     )
+
+
+def _said(plot: Plot, runs: list[tuple[str, Run]]) -> list[str]:
+    """Sentences that stand with a plot."""
+    return [sentence for label, run in runs if plot.words for sentence in plot.words(label, run)]
 
 
 def differing_settings(runs: list[Run]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.reporting.figures import relative_weights
 from pipeline.reporting.html import Section, Table
-from pipeline.reporting.records import Run
+from pipeline.reporting.records import BLIND, Run
 from pipeline.reporting.visible import cut
 
 NUM_SHOWN = 8
@@ -17,9 +17,11 @@ MAX_TEXT, MAX_NAME = 240, 40
 
 
 def tally(run: Run) -> pd.DataFrame:
-    """One row a sample that the method itself has looked at (after warm-up), by id: how often it was ``seen``
-    and ``kept``, its mean ``weight`` (uniform = 1) where it was kept, and its mean ``alignment``."""
+    """One row a sample that was looked at or trained on after warm-up, by id: how often steps have ``seen``
+    it as a candidate and ``kept`` it then, its mean ``weight`` (uniform = 1) where they did, its mean
+    ``alignment``, and how often it was ``trained`` on, by steps that score nothing too."""
     kept = relative_weights(run)
+    trained = run.kept.loc[~run.kept["warmup"], "id"].astype(str).value_counts(sort=False)
     passed = run.passed if run.passed is not None else pd.DataFrame(columns=["step", "id", "alignment"])
     passed = passed[~passed["step"].isin(run.steps.loc[run.steps["warmup"], "step"])]
     looks = pd.DataFrame(
@@ -30,7 +32,7 @@ def tally(run: Run) -> pd.DataFrame:
         }
     )
     groups = looks.groupby("id", sort=False)
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
             "seen": groups.size(),
             "kept": groups["weight"].count(),
@@ -38,18 +40,23 @@ def tally(run: Run) -> pd.DataFrame:
             "alignment": groups["alignment"].mean(),
         }
     )
+    found = found.reindex(found.index.union(trained.index, sort=False)).assign(trained=trained)
+    counts = ["seen", "kept", "trained"]
+    return found.assign(**found[counts].fillna(0).astype(int))
 
 
 def most_kept(samples: pd.DataFrame) -> pd.DataFrame:
-    """The samples kept most often; of equals those with the largest weight, then with the best alignment."""
-    return samples[samples["kept"] > 0].sort_values(
-        ["kept", "weight", "alignment"], ascending=False, kind="stable"
+    """The samples trained on most often; of equals those kept most often, then those with the largest weight,
+    then with the best alignment."""
+    return samples[samples["trained"] > 0].sort_values(
+        ["trained", "kept", "weight", "alignment"], ascending=False, kind="stable"
     )[:NUM_SHOWN]
 
 
 def least_kept(samples: pd.DataFrame) -> pd.DataFrame:
-    """The samples with the smallest share of kept among seen; of equals those seen most often, then those
+    """The candidates with the smallest share of kept among seen; of equals those seen most often, then those
     with the worst alignment."""
+    samples = samples[samples["seen"] > 0]
     order = samples.assign(share=samples["kept"] / samples["seen"], unseen=-samples["seen"])
     return order.sort_values(["share", "unseen", "alignment"], kind="stable")[samples.columns][:NUM_SHOWN]
 
@@ -80,7 +87,7 @@ def sample_section(
     ``pipeline.data.texts.read_texts`` returns, or None, and ``problem`` says why."""
     tables, notes = [], [problem] if problem else []
     for label, run in runs:
-        if run.method in ("random", "full"):
+        if run.method in BLIND:
             notes.append(f"{label} takes samples without looking at them.")
             continue
         samples = tally(run)
@@ -92,12 +99,18 @@ def sample_section(
                 f"{label}: this run has not recorded which candidates it left out, "
                 "so the least kept are not known."
             )
-        titles = {"Most kept": most_kept(samples)} | (
-            {"Least kept": least_kept(samples)} if run.passed is not None else {}
-        )
-        if (samples["kept"] == samples["seen"]).all() and run.passed is not None:
-            notes.append(f"{label}: every sample that it looked at was kept.")
-            del titles["Least kept"]
+        unseen = int((samples["trained"] - samples["kept"]).sum())
+        if unseen:
+            notes.append(
+                f"{label}: of {samples['trained'].sum():,} samples trained on {unseen:,} were taken as "
+                "proposed, by steps that scored nothing."
+            )
+        titles = {"Most trained on" if unseen else "Most kept": most_kept(samples)}
+        if run.passed is not None and samples["seen"].any():
+            if (samples["kept"] == samples["seen"]).all():
+                notes.append(f"{label}: every sample that it looked at was kept.")
+            else:
+                titles["Least kept"] = least_kept(samples)
         tables += [_table(f"{title}, {label}", rows, run, texts) for title, rows in titles.items()]
     if texts is not None and any(not set(tally(run).index) <= set(texts.index) for _, run in runs):
         notes.append(
@@ -105,8 +118,8 @@ def sample_section(
         )
     look_at = (
         "Are the most kept the kind of sample you want to teach, and the least kept rightly left out? Kept: "
-        "times kept of times looked at, after warm-up; weight: mean, uniform = 1; alignment: mean cosine of "
-        "the sample's update to the target's."
+        "times kept of times looked at, after warm-up; trained on: times in all, as proposed too; weight: "
+        "mean, uniform = 1; alignment: mean cosine of the sample's update to the target's."
     )
     return Section("Most and least kept samples", look_at, tables=tables, notes=notes)
 
@@ -157,7 +170,7 @@ def repeat_section(
 def _table(title: str, samples: pd.DataFrame, run: Run, texts: Optional[pd.DataFrame]) -> Table:
     own = run.kept.drop_duplicates("id").set_index("id")[["source", "damage"]]
     own.index = own.index.astype(str)
-    rows = []
+    rows, is_told = [], not run.kept["looked_at"].all()  # how often, where it is not how often it was kept
     for name, sample in samples.iterrows():
         about = (
             own.loc[name]
@@ -166,11 +179,11 @@ def _table(title: str, samples: pd.DataFrame, run: Run, texts: Optional[pd.DataF
             if texts is not None and name in texts.index
             else None
         )
+        seen = f" of {sample['seen']:.0f}" if run.passed is not None else ""
         rows.append(
             [
-                f"{sample['kept']:.0f} of {sample['seen']:.0f}"
-                if run.passed is not None
-                else f"{sample['kept']:.0f}",
+                f"{sample['kept']:.0f}{seen}" if sample["seen"] else "-",
+                *([f"{sample['trained']:.0f}"] if is_told else []),
                 _text(texts, name),
                 _number(sample["weight"], ".2f"),
                 _number(sample["alignment"], "+.2f"),
@@ -179,10 +192,10 @@ def _table(title: str, samples: pd.DataFrame, run: Run, texts: Optional[pd.DataF
                 cut(name, MAX_NAME),
             ]
         )
-    headings = ["kept", "text", "weight", "align-\nment", "source", "damage", "id"]
-    return Table(
-        headings, rows, kinds=["short", "text", "short", "short", "word", "word", "word"], title=title
-    )
+    counts = ["kept", *(["trained\non"] if is_told else [])]
+    headings = [*counts, "text", "weight", "align-\nment", "source", "damage", "id"]
+    kinds = [*["short"] * len(counts), "text", "short", "short", "word", "word", "word"]
+    return Table(headings, rows, kinds=kinds, title=title)
 
 
 def _text(texts: Optional[pd.DataFrame], name: str) -> str:

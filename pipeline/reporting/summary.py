@@ -1,7 +1,7 @@
 """Runs in numbers: how far each came, what it kept, and how much of its time went into choosing.
 
-Shares of kept samples and times are taken after warm-up, where the method itself chose; losses cover the
-whole run.
+Shares of kept samples are taken after warm-up, where the method itself chose; losses and times cover the
+whole run. Kept samples are those trained on: chosen, or taken as proposed by steps that score nothing.
 """
 
 from dataclasses import dataclass
@@ -49,9 +49,20 @@ class Summary:
     target_kept: Optional[float]
     target_weight: Optional[float]
     step_seconds: Optional[float]
-    """Median wall time of a step."""
+    """Mean wall time of a step: a median would pass over the few steps that score."""
+    step_cpu_seconds: Optional[float]
+    """Mean CPU time of a step, over all ranks; None on another device, whose work is no work of a CPU."""
     selection_share: Optional[float]
-    """Share of all steps' time that went into choosing."""
+    """Share of the time of all steps and of the preparation that went into choosing."""
+    selection_cpu_share: Optional[float]
+    """The same of CPU time. Within a step it is divided like wall time."""
+    prepared: str
+    """What was made once before the first step, in words; '' where nothing was."""
+    prepared_seconds: float
+    """Its wall time, paid by the run that made it first."""
+    prepared_cpu_seconds: float
+    num_scored_steps: Optional[int]
+    """Steps that scored candidates; None where none ever does, or where it was not recorded."""
     num_fallbacks: int
     """Steps in which no candidate was aligned with the target: uniform weights on those that oppose it
     least."""
@@ -74,6 +85,11 @@ def held_out(run: Run) -> pd.DataFrame:
     return run.evaluations[names == ("test" if (names == "test").any() else names.iloc[0])]
 
 
+def selection_seconds(steps: pd.DataFrame) -> pd.Series:
+    """Wall time of each step that went into choosing."""
+    return steps[[f"seconds_{stage}" for stage in SELECTION_STAGES]].sum(axis=1)
+
+
 def area_mean(steps: np.ndarray, loss: np.ndarray) -> float:
     """Area under the loss over the steps (trapezoids between evaluations), divided by their number."""
     return float(np.trapezoid(loss, steps) / np.ptp(steps))
@@ -90,7 +106,6 @@ def is_damaged(damage: pd.Series) -> pd.Series:
 
 
 def _summarise(run: Run, label: str) -> Summary:
-    steps = run.steps[~run.steps["warmup"]]
     kept = run.kept[~run.kept["warmup"]]
     known = kept[kept["damage"] != UNKNOWN]
     by_damage = pd.Series(run.pool.get("by_damage", {}), dtype=float).drop(UNKNOWN, errors="ignore")
@@ -99,7 +114,11 @@ def _summarise(run: Run, label: str) -> Summary:
     of_target = kept["source"].isin(targets)
     losses = held_out(run)
     steps_of_losses, loss = losses["step"].to_numpy(float), losses["loss"].to_numpy(float)
-    selection = steps[[f"seconds_{stage}" for stage in SELECTION_STAGES]].sum(axis=1)
+    num_scored = int(run.steps["scored"].fillna(0).sum())
+    timed, setup = run.steps.dropna(subset="seconds_total"), run.setup
+    selection, total = selection_seconds(timed), timed["seconds_total"]
+    on_cpu = run.environment.get("device", "cpu") == "cpu" and timed["cpu_seconds"].notna().all()
+    cpu = timed["cpu_seconds"].astype(float) if on_cpu else pd.Series(dtype=float)
     return Summary(
         label=label,
         method=run.method,
@@ -115,10 +134,14 @@ def _summarise(run: Run, label: str) -> Summary:
         target_pool=_share(by_source, by_source.index.to_series().isin(targets)) if targets else None,
         target_kept=_share(pd.Series(1.0, kept.index), of_target) if targets else None,
         target_weight=_share(kept["weight"], of_target) if targets else None,
-        step_seconds=_number(steps["seconds_total"].median()),
-        selection_share=_number(selection.sum() / steps["seconds_total"].sum())
-        if steps["seconds_total"].sum()
-        else None,
+        step_seconds=_number(total.mean()),
+        step_cpu_seconds=_number(cpu.mean()),
+        selection_share=_spent(selection, total, setup["seconds"]),
+        selection_cpu_share=_spent(cpu * selection / total, cpu, setup["cpu_seconds"]),
+        prepared=str(setup.get("what", "")) if setup["seconds"] else "",
+        prepared_seconds=setup["seconds"],
+        prepared_cpu_seconds=setup["cpu_seconds"],
+        num_scored_steps=num_scored or None,
         num_fallbacks=int(run.steps["fallback"].fillna(0).sum()),
         num_dropped=int(sum(len(ids) for ids in run.steps["dropped"] if isinstance(ids, list))),
         warnings=tuple(text for texts in run.steps["warnings"] if isinstance(texts, list) for text in texts),
@@ -165,6 +188,7 @@ def columns(summaries: list[Summary]) -> list[tuple[str, list[str]]]:
         "damaged\nweight": [_text(s.damaged_weight, ".1%") for s in summaries],
         "target\nkept": [_text(s.target_kept, ".1%") for s in summaries],
         "seconds\nper step": [_text(s.step_seconds, ".2f") for s in summaries],
+        "CPU s\nper step": [_text(s.step_cpu_seconds, ".2f") for s in summaries],
         "spent on\nselection": [_text(s.selection_share, ".0%") for s in summaries],
     }
     return [(heading, cells) for heading, cells in filled.items() if set(cells) != {"-"}]
@@ -180,6 +204,8 @@ def notes(summaries: list[Summary]) -> list[str]:
     lines.append(
         "Damaged and target are shares of the kept samples: damaged ones, and ones of the target's own kind."
     )
+    if not all(map(_scores_all, summaries)):
+        lines.append("Kept samples are those trained on, those that steps took as proposed among them.")
     pools = {s.label: (s.damaged_pool, s.target_pool) for s in summaries}
     shared = len(set(pools.values())) == 1
     for label, (damaged, target) in list(pools.items())[: 1 if shared else None]:
@@ -191,17 +217,18 @@ def notes(summaries: list[Summary]) -> list[str]:
     if warmups != [0]:
         counts = " or ".join(str(count) for count in warmups)
         lines.append(
-            f"Shares and times leave out the warm-up ({counts} steps that match the plain gradient)."
+            f"Shares of samples leave out the warm-up ({counts} steps that match the plain gradient)."
         )
     for s in summaries:
+        lines += _spent_on_selection(s)
         if s.num_steps == s.num_warmup_steps:
             lines.append(
                 f"{s.label}: all {s.num_steps} steps are warm-up; the method itself has not chosen yet."
             )
         if s.num_fallbacks:
+            judged = f"{s.num_steps} steps" if _scores_all(s) else f"{s.num_scored_steps} scored steps"
             lines.append(
-                f"{s.label}: {s.num_fallbacks} of {s.num_steps} steps fell back to uniform weights, "
-                "nothing was aligned."
+                f"{s.label}: {s.num_fallbacks} of {judged} fell back to uniform weights, nothing was aligned."
             )
         if s.num_dropped:
             lines.append(f"{s.label}: {s.num_dropped} candidate(s) dropped, their gradients were not finite.")
@@ -210,6 +237,32 @@ def notes(summaries: list[Summary]) -> list[str]:
     if not any(s.num_fallbacks or s.num_dropped for s in summaries):
         lines.append("No step fell back to uniform weights, and no candidate was dropped.")
     return lines
+
+
+def _scores_all(s: Summary) -> bool:
+    """Whether no step is known to have scored nothing where others score."""
+    return s.num_scored_steps in (None, s.num_steps)
+
+
+def _spent_on_selection(s: Summary) -> list[str]:
+    """A sentence on the price of selection, where a column of it does not tell how it was paid."""
+    if s.selection_share is None or (_scores_all(s) and not s.prepared):
+        return []
+    scored = "" if _scores_all(s) else f"{s.num_scored_steps} of {s.num_steps} steps have scored candidates; "
+    of_cpu = cpu = once = ""
+    if s.selection_cpu_share is not None:
+        of_cpu = f" and {s.selection_cpu_share:.0%} of the CPU time"
+        cpu = f", {s.prepared_cpu_seconds:.2f} s of CPU"
+    if s.prepared:
+        once = f", with {s.prepared}, made once ({s.prepared_seconds:.2f} s{cpu})"
+    return [f"{s.label}: {scored}selection has taken {s.selection_share:.0%} of the time{of_cpu}{once}."]
+
+
+def _spent(selection: pd.Series, total: pd.Series, once: float) -> Optional[float]:
+    """Share of the seconds ``total`` of all steps, and of those that were spent ``once``, that went into
+    choosing."""
+    whole = float(total.sum())
+    return (once + float(selection.sum())) / (once + whole) if whole else None
 
 
 def _share(amounts: pd.Series, chosen: pd.Series) -> Optional[float]:

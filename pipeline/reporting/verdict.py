@@ -2,29 +2,37 @@
 
 from operator import attrgetter
 
+from pipeline.reporting.equal_time import against_random
 from pipeline.reporting.records import Run
 from pipeline.reporting.summary import Summary, held_out
+from pipeline.settings import draws_at_random
 
 
 def verdict(runs: list[Run], summaries: list[Summary]) -> str:
-    """The verdict on the run that ``main_run`` names, against a run of random selection where there is one,
-    else against the best of the others."""
+    """The verdict on the run that ``main_run`` names, against one that draws at random from the whole pool
+    where there is such a run, else against the best of the others."""
     mine = main_run(summaries)
     others = [s for s in summaries if s is not mine and s.loss_after is not None]
     if mine.loss_after is None:
         return f"{_progress(runs, summaries, mine)} {_unmeasured(mine)}"
     if not others:
         return f"{_progress(runs, summaries, mine)} {_alone(summaries, mine)}"
-    reference = next((s for s in others if s.method == "random"), min(others, key=attrgetter("loss_after")))
+    at_random = [s for s in others if draws_at_random(runs[summaries.index(s)].config)]
+    reference = at_random[0] if at_random else min(others, key=attrgetter("loss_after"))
     reasons = _incomparable(*(runs[summaries.index(s)] for s in (mine, reference)))
     if reasons:
         return (
             f"{mine.label} ends at a held-out loss of {mine.loss_after:.3f}, {reference.label} at "
             f"{reference.loss_after:.3f}, but the two cannot be compared: {'; '.join(reasons)}."
         )
-    return " ".join(
-        filter(None, [_difference(mine, reference), _price(mine, reference), _damage(mine, reference), TRUST])
-    )
+    parts = [
+        _difference(mine, reference),
+        _price(mine, reference),
+        _equal_time(mine, reference, runs[summaries.index(mine)], runs[summaries.index(reference)]),
+        _damage(mine, reference),
+        TRUST,
+    ]
+    return " ".join(filter(None, parts))
 
 
 TRUST = (
@@ -50,18 +58,31 @@ def times(ratio: float) -> str:
 
 def _progress(runs: list[Run], summaries: list[Summary], mine: Summary) -> str:
     run = runs[summaries.index(mine)]
-    kept, looked_at = run.steps["num_kept"].median(), run.steps["num_candidates"].median()
-    how = (
-        f", keeping {kept:.0f} of {looked_at:.0f} candidates a step"
-        if kept == kept and looked_at == looked_at
-        else ""
-    )
+    how = _how(run)
     if mine.loss_after is None:
         return f"{mine.label} has trained for {mine.num_steps} steps{how}."
     assert mine.loss_before is not None
     return (
         f"{mine.label}: the held-out loss went from {mine.loss_before:.3f} to {mine.loss_after:.3f} "
         f"({(mine.loss_after - mine.loss_before) / mine.loss_before:+.1%}) in {mine.num_steps} steps{how}."
+    )
+
+
+def _how(run: Run) -> str:
+    """How a run came to its samples, as the end of a sentence; '' where that was not recorded."""
+    is_scored = run.steps["scored"] == 1
+    looks = run.steps[is_scored] if is_scored.any() else run.steps
+    kept, looked_at = looks["num_kept"].median(), looks["num_candidates"].median()
+    if kept != kept or looked_at != looked_at:
+        return ""
+    if kept == looked_at:
+        return f", training on {kept:.0f} samples a step"
+    if len(looks) == len(run.steps):
+        return f", keeping {kept:.0f} of {looked_at:.0f} candidates a step"
+    taken = run.steps.loc[~is_scored, "num_kept"].median()
+    return (
+        f": {len(looks)} scored steps kept {kept:.0f} of {looked_at:.0f} candidates each, the others trained "
+        f"on {taken:.0f} proposed samples"
     )
 
 
@@ -134,16 +155,31 @@ def _on_the_way(mine: Summary, reference: Summary) -> str:
 def _price(mine: Summary, reference: Summary) -> str:
     if not (mine.step_seconds and reference.step_seconds):
         return ""
+    once = f", and {mine.prepared} took {mine.prepared_seconds:.2f} s once" if mine.prepared else ""
+    if mine.step_cpu_seconds and reference.step_cpu_seconds:
+        return (
+            f"A step took {times(mine.step_cpu_seconds / reference.step_cpu_seconds)} as much CPU time "
+            f"({mine.step_cpu_seconds:.2f} s against {reference.step_cpu_seconds:.2f} s), and "
+            f"{times(mine.step_seconds / reference.step_seconds)} as long by the clock{once}."
+        )
     return (
         f"A step took {times(mine.step_seconds / reference.step_seconds)} as long "
-        f"({mine.step_seconds:.2f} s against {reference.step_seconds:.2f} s)."
+        f"({mine.step_seconds:.2f} s against {reference.step_seconds:.2f} s){once}."
     )
+
+
+def _equal_time(mine: Summary, reference: Summary, run: Run, random: Run) -> str:
+    """What equal time says, where evaluations on the way tell when the reference's final loss was reached."""
+    share = against_random(run, [random])["time_to_random"]
+    if share is None or mine.loss_mean is None:
+        return ""
+    return f"With that it reached the final loss of {reference.label} in {share:.2f} of its time."
 
 
 def _damage(mine: Summary, reference: Summary) -> str:
     if None in (mine.damaged_kept, reference.damaged_kept):
         return ""
     return (
-        f"Of the samples it kept {mine.damaged_kept:.1%} are damaged, of those of {reference.label} "
+        f"Of the samples it trained on {mine.damaged_kept:.1%} are damaged, of those of {reference.label} "
         f"{reference.damaged_kept:.1%}."
     )

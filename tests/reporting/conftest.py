@@ -21,9 +21,14 @@ def write_run(
     damage: bool = True,
     extra_source: str = "",
     seed: int = 0,
+    score_every: int = 0,
 ) -> Path:
     """A run over a pool of 40 % math (the target's kind) and 30 % damaged; filter_then_weight keeps mostly
-    clean math."""
+    clean math.
+
+    With ``score_every`` it scores the first two steps and then so often, and trains on 8 proposed samples in
+    the others; without, it is a run of a version that knew neither these fields nor setup.json.
+    """
     rng = np.random.default_rng(seed)
     scored = method in SCORED
     sources = ["math", "chat", "code", *([extra_source] if extra_source else [])]
@@ -33,10 +38,12 @@ def write_run(
     damaged = 0.08 if scored else 0.3
     with Recorder(folder) as recorder:
         for step in range(num_steps):
-            warmup = step < WARMUP_STEPS
+            is_scored = scored and (not score_every or step < 2 or step % score_every == 0)
+            warmup = is_scored and step < WARMUP_STEPS
+            match = is_scored and not warmup
             weights = (
                 rng.dirichlet(np.full(8, 3.0))
-                if method == "filter_then_weight" and not warmup
+                if method == "filter_then_weight" and match
                 else np.full(8, 1 / 8)
             )
             kept = []
@@ -51,14 +58,14 @@ def write_run(
                         "source": str(rng.choice(sources, p=shares)),
                         "damage": kind if damage else "",
                         "weight": float(weight),
-                        "alignment": float(rng.uniform(0, 0.6)) if scored and not warmup else None,
+                        "alignment": float(rng.uniform(0, 0.6)) if match else None,
                     }
                 )
             recorder.kept(kept)
             passed = [f"{step}-{number}" for number in range(8, 32)]
-            alignment = rng.uniform(-0.6, 0.1, 24).tolist() if scored and not warmup else None
-            recorder.passed({"step": step, "ids": passed, "alignment": alignment})
-            match = scored and not warmup
+            alignment = rng.uniform(-0.6, 0.1, 24).tolist() if match else None
+            if is_scored or not score_every:
+                recorder.passed({"step": step, "ids": passed, "alignment": alignment})
             loss = 2.2 * np.exp(-step / (25 if scored else 40)) + 0.9
             recorder.step(
                 {
@@ -66,7 +73,7 @@ def write_run(
                     "epoch": 0,
                     "warmup": warmup,
                     "method": method,
-                    "num_candidates": 32,
+                    "num_candidates": 32 if is_scored or not score_every else 8,
                     "num_kept": 8,
                     "train_loss": float(loss + rng.normal(0, 0.08)),
                     "candidate_loss": float(loss + 0.3) if match else None,
@@ -101,6 +108,7 @@ def write_run(
                         "update": 1.0,
                         "total": 2.0,
                     },
+                    **(_of_proposals(rng, is_scored) if score_every else {}),
                 }
             )
         if evaluations is None:
@@ -112,6 +120,10 @@ def write_run(
             recorder.evaluation(
                 {"step": step, "name": "test", "loss": loss, "num_samples": 64, "num_tokens": 4096}
             )
+    if score_every:
+        setup = {"what": "features of 1,000 samples", "seconds": 3.0, "cpu_seconds": 2.0}
+        more = {"is_reused": True, "pool_share": 0.16}
+        (folder / "setup.json").write_text(json.dumps(setup | more))
     config = {"selection": {"method": method, "ridge": 1.0}, "run": {"folder": str(folder), "seed": seed}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "environment.json").write_text(
@@ -121,6 +133,19 @@ def write_run(
     pool = {"num_samples": 1000, "by_source": by_source, "by_damage": by_damage, "target_sources": ["math"]}
     (folder / "pool.json").write_text(json.dumps(pool))
     return folder
+
+
+def _of_proposals(rng: np.random.Generator, is_scored: bool) -> dict:
+    """Fields of a step record about what was proposed."""
+    return {
+        "scored": int(is_scored),
+        "window": 200 if is_scored else 50,
+        "predicted_correlation": float(rng.uniform(0.6, 0.8)) if is_scored else None,
+        "cosine_of_proposed": float(rng.uniform(0.4, 0.5)) if is_scored else None,
+        "cosine_of_explored": float(rng.uniform(0.0, 0.1)) if is_scored else None,
+        "target_mixed": 0,
+        "cpu_seconds": 4.0 if is_scored else 2.0,
+    }
 
 
 @pytest.fixture

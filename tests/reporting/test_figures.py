@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from pipeline.reporting.figures import COLOURS, MANY, PLOTS
 from pipeline.reporting.pictures import INK, Panel, pictures, short, wide
 from pipeline.reporting.records import read_run
+from pipeline.reporting.summary import summarise
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def has_ink(panels) -> bool:
 
 @pytest.fixture
 def two_runs(make_run):
-    return [read_run(make_run("a")), read_run(make_run("b", method="random"))]
+    return [read_run(make_run("a", score_every=4)), read_run(make_run("b", method="random"))]
 
 
 def test_two_runs_give_all_figures(two_runs):
@@ -52,6 +53,41 @@ def test_run_that_scores_nothing_has_no_weights_and_no_alignment(make_run):
     assert (
         not {"weights", "alignment"} & figures.keys() and {"losses", "sources", "seconds"} <= figures.keys()
     )
+
+
+def test_enrichment_is_drawn_from_the_steps_that_score(make_run):
+    run = read_run(make_run("a", score_every=4))
+    scored = run.steps[run.steps["scored"] == 1]
+    cosines, correlation, share = axes_of(drawn([run])["proposal"])
+    ours, random = (
+        next(line for line in cosines.lines if line.get_label() == label)
+        for label in ("filter_then_weight", "taken at random")
+    )
+    assert ours.get_xdata().tolist() == random.get_xdata().tolist() == scored["step"].tolist()
+    assert ours.get_ydata() == pytest.approx(scored["cosine_of_proposed"])
+    assert random.get_ydata() == pytest.approx(scored["cosine_of_explored"])
+    assert correlation.lines[0].get_ydata() == pytest.approx(scored["predicted_correlation"])
+    assert share.lines[0].get_ydata()[-1] == pytest.approx(len(scored) / len(run.steps))
+
+
+def test_runs_that_predict_nothing_have_no_figure_of_proposals(make_run):
+    assert "proposal" not in drawn([read_run(make_run("a")), read_run(make_run("b", method="random"))])
+
+
+def test_weights_are_those_of_scored_steps_and_times_of_both_kinds_of_steps_are_told_apart(make_run):
+    run = read_run(make_run("a", score_every=4))
+    over_time, *_ = axes_of(drawn([run])["weights"])
+    later = run.steps[(run.steps["scored"] == 1) & ~run.steps["warmup"]]
+    assert over_time.lines[0].get_xdata().tolist() == later["step"].tolist()
+    stages, spent = axes_of(drawn([run])["seconds"])
+    rows = [tick.get_text() for tick in stages.get_yticklabels()]
+    assert rows == ["filter_then_weight", "\u2026 scored steps", "\u2026 other steps"]
+    widths = [sum(bars.patches[row].get_width() for bars in stages.containers) for row in range(3)]
+    means = [run.steps["seconds_total"].mean() + 3.0 / 30] + [
+        run.steps.loc[run.steps["scored"] == value, "seconds_total"].mean() for value in (1, 0)
+    ]
+    assert widths == pytest.approx(means)
+    assert spent.lines[0].get_ydata()[-1] == pytest.approx(summarise([run])[0].selection_share)
 
 
 @pytest.mark.parametrize("num_steps, evaluations", [(1, []), (2, [(0, 2.0)]), (3, [(0, 2.0)])])

@@ -55,8 +55,26 @@ def test_absent_fields_are_missing_values_not_errors(make_run):
     (folder / "kept.jsonl").write_text('{"step": 0, "id": "a", "weight": 1.0}\n')
     run = read_run(folder)
     assert run.steps["seconds_total"].iloc[0] == 2.5 and run.steps["seconds_total"].isna().iloc[1]
+    assert run.steps["seconds_gram"].iloc[0] == 0.0 and run.steps["seconds_gram"].isna().iloc[1]
     assert run.steps["cosine"].isna().all() and not run.steps["warmup"].any()
     assert run.kept["damage"].tolist() == [""] and run.kept["source"].tolist() == [""]
+
+
+def test_samples_that_no_step_has_looked_at_are_told_apart(make_run):
+    rarely = read_run(make_run("rarely", num_steps=10, score_every=4))
+    assert rarely.steps["scored"].tolist() == [1, 1, 0, 0, 1, 0, 0, 0, 1, 0]
+    assert rarely.kept.groupby("step")["looked_at"].mean().tolist() == rarely.steps["scored"].tolist()
+    assert (rarely.setup["what"], rarely.setup["seconds"]) == ("features of 1,000 samples", 3.0)
+    before, random = read_run(make_run("before")), read_run(make_run("random", method="random"))
+    assert before.steps["scored"].isna().all() and before.kept["looked_at"].all(), "of an earlier version"
+    assert not random.kept["looked_at"].any() and random.setup == {"seconds": 0.0, "cpu_seconds": 0.0}
+
+
+def test_a_price_that_is_no_number_is_named(make_run):
+    folder = make_run("run", score_every=4)
+    (folder / "setup.json").write_text('{"what": "features", "seconds": null, "cpu_seconds": 1.0}')
+    with pytest.raises(ValueError, match=r"setup\.json: seconds is None, expected a number of seconds"):
+        read_run(folder)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,15 @@ def test_report_of_two_runs_writes_page_figures_and_summary(make_run, tmp_path, 
         assert words in page, words
 
 
+def test_report_of_a_run_that_scores_rarely_says_what_its_proposal_was_worth(make_run, tmp_path):
+    runs = [make_run("a", score_every=4), make_run("b", method="random")]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/figures/proposal.png").stat().st_size > 5000
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for words in ("What the proposal is worth", "So the proposal helps.", "Most trained on", "one-off"):
+        assert words in page, words
+
+
 def test_json_line_is_last_and_holds_the_result(make_run, tmp_path, capsys):
     runs = [
         make_run("b", method="random", evaluations=[(0, 3.0), (30, 2.0)]),
@@ -76,6 +85,10 @@ def test_json_line_is_last_and_holds_the_result(make_run, tmp_path, capsys):
     assert result["loss"] == {"filter_then_weight": 1.5, "random": 2.0, "before": 3.0}
     assert result["damaged"]["pool"] == pytest.approx(0.3) and 0 < result["damaged"]["kept"] < 0.2
     assert 100 <= result["seconds"] < 1000
+    # 2 warm-up steps of 1.05 s and 28 of 2 s, against 30 of 1.05 s; two thirds of the way down at 20 steps.
+    price = (2 * 1.05 + 28 * 2) / (30 * 1.05)
+    assert result["step_price"] == pytest.approx(price)
+    assert result["time_to_random"] == pytest.approx(price * 2 / 3)
 
 
 def test_single_run_without_evaluations_is_reported_in_its_own_folder(make_run, capsys):
@@ -84,6 +97,7 @@ def test_single_run_without_evaluations_is_reported_in_its_own_folder(make_run, 
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["loss"] == {"filter_then_weight": None, "before": None}
     assert result["damaged"] == {"pool": None, "kept": None} and result["seconds"] is None
+    assert result["step_price"] is result["time_to_random"] is None
     assert (run / "report.html").is_file() and not (run / "figures/damage.png").exists()
 
 
@@ -94,7 +108,7 @@ def hostile_page(tmp_path_factory):
     from tests.reporting.conftest import write_run
 
     folder = tmp_path_factory.mktemp("hostile") / "a<b>&'"
-    run = write_run(folder, num_steps=60, extra_source=HOSTILE[0])
+    run = write_run(folder, num_steps=60, extra_source=HOSTILE[0], score_every=4)
     kept = [json.loads(line) for line in (run / "kept.jsonl").read_text().splitlines()]
     for number, line in enumerate(kept):
         line |= {

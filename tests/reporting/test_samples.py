@@ -37,6 +37,28 @@ def test_samples_are_counted_after_warm_up(by_hand):
     ] == pytest.approx(0.2)
 
 
+def test_samples_taken_as_proposed_count_as_trained_on_and_not_as_kept(by_hand):
+    """Step 4 takes a and g without looking at them."""
+    with Recorder(by_hand.folder) as recorder:
+        recorder.step({"step": 4, "scored": 0})
+        recorder.kept([{"step": 4, "id": name, "weight": 0.5} for name in "ag"])
+    lines = [json.loads(line) for line in (by_hand.folder / "steps.jsonl").read_text().splitlines()]
+    lines = [{"scored": 1, **line} for line in lines]
+    (by_hand.folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = tally(run := read_run(by_hand.folder))
+    assert found["kept"].to_dict() == {"a": 3, "b": 1, "c": 1, "d": 1, "e": 0, "f": 0, "g": 0}
+    assert found["seen"].to_dict() == {"a": 3, "b": 1, "c": 1, "d": 2, "e": 3, "f": 2, "g": 0}
+    assert found["trained"].to_dict() == {"a": 4, "b": 1, "c": 1, "d": 1, "e": 0, "f": 0, "g": 1}
+    assert found.at["a", "weight"] == pytest.approx(1.5), "of scored steps alone"
+    assert most_kept(found).index.tolist() == ["a", "b", "c", "d", "g"]
+    assert "g" not in least_kept(found).index
+    section = sample_section([("run", run)], None)
+    (most, least) = section.tables
+    assert (most.title, least.title) == ("Most trained on, run", "Least kept, run")
+    assert [row[:2] for row in most.rows if row[-1] in "ag"] == [["3 of 3", "4"], ["-", "1"]]
+    assert "run: of 8 samples trained on 2 were taken as proposed" in section.notes[0]
+
+
 def test_most_and_least_kept_come_in_order(by_hand):
     found = tally(by_hand)
     assert most_kept(found).index.tolist() == ["a", "b", "c", "d"]

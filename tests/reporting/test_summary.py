@@ -78,15 +78,57 @@ def test_summary_equals_the_numbers_worked_out_by_hand(by_hand):
     assert summary.target_pool == pytest.approx(2 / 10)
     assert summary.target_kept == pytest.approx(4 / 6)
     assert summary.target_weight == pytest.approx((0.9 + 1.0 + 0.7) / 3)
-    assert summary.step_seconds == 4.0
-    assert summary.selection_share == pytest.approx(3 * 1.0 / (4 + 5 + 3))
+    assert summary.step_seconds == pytest.approx((9 + 4 + 5 + 3) / 4)
+    assert summary.selection_share == pytest.approx(4 * 1.0 / (9 + 4 + 5 + 3))
+    assert summary.step_cpu_seconds is summary.selection_cpu_share is summary.num_scored_steps is None
 
 
 def test_what_cannot_be_measured_is_none(make_run):
     folder = make_run("run", num_steps=2, evaluations=[], damage=False)  # two steps are all warm-up
     (summary,) = summarise([read_run(folder)])
     assert summary.loss_before is summary.loss_after is summary.loss_mean is None
-    assert summary.damaged_pool is summary.damaged_kept is summary.target_kept is summary.step_seconds is None
+    assert summary.damaged_pool is summary.damaged_kept is summary.target_kept is None
+    (run := read_run(folder)).steps["seconds_total"] = float("nan")
+    (summary,) = summarise([run])
+    assert summary.step_seconds is summary.selection_share is None
+
+
+@pytest.fixture
+def rarely(make_run):
+    """Four steps, of which the first and the last score: 3 and 1 s of their 4 and 2 s went into choosing."""
+    folder = make_run("rarely", num_steps=0, evaluations=[], score_every=4)
+    with Recorder(folder) as recorder:
+        for step, (scored, chosen, total, cpu) in enumerate(
+            [(1, 3, 4, 8), (0, 0, 1, 2), (0, 0, 1, 2), (1, 1, 2, 4)]
+        ):
+            seconds = {"gram": chosen, "update": total - chosen, "total": total}
+            fields = {"scored": scored, "cpu_seconds": cpu, "fallback": scored, "seconds": seconds}
+            recorder.step({"step": step, "warmup": step == 0, **fields})
+            recorder.kept([{"step": step, "id": str(step), "weight": 1.0, "damage": "none"}])
+    return folder
+
+
+def test_the_price_of_rare_scoring_and_of_what_was_made_once_is_charged_in_both_times(rarely):
+    (summary,) = summarise([read_run(rarely)])
+    assert (summary.num_steps, summary.num_scored_steps) == (4, 2)
+    assert (summary.step_seconds, summary.step_cpu_seconds) == (2.0, 4.0)
+    assert summary.selection_share == pytest.approx((3 + 3 + 1) / (3 + 8))
+    assert summary.selection_cpu_share == pytest.approx((2 + 8 * 3 / 4 + 4 * 1 / 2) / (2 + 16))
+    text = " ".join(printed([read_run(rarely)]).split())
+    assert (
+        "2 of 4 steps have scored candidates; selection has taken 64% of the time and 56% of the CPU time, "
+        "with features of 1,000 samples, made once (3.00 s, 2.00 s of CPU)." in text
+    )
+    assert "2 of 2 scored steps fell back" in text and "those that steps took as proposed among them" in text
+
+
+def test_work_of_a_card_is_not_told_in_cpu_seconds(rarely):
+    (rarely / "environment.json").write_text('{"device": "cuda"}')
+    (summary,) = summarise([read_run(rarely)])
+    assert summary.step_cpu_seconds is summary.selection_cpu_share is None and summary.step_seconds == 2.0
+    assert "64% of the time, with features of 1,000 samples, made once (3.00 s)." in " ".join(
+        printed([read_run(rarely)]).split()
+    )
 
 
 def test_one_evaluation_is_before_and_not_after(make_run):
@@ -105,7 +147,7 @@ def test_table_is_plain_text_of_at_most_100_columns(by_hand, make_run):
     assert "\x1b" not in text
     assert max(len(line) for line in text.splitlines()) <= 100
     row = next(line for line in text.splitlines() if line.strip().startswith("filter_then_weight"))
-    assert row.split()[1:] == ["3.000", "1.500", "2.125", "20.0%", "3.7%", "66.7%", "4.00", "25%"]
+    assert row.split()[1:] == ["3.000", "1.500", "2.125", "20.0%", "3.7%", "66.7%", "5.25", "19%"]
 
 
 def test_table_states_warmup_fallbacks_and_dropped_candidates(by_hand):
