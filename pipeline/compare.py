@@ -2,8 +2,8 @@
 
 python -m pipeline.compare --config launch/recipes/compare_quick.yaml [--key value] [--section.key value]
 
-    cells -> runs of pipeline.train -> measures of each -> means, errors, differences in pairs
-          -> tables, result file, page
+    cells -> runs of pipeline.train -> runs with a budget of random's time, where the grid has budgets
+          -> measures of each -> means, errors, differences in pairs -> tables, result file, page
 """
 
 import json
@@ -21,14 +21,21 @@ def main(arguments: Optional[list[str]] = None) -> int:
     grid, cells, notes = parse(__doc__.split("\n\n")[0], sys.argv[1:] if arguments is None else arguments)
     # Not at the top: torch, pandas and matplotlib take seconds to load, and --help and a wrong grid are
     # answered without them.
-    from pipeline.comparison import outcome
+    from pipeline.comparison import budgets, outcome
     from pipeline.comparison.running import run_cells
 
+    found = None
     try:
         failures = run_cells(cells, grid.parallel, grid.ranks, grid.overwrite)
         failed = [failure.cell for failure in failures]
-        done = [cell for cell in cells if cell not in failed]
-        found = outcome.gather(cells, done, notes) if done else None
+        if runs := outcome.read([cell for cell in cells if cell not in failed]):
+            clock = outcome.clock_of(grid.clock, list(runs.values()))
+            plan = budgets.plan(grid.budgets, runs, clock)
+            if plan.cells:
+                failures += run_cells(plan.cells, grid.parallel, grid.ranks, grid.overwrite)
+            failed = [failure.cell for failure in failures]
+            later = outcome.read([cell for cell in plan.cells if cell not in failed])
+            found = outcome.gather(cells, runs, clock, notes, plan, later)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

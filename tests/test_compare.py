@@ -51,6 +51,8 @@ def grid(folder, model_folder, data_folder):
                 "cache_folder": f"{data_folder}/tokens",
             },
             "selection": {
+                "proposal": "uniform",  # every step scores what it looks at, in a pool of 48
+                "score_every": 1,
                 "candidates_per_step": 8,
                 "keep_per_step": 4,
                 "target_per_step": 3,
@@ -136,6 +138,19 @@ def test_a_grid_that_is_finished_only_reports(compare, grid):
         "The held-out loss of filter_then_weight, averaged over training, is" in verdict
         and html.escape(verdict, False) in page
     )
+
+
+def test_runs_with_a_budget_come_after_those_whose_clock_they_follow(compare, grid):
+    """Twice random's time are twice its steps, and once its time is the run that is there already."""
+    arguments = ("--variants", "[random]", "--budgets", "[1, 2]")
+    code, _, _, ran = compare(*arguments)
+    assert code == 0 and sorted(ran) == [f"sums/random/budget_2/seed_{seed}" for seed in (0, 1)]
+    result = json.loads((grid.parent / "runs/comparison.json").read_text())
+    assert result["clock"] == "cpu"
+    rows = {row["budget"]: (row["cells"], row["of"], row["steps"]) for row in result["budgets"]}
+    assert rows == {1: (2, 2, 4), 2: (2, 2, 8)}
+    assert result["budgets"][0]["cost"]["mean"] == 1
+    assert compare(*arguments)[3] == []
 
 
 def test_changed_settings_and_data_are_not_reused_silently(compare, grid, monkeypatch):

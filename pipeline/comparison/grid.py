@@ -4,14 +4,15 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from pipeline import config as configuration
 from pipeline.config import Config
-from pipeline.settings import RECIPES, by_name, flatten, is_secret
+from pipeline.selection import registry
+from pipeline.settings import RECIPES, by_name, draws_at_random, flatten, is_secret
 from pipeline.yaml_text import load_yaml
 
 SECTIONS = tuple(f.name for f in fields(Config))
@@ -23,17 +24,25 @@ OF_THE_GRID = {
     "run.overwrite": "overwrite",
 }
 """Settings of a run that the grid makes -> the field of the grid that gives them."""
-# Settings that decide, with the step, which candidates come in which order (data/stream.py).
-STREAM = (
-    "data.pool",
-    "data.pool_weights",
+HELD_OUT = (
+    "model.name",
+    "model.revision",
+    "model.chat_template",
     "data.max_tokens",
     "data.on_long",
     "data.on_broken",
     "data.loss_on",
-    "model.name",
-    "model.revision",
 )
+"""Settings, with data.columns, that decide what a held-out loss is a loss of."""
+TRAINED_ON = (
+    "data.pool",
+    "data.pool_weights",
+    "selection.proposal",
+    "selection.pool_share",
+    "selection.prior",
+    "training.target_mix",
+)
+"""Settings that decide what a step may train on, and in which order."""
 
 
 @dataclass
@@ -44,6 +53,8 @@ class TargetFiles:
     """A few examples, as in data.target."""
     test: list[str]
     """Held-out samples, as in data.test; the result is the loss on them."""
+    pool: Optional[list[str]] = None
+    """A pool of its own, as in data.pool; the base's where it is left out."""
 
 
 # The one class that values of a grid are made into; config.py forbids all others.
@@ -74,6 +85,13 @@ class Grid:
     of its own."""
     overwrite: bool = False
     """Run finished cells again whose settings or data have changed since; without it they are an error."""
+    clock: Literal["auto", "cpu", "wall"] = "auto"
+    """Seconds of equal time. cpu: CPU seconds of all ranks, for a machine that others use too. wall: wall
+    clock. auto is cpu where the cells train on CPU and have recorded it."""
+    budgets: list[float] = field(default_factory=list)
+    """Shares of random's time for which each variant is run once more, with a learning rate that has decayed
+    when the share is used up ([0.25, 0.5]). The number of steps follows from the cells without a budget,
+    which run first."""
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: settings are mutable
@@ -84,6 +102,8 @@ class Cell:
     variant: str
     seed: int
     config: Config
+    budget: Optional[float] = None
+    """Share of random's time that the run may take; None where the settings say how many steps it takes."""
 
     @property
     def folder(self) -> Path:
@@ -91,7 +111,8 @@ class Cell:
         return Path(self.config.run.folder)
 
     def __str__(self) -> str:
-        return f"{self.target}, {self.variant}, seed {self.seed}"
+        name = f"{self.target}, {self.variant}, seed {self.seed}"
+        return name if self.budget is None else f"{name}, budget {self.budget:g}"
 
 
 def parse(description: str, arguments: list[str]) -> tuple[Grid, list[Cell], list[str]]:
@@ -152,17 +173,30 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
     for name in ("parallel", "ranks"):
         if getattr(grid, name) < 1:
             raise ValueError(f"{name} is {getattr(grid, name)}: the smallest value is 1")
+    for budget in grid.budgets:
+        if not 0 < budget < float("inf"):
+            raise ValueError(f"budgets holds {budget}: a share of random's time is positive and finite")
+    if len(set(grid.budgets)) < len(grid.budgets):
+        raise ValueError(f"budgets holds a value twice: {', '.join(map(str, grid.budgets))}")
     base = {"run.save_model": False, **_base(grid.base), **changes}
+    of_the_grid = dict(OF_THE_GRID)
+    if any(files.pool is not None for files in grid.targets.values()):
+        of_the_grid["data.pool"] = "targets"
     for origin, settings in (
         ("the command line", changes),
         *((f"variants.{name}", v or {}) for name, v in variants.items()),
     ):
-        for setting in set(dict(flatten(settings))) & set(OF_THE_GRID):
-            raise ValueError(f"{origin} sets {setting}, which the grid makes of '{OF_THE_GRID[setting]}'")
+        for setting in set(dict(flatten(settings))) & set(of_the_grid):
+            raise ValueError(f"{origin} sets {setting}, which the grid makes of '{of_the_grid[setting]}'")
     configs = {
         name: _variant(name, {**base, **dict(flatten(_expanded(settings or {})))})
         for name, settings in variants.items()
     }
+    if grid.budgets and not any(draws_at_random(configuration.plain(config)) for config in configs.values()):
+        raise ValueError(
+            "budgets are shares of random's time, and no variant draws at random from the whole pool: add "
+            "one (random: {selection.method: random})"
+        )
     return [
         _cell(grid, target, files, variant, config, seed)
         for seed in grid.seeds
@@ -172,29 +206,53 @@ def cells_of(grid: Grid, changes: dict[str, Any]) -> list[Cell]:
 
 
 def differences_in_data(cells: list[Cell]) -> list[str]:
-    """Sentences on the numbers of candidates and of trained samples, one for each group of variants that has
-    the same.
+    """Sentences on what variants look at and train on: one for each group with the same numbers of samples,
+    and one for each setting by which their candidates differ.
 
-    Raises ValueError where they do not see the same candidates in the same order.
+    Raises ValueError where the held-out losses would not compare.
     """
-    reference = dict(flatten(configuration.plain(cells[0].config)))
-    groups: dict[tuple, dict[str, None]] = {}
+    # Cells of one target and seed: among them variants alone differ.
+    cells = [cell for cell in cells if (cell.target, cell.seed) == (cells[0].target, cells[0].seed)]
+    settings_of = {cell.variant: dict(flatten(configuration.plain(cell.config))) for cell in cells}
+    reference = settings_of[cells[0].variant]
+    groups: dict[tuple[str, int], list[str]] = {}
     for cell in cells:
-        settings = dict(flatten(configuration.plain(cell.config)))
-        for name in (*STREAM, *(name for name in settings | reference if name.startswith("data.columns."))):
+        settings = settings_of[cell.variant]
+        for name in (*HELD_OUT, *(name for name in settings | reference if name.startswith("data.columns."))):
             if settings.get(name) != reference.get(name):
                 raise ValueError(
                     f"{name} is {settings.get(name)} in {cell.variant} and {reference.get(name)} in "
-                    f"{cells[0].variant}: they would not see the same candidates, so their losses would not "
-                    "compare; make it a grid of its own"
+                    f"{cells[0].variant}: their losses are not of the same tokens and would not compare; "
+                    "make it a grid of its own"
                 )
-        looked = settings["selection.candidates_per_step"] / settings["selection.score_every"]
         trained = configuration.samples_per_step(cell.config) * cell.config.training.steps
-        groups.setdefault((looked, trained), {})[cell.variant] = None
-    return [
-        f"Looks at {looked:g} candidates a step and trains on up to {trained} samples: {', '.join(names)}."
-        for (looked, trained), names in groups.items()
+        groups.setdefault((_looks(cell.config), trained), []).append(cell.variant)
+    sentences = [
+        f"{looks} and trains on up to {trained} samples: {', '.join(names)}."
+        for (looks, trained), names in groups.items()
     ]
+    return [*sentences, *_other_candidates(settings_of)]
+
+
+def _looks(config: Config) -> str:
+    num_candidates, score_every = config.selection.candidates_per_step, config.selection.score_every
+    if score_every == 1 or not registry.get(config.selection.method).looks_at_candidates:
+        return f"Looks at {num_candidates} candidates a step"
+    when = "scored steps" if score_every == "auto" else f"every {score_every}th step"
+    return f"Looks at {num_candidates} candidates at {when}"
+
+
+def _other_candidates(settings_of: dict[str, dict]) -> list[str]:
+    """A sentence for each setting by which variants do not train on the same samples in the same order."""
+    sentences = []
+    for name in TRAINED_ON:
+        variants: dict[str, list[str]] = {}
+        for variant, settings in settings_of.items():
+            variants.setdefault(str(settings.get(name)), []).append(variant)
+        if len(variants) > 1:
+            values = "; ".join(f"{value} in {', '.join(names)}" for value, names in variants.items())
+            sentences.append(f"Variants do not see the same candidates: {name} is {values}.")
+    return sentences
 
 
 def changed(config: Config, saved: dict) -> list[str]:
@@ -222,7 +280,10 @@ def _variant(name: str, settings: dict) -> Config:
 def _cell(grid: Grid, target: str, files: TargetFiles, variant: str, config: Config, seed: int) -> Cell:
     if not files.test:
         raise ValueError(f"targets.{target}.test is empty: a comparison needs held-out samples")
-    data = replace(config.data, target=_expanded(files.target), test=_expanded(files.test))
+    pool = config.data.pool if files.pool is None else files.pool
+    data = replace(
+        config.data, pool=_expanded(pool), target=_expanded(files.target), test=_expanded(files.test)
+    )
     folder = Path(_expanded(grid.folder)) / target / variant / f"seed_{seed}"
     cell = Cell(
         target,

@@ -1,18 +1,19 @@
-"""Cells taken together: means with their standard errors, differences in pairs, ranks, and the loss that each
-variant reaches in equal time.
+"""Cells taken together: means with their standard errors, differences in pairs, ranks, and what each variant
+reaches in equal time.
 
-Cells of one (target, seed) saw the same candidates, so variants are compared in pairs, where what the cells
-share cancels.
+Cells of one (target, seed) begin alike and see candidates in the same order where nothing but the method
+differs, so variants are compared in pairs, where what the cells share cancels.
 """
 
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Optional
 
-import numpy as np
 import pandas as pd
 
-OURS, RANDOM = "filter_then_weight", "random"
+from pipeline.reporting.equal_time import CLOCKS, at_seconds, step_price, time_to_random
+
+OURS = "filter_then_weight"
 PAIR = ["target", "seed"]
 
 
@@ -51,27 +52,6 @@ def estimate(values: pd.Series) -> Estimate:
     return Estimate(float(of_target.mean()), float(residual.sem()) if len(residual) > 1 else None)
 
 
-def at_seconds(curve: dict, seconds: float) -> float:
-    """Held-out loss after ``seconds`` of training, on straight lines between evaluations; after the last one,
-    its loss."""
-    return float(np.interp(seconds, curve["seconds"], curve["loss"]))
-
-
-def seconds_to(curve: dict, loss: float) -> Optional[float]:
-    """Training time until the held-out loss is down to ``loss`` for the first time, on straight lines between
-    evaluations; None if it never is."""
-    times, losses = curve["seconds"], curve["loss"]
-    if losses[0] <= loss:
-        return 0.0
-    for i in range(1, len(losses)):
-        if losses[i] <= loss:
-            return float(
-                times[i - 1]
-                + (losses[i - 1] - loss) / (losses[i - 1] - losses[i]) * (times[i] - times[i - 1])
-            )
-    return None
-
-
 @dataclass(frozen=True)
 class Row:
     """One variant over all cells, or over those of one target."""
@@ -88,33 +68,47 @@ class Row:
     rank: Estimate
     """Place by auc among the variants, 1 the best; mean and standard error over targets."""
     in_random_time: Estimate
-    """Held-out loss when as much training time has passed as random took for its whole run."""
-    time_to_random: Optional[float]
-    """Training time until random's final loss, in units of random's whole run: the median over pairs; None if
-    most never get there."""
+    """Held-out loss when as much time has passed as random took for its whole run."""
+    time_to_random: Estimate
+    """Time until random's final loss, in units of random's whole run. A pair in which the variant never gets
+    there counts with the share that it has used at its end, so with such a pair the mean is a lower bound."""
     num_reached: int
-    """Cells that reached random's final loss."""
+    """Pairs in which the variant reaches random's final loss."""
+    num_pairs: int
+    """Pairs of a cell of this variant and one of random's."""
+    step_price: Estimate
+    """Mean cost of a step in units of random's, without what was prepared once."""
+    prepared: Estimate
+    """Cost of what was prepared once, in units of random's whole run."""
+    wall_time_to_random: Estimate
+    """``time_to_random`` by wall clock."""
+    wall_step_price: Estimate
     step_seconds: Optional[float]
+    """Mean wall time of a step, over all cells."""
     selection_share: Optional[float]
+    trained_tokens: Optional[float]
+    """Mean over cells."""
 
 
 def reference_of(cells: pd.DataFrame) -> Optional[str]:
-    """The variant that draws at random."""
-    names = cells.loc[cells["method"] == RANDOM, "variant"]
+    """The variant that draws at random from the whole pool."""
+    names = cells.loc[cells["draws_at_random"], "variant"]
     return None if names.empty else names.iloc[0]
 
 
 def baselines_of(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells that ours is compared with on equal terms: all but ``full``, which trains on all candidates."""
-    return cells[~cells["method"].isin([OURS, "full"])]
+    """Cells that ours is compared with on equal terms: all but ``full``, which trains on all candidates, and
+    those whose proposal is an oracle."""
+    return cells[~cells["method"].isin([OURS, "full"]) & (cells["proposal"] != "oracle")]
 
 
 def best_baseline(cells: pd.DataFrame) -> str:
     """The baseline variant with the lowest mean auc; the first variant where there is no baseline, or where
-    ours has several settings (an ablation)."""
-    baselines = baselines_of(cells)
-    if baselines.empty or cells.loc[cells["method"] == OURS, "variant"].nunique() > 1:
-        return cells["variant"].iloc[0]
+    it is ours and has further settings beside it (an ablation)."""
+    baselines, first = baselines_of(cells), cells["variant"].iloc[0]
+    ours = cells.loc[cells["method"] == OURS, "variant"].unique()
+    if baselines.empty or (len(ours) > 1 and first in ours):
+        return first
     means = {
         variant: estimate(own.set_index(PAIR)["auc"]).mean
         for variant, own in baselines.groupby("variant", sort=False)
@@ -123,12 +117,13 @@ def best_baseline(cells: pd.DataFrame) -> str:
 
 
 def rows_of(
-    cells: pd.DataFrame, variants: list[str], reference: Optional[str], baseline: Optional[str]
+    cells: pd.DataFrame, variants: list[str], reference: Optional[str], baseline: Optional[str], clock: str
 ) -> list[Row]:
-    """One row for each variant. ``cells`` has one cell a line, with the fields of ``measures.measure``."""
+    """One row for each variant. ``cells`` has one cell a line, with the fields of ``measures.measure``;
+    ``clock`` is one of ``equal_time.CLOCKS``."""
     by_variant = {variant: cells[cells["variant"] == variant].set_index(PAIR) for variant in variants}
     ranks = ranks_of(cells, variants)
-    return [_row(variant, by_variant, reference, baseline, ranks) for variant in variants]
+    return [_row(variant, by_variant, reference, baseline, ranks, clock) for variant in variants]
 
 
 def ranks_of(cells: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
@@ -138,8 +133,36 @@ def ranks_of(cells: pd.DataFrame, variants: list[str]) -> pd.DataFrame:
     return means.reindex(columns=variants).dropna().rank(axis=1)
 
 
+def crossings(own: pd.DataFrame, random: Optional[pd.DataFrame], clock: str) -> pd.DataFrame:
+    """What each pair of a cell and random's says in equal time: a line a pair. Both tables are indexed by
+    pair."""
+    pairs = own.index[:0] if random is None else own.index.intersection(random.index)
+    lines = []
+    for pair in pairs:
+        curve, of_random = own.at[pair, "curve"], random.at[pair, "curve"]  # type: ignore[union-attr]
+        whole = of_random[CLOCKS[clock]][-1]
+        share, is_reached = time_to_random(curve, of_random, clock)
+        lines.append(
+            {
+                "loss": at_seconds(curve, clock, whole),
+                "time_to_random": share,
+                "is_reached": is_reached,
+                "step_price": step_price(curve, of_random, clock),
+                "prepared": curve[CLOCKS[clock]][0] / whole,
+                "whole": curve[CLOCKS[clock]][-1] / whole,
+            }
+        )
+    names = ["loss", "time_to_random", "is_reached", "step_price", "prepared", "whole"]
+    return pd.DataFrame(lines, index=pairs, columns=names)
+
+
 def _row(
-    variant: str, by_variant: dict, reference: Optional[str], baseline: Optional[str], ranks: pd.DataFrame
+    variant: str,
+    by_variant: dict,
+    reference: Optional[str],
+    baseline: Optional[str],
+    ranks: pd.DataFrame,
+    clock: str,
 ) -> Row:
     own = by_variant[variant]
 
@@ -148,19 +171,11 @@ def _row(
             return Estimate(None, None)
         return estimate(own["auc"] - by_variant[other]["auc"])
 
-    in_time, times = pd.Series(dtype=float), []
-    if reference is not None:
-        random = by_variant[reference]
-        pairs = own.index.intersection(random.index)
-        losses = [at_seconds(own.at[pair, "curve"], random.at[pair, "seconds"]) for pair in pairs]
-        in_time = pd.Series(losses, index=pairs, dtype=float)
-        reached = [
-            (seconds_to(own.at[pair, "curve"], random.at[pair, "final"]), random.at[pair, "seconds"])
-            for pair in pairs
-        ]
-        times = [np.inf if seconds is None else seconds / whole for seconds, whole in reached]
-    median = float(np.median(times)) if times else np.inf
-    rank = ranks[variant]
+    random = None if reference is None else by_variant[reference]
+    timed, by_wall, rank = crossings(own, random, clock), crossings(own, random, "wall"), ranks[variant]
+    if variant == reference:
+        # The unit, also where its curve was at its final loss before: outcome.py has a note on that.
+        timed, by_wall = (table.assign(time_to_random=1.0) for table in (timed, by_wall))
     return Row(
         variant=variant,
         cells=len(own),
@@ -172,11 +187,17 @@ def _row(
         rank=Estimate(
             float(rank.mean()) if len(rank) else None, float(rank.sem()) if len(rank) > 1 else None
         ),
-        in_random_time=estimate(in_time),
-        time_to_random=median if np.isfinite(median) else None,
-        num_reached=int(np.isfinite(times).sum()) if times else 0,
+        in_random_time=estimate(timed["loss"]),
+        time_to_random=estimate(timed["time_to_random"]),
+        num_reached=int(timed["is_reached"].sum()),
+        num_pairs=len(timed),
+        step_price=estimate(timed["step_price"]),
+        prepared=estimate(timed["prepared"]),
+        wall_time_to_random=estimate(by_wall["time_to_random"]),
+        wall_step_price=estimate(by_wall["step_price"]),
         step_seconds=_mean(own["step_seconds"]),
         selection_share=_mean(own["selection_share"]),
+        trained_tokens=_mean(own["trained_tokens"]),
     )
 
 

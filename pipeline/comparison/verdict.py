@@ -62,14 +62,17 @@ def _difference(name: str, mean: float, error: Optional[float]) -> str:
 
 
 def _price(mine: Row, reference: Row) -> str:
-    if not (mine.step_seconds and reference.step_seconds):
+    price, share, loss = mine.step_price.mean, mine.time_to_random.mean, mine.in_random_time.mean
+    if price is None or share is None or loss is None or reference.final.mean is None:
         return ""
-    ratio = times(mine.step_seconds / reference.step_seconds)
-    said = f"A step takes {ratio} as long as one of {reference.variant}"
-    if mine.in_random_time.mean is None or reference.final.mean is None:
-        return said + "."
-    ahead = "still ahead" if mine.in_random_time.mean < reference.final.mean else "behind"
+    ahead = "ahead" if loss < reference.final.mean else "behind"
+    reached = (
+        f"it reaches the final loss of {reference.variant} after {share:.2f} of its time"
+        if mine.num_reached == mine.num_pairs
+        else f"{mine.num_reached} of {mine.num_pairs} cells reach the final loss of {reference.variant}"
+    )
     return (
-        f"{said}: when as much time has passed as {reference.variant} needs for its whole run, "
-        f"{mine.variant} is {ahead} ({mine.in_random_time.mean:.3f} against {reference.final.mean:.3f})."
+        f"A step costs {times(price)} as much as one of {reference.variant}: {reached}, and when as much "
+        f"time has passed as {reference.variant} needs for its whole run, {mine.variant} is {ahead} "
+        f"({loss:.3f} against {reference.final.mean:.3f})."
     )

@@ -25,7 +25,11 @@ def valid(data_folder):
         "targets": {
             "sums": {"target": [f"{data_folder}/target.jsonl"], "test": [f"{data_folder}/test.jsonl"]}
         },
-        "base": {"data": {"pool": [f"{data_folder}/pool.jsonl"]}, "training.steps": 6},
+        "base": {
+            "data": {"pool": [f"{data_folder}/pool.jsonl"]},
+            "selection.candidates_per_step": 32,
+            "training.steps": 6,
+        },
     }
 
 
@@ -50,7 +54,7 @@ REFUSED = {
     "unknown method": ({"variants": ["best"]}, "selection.method"),
     "contradiction in a cell": (
         {"variants": {"a": {"selection.keep_per_step": 99}}},
-        "a, seed 0: selection.keep_per_step x",
+        "a, seed 0: selection.keep_per_step = 99 is more than",
     ),
     "seed twice": ({"seeds": [1, 1]}, "seeds holds a value twice: 1, 1"),
     "no variants": ({"variants": []}, "variants is empty"),
@@ -59,10 +63,21 @@ REFUSED = {
         {"variants": {"a": {"run.seed": 1}}},
         "variants.a sets run.seed, which the grid makes of 'seeds'",
     ),
-    "other candidates": (
+    "other held-out tokens": (
         {"variants": {"a": {}, "b": {"data.max_tokens": 9}}},
-        "data.max_tokens is 9 in b and 512 in a",
+        "data.max_tokens is 9 in b and 512 in a: their losses are not of the same tokens",
     ),
+    "other model": (
+        {"variants": {"a": {}, "b": {"model.revision": "main"}}},
+        "model.revision is main in b and None in a",
+    ),
+    "budget of nothing": ({"budgets": [0.5, 0]}, "budgets holds 0"),
+    "budget twice": ({"budgets": [0.5, 0.5]}, "budgets holds a value twice: 0.5, 0.5"),
+    "budgets of whose time": (
+        {"budgets": [0.5], "variants": ["top_k", "full"]},
+        "no variant draws at random from the whole pool",
+    ),
+    "unknown clock": ({"clock": "sun"}, "clock"),
     "nothing in parallel": ({"parallel": 0}, "parallel is 0"),
     "other columns": (
         {"variants": {"a": {}, "b": {"data.columns": {"q": "prompt"}}}},
@@ -109,8 +124,27 @@ def test_every_variant_runs_with_every_seed_on_every_target(valid, parse):
     )
     assert [cell.config.selection.method for cell in cells[:2]] == ["filter_then_weight", "random"]
     assert notes == [
-        "Looks at 32 candidates a step and trains on up to 48 samples: filter_then_weight, random."
+        "Looks at 32 candidates at scored steps and trains on up to 48 samples: filter_then_weight.",
+        "Looks at 32 candidates a step and trains on up to 48 samples: random.",
+        "Variants do not see the same candidates: selection.proposal is learned in filter_then_weight; "
+        "uniform in random.",
     ]
+
+
+def test_a_target_may_have_a_pool_of_its_own(valid, parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("POOLS", str(tmp_path))
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "1 + 1 =", "completion": " 2"}))
+    valid["targets"]["sums"]["pool"] = ["${POOLS}/more.jsonl"]
+    assert [cell.config.data.pool for cell in parse(valid)[1]] == [[f"{tmp_path}/more.jsonl"]] * 4
+    del valid["base"]["data"]  # a pool that no target would use
+    assert len(parse(valid)[1]) == 4
+
+
+def test_no_variant_sets_the_pool_where_a_target_has_its_own(valid, parse, capsys):
+    valid["targets"]["sums"]["pool"] = valid["base"]["data"]["pool"]
+    with pytest.raises(SystemExit):
+        parse({**valid, "variants": {"a": {}, "b": {"data.pool": ["demo:pool"]}}})
+    assert "variants.b sets data.pool, which the grid makes of 'targets'" in capsys.readouterr().err
 
 
 def test_a_variant_is_stronger_than_the_command_line_and_that_than_the_base(valid, parse):
@@ -140,10 +174,25 @@ def test_a_recipe_is_a_base_and_variables_stand_for_their_values(valid, parse, t
 
 
 def test_samples_per_step_that_differ_are_said(valid, parse):
-    _, _, notes = parse({**valid, "variants": {"full": {"selection.method": "full"}, "a": {}, "b": {}}})
+    valid["base"] |= {"selection.proposal": "uniform", "selection.score_every": 4}
+    full = {"selection.method": "full", "selection.score_every": "auto"}
+    _, _, notes = parse({**valid, "variants": {"full": full, "a": {}, "b": {}}})
     assert notes == [
         "Looks at 32 candidates a step and trains on up to 192 samples: full.",
-        "Looks at 32 candidates a step and trains on up to 48 samples: a, b.",
+        "Looks at 32 candidates at every 4th step and trains on up to 48 samples: a, b.",
+    ]
+
+
+def test_other_candidates_are_allowed_and_said(valid, parse, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(valid["base"]["data"]["pool"][0]).read_text())
+    variants = {"a": {}, "b": {"data.pool": [str(other)]}, "c": {"selection.candidates_per_step": 16}}
+    _, _, notes = parse({**valid, "variants": variants})
+    pool = valid["base"]["data"]["pool"]
+    assert notes == [
+        "Looks at 32 candidates at scored steps and trains on up to 48 samples: a, b.",
+        "Looks at 16 candidates at scored steps and trains on up to 48 samples: c.",
+        f"Variants do not see the same candidates: data.pool is {pool} in a, c; ['{other}'] in b.",
     ]
 
 
