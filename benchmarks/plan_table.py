@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.config import Config, ModelConfig, SelectionConfig, TrainingConfig
-from pipeline.planning import forecast
+from pipeline.planning import forecast, price
 from pipeline.planning.hardware import GIB, find
 from pipeline.planning.model_shapes import read_shapes
 from pipeline.planning.planned_run import plan_run
 
 OUTPUT = Path(__file__).parent / "results" / "plan_table.json"
-HARDWARE, TOKENS = "h100", 2048
+HARDWARE, TOKENS, STEPS = "h100", 2048, 1000
 CANDIDATES_PER_GPU, KEPT_PER_GPU, TARGETS = 8, 1, 32
 
 
@@ -71,13 +71,14 @@ def predict(case: Case) -> dict:
             scoring_micro_batch_size=case.scoring_micro_batch_size,
             exchange_mib=512,
         ),
-        training=TrainingConfig(micro_batch_size=1),
+        training=TrainingConfig(micro_batch_size=1, steps=STEPS),
     )
     hardware, shapes = find(HARDWARE), read_shapes(config.model)
     run = plan_run(config, hardware, case.num_gpus, TOKENS)
     plain, step = forecast.plain(shapes, run, hardware), forecast.weighted_step(shapes, run, hardware)
     found = {backend: f for (backend, _), f in forecast.variants(shapes, run, hardware, [0]).items()}
-    recommended, reason = forecast.recommend(found, step, config.selection.score_every, hardware)
+    recommended, reason = forecast.recommend(found, step, price.most_scored_share(run), hardware)
+    priced = price.price(found[recommended], step, run, hardware)
     backends = {
         backend: {
             "seconds": round(f.total, 3),
@@ -98,24 +99,32 @@ def predict(case: Case) -> dict:
         "backends": backends,
         "recommended": recommended,
         "reason": reason,
+        "price": {
+            "scored_step": round(priced.scored, 2),
+            "unscored_step": round(priced.unscored, 3),
+            "scored_steps": list(priced.num_scored),
+            "run": [round(ratio, 2) for ratio in priced.run],
+        },
     }
 
 
 def markdown(found: dict) -> str:
     lines = [
         "| model | trained | GPUs | ZeRO | C, kept | backend | selection | x plain, with target | weighted "
-        "step | peak of a GPU |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "step | scored step | run | peak of a GPU |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in found["rows"]:
-        best, step = row["backends"][row["recommended"]], row["weighted_step"]
+        best, step, priced = row["backends"][row["recommended"]], row["weighted_step"], row["price"]
+        run = " to ".join(f"{ratio:.1f}" for ratio in priced["run"])
         trained = f"LoRA r = {row['lora_rank']}" if row["lora_rank"] else "all"
         peak = max(best["memory_gib"], step["memory_gib"])
         lines.append(
             f"| {row['model']} | {trained} | {row['num_gpus']} | "
             f"{row['zero_stage']} | {row['candidates']}, {row['kept']} | {row['recommended']} | "
             f"{best['seconds']:.2f} s | {best['ratio_to_plain']:.2f}, "
-            f"{best['ratio_to_plain_with_target']:.2f} | {step['seconds']:.2f} s | {peak:.0f} GiB |"
+            f"{best['ratio_to_plain_with_target']:.2f} | {step['seconds']:.2f} s | "
+            f"{priced['scored_step']:.1f} | {run} | {peak:.0f} GiB |"
         )
     return "\n".join(lines)
 

@@ -17,10 +17,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Optional
@@ -37,11 +36,13 @@ from torch.utils.cpp_extension import CUDA_HOME, get_default_build_root
 
 from pipeline.config import Config, build_parser, check_data, parse_with
 from pipeline.data.reading import Reading
-from pipeline.planning import forecast
-from pipeline.planning.hardware import BUILT_IN, GIB
+from pipeline.data.token_cache import folder_of
+from pipeline.planning import forecast, price
+from pipeline.planning.hardware import BUILT_IN, FEATURE_TOKENS_PER_SECOND, GIB, Hardware
 from pipeline.planning.model_shapes import ModelShapes, read_shapes
 from pipeline.planning.passes import Run
 from pipeline.planning.planned_run import plan_run, reference_shapes
+from pipeline.planning.price import Features
 from pipeline.ranks.narrator import Line
 from pipeline.training.engine import check_hardware, deepspeed_config, resolve_dtype, start_process_group
 from pipeline.training.kernels import STALE_SECONDS
@@ -216,14 +217,23 @@ def run_checks(config: Config, options: Namespace, world_size: int, device: torc
         "model", lambda: read_shapes(config.model), lambda s: f"{s.parameters:,} parameters", "see model.name"
     )
     yield line
+    samples = None
     if tokenizer is not None and not options.quick:
         for name in ("pool", "target", "test"):
             if getattr(config.data, name):
-                yield _data(config, name, tokenizer)
+                found, line = _data(config, name, tokenizer)
+                yield line
+                samples = found if name == "pool" else samples
     if shapes is not None:
         hardware = replace(BUILT_IN["h100"], device_type=device.type)
         run = plan_run(config, hardware, world_size)
+        features = None
+        if samples and price.learns(run):
+            features = Features(FEATURE_TOKENS_PER_SECOND, samples.num_tokens, samples.num)
+            yield _features(config, features)
         yield _memory(config, shapes, run, hardware, device, world_size)
+        if run.method.looks_at_candidates:
+            yield _price(config, shapes, run, hardware.computing_in(run.element_size), features)
         yield _disk(config, shapes, run)
 
 
@@ -271,17 +281,46 @@ def _needed_kernels(config: Config, zero: dict) -> Line:
     )
 
 
-def _data(config: Config, name: str, tokenizer) -> Line:
-    def read() -> dict:
+@dataclass(frozen=True)
+class _Read:
+    """Samples that were read and forgotten."""
+
+    num: int
+    num_tokens: int
+    counts: dict[str, int]
+
+
+def _data(config: Config, name: str, tokenizer) -> tuple[Optional[_Read], Line]:
+    def read() -> _Read:
         reading = Reading(getattr(config.data, name), tokenizer, config.data, f"data.{name}")
+        num = num_tokens = 0
         for part in reading.parts():
-            deque(part, maxlen=0)  # read and forgotten
-        return reading.counts()
+            for sample in part:
+                num, num_tokens = num + 1, num_tokens + len(sample.input_ids)
+        return _Read(num, num_tokens, reading.counts())
 
-    def say(counts: dict) -> str:
-        return ", ".join(f"{key} {value}" for key, value in counts.items())
+    def say(found: _Read) -> str:
+        return ", ".join(f"{key} {value}" for key, value in found.counts.items())
 
-    return _attempt(f"data.{name}", read, say, "the sentence names the file and line")[1]
+    return _attempt(f"data.{name}", read, say, "the sentence names the file and line")
+
+
+def _features(config: Config, features: Features) -> Line:
+    """The check of room for the features of the pool, which are made once."""
+    folder, is_writable = folder_of(config.data), True
+    if folder is None:
+        where, free = "memory", psutil.virtual_memory().available
+    else:
+        where, free = f"{folder}, mapped into memory", shutil.disk_usage(_nearest(folder)).free
+        is_writable = os.access(_nearest(folder), os.W_OK)
+    return Line(
+        "features of data.pool",
+        features.num_bytes < free and is_writable,
+        f"{features.num_samples:,} samples, {features.num_tokens:,} tokens: about {features.seconds:.1f} s "
+        f"of one core, once (at an Intel Xeon's rate), and {features.num_bytes / GIB:.3f} GiB in {where} on "
+        f"rank 0's node, where {free / GIB:.1f} GiB are free{'' if is_writable else ', NOT writable'}",
+        "name another data.cache_folder",
+    )
 
 
 def _memory(
@@ -305,11 +344,33 @@ def _memory(
     )
 
 
-def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
-    """The check of room for checkpoints."""
-    folder = Path(config.run.folder).absolute()
+def _price(
+    config: Config, shapes: ModelShapes, run: Run, hardware: Hardware, features: Optional[Features]
+) -> Line:
+    selection = forecast.selection(shapes, run, hardware, reference_shapes(config))
+    priced = price.price(selection, forecast.weighted_step(shapes, run, hardware), run, hardware, features)
+    fewest, most = priced.num_scored
+    return Line(
+        "price of selection",
+        True,
+        f"a step that scores costs {priced.scored:.2f} plain ones, another {priced.unscored:.2f}; with "
+        f"{fewest:,} to {most:,} of {priced.num_steps:,} steps scored the run costs {priced.run[0]:.2f} to "
+        f"{priced.run[1]:.2f} times as much as a plain one (predicted with an H100's rates; python -m "
+        "pipeline.plan --hardware here takes this machine's)",
+    )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the innermost one around it that is there."""
+    folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
+    return folder
+
+
+def _disk(config: Config, shapes: ModelShapes, run: Run) -> Line:
+    """The check of room for checkpoints."""
+    folder = _nearest(Path(config.run.folder))
     # A checkpoint holds the weights, and for trained ones the float32 master copy and two moments.
     needed = CHECKPOINTS * (run.element_size * shapes.parameters + 12 * shapes.trained_parameters)
     free = shutil.disk_usage(folder).free

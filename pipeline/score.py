@@ -15,7 +15,12 @@ from jsonargparse import ArgumentParser, Namespace
 
 from pipeline.config import Config, SelectionConfig, build_parser, needs_moments, parse_with
 
-UNUSED = ("--data.test", "[]", "--training.evaluation_answers", "0", "--run.overwrite", "false")
+UNUSED = (
+    *("--data.test", "[]"),
+    *("--training.evaluation_answers", "0"),
+    *("--run.overwrite", "false"),
+    *("--selection.seed_scores", "null"),
+)
 """Settings of a run, in whose config.yaml they may stand: nothing here reads them, and a check of them would
 refuse the file."""
 

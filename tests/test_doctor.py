@@ -47,6 +47,7 @@ def test_a_run_that_can_start_passes(examined):
         "predicted" in checks["memory of a rank"]["found"]
         and "GiB free" in checks["disk for checkpoints"]["found"]
     )
+    assert "a step that scores costs" in checks["price of selection"]["found"]
 
 
 @pytest.mark.parametrize(

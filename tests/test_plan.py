@@ -47,6 +47,8 @@ def test_last_line_is_json_and_agrees_with_itself(capsys):
             backend["ratio_to_plain"]
         )
     assert {variant["last_blocks"] for variant in found["variants"]} == {0, 2, 4}
+    selection, step = found["backends"]["exact"]["seconds_total"], found["weighted_step"]["seconds_total"]
+    assert found["price"]["scored_step"] == pytest.approx(1 + selection / step, rel=0.1)  # and the proposal
     assert "predictions" in printed
 
 
@@ -83,6 +85,26 @@ def test_methods_without_gram_cost_a_forward_or_nothing(capsys):
     )
 
 
+def test_the_price_of_a_run_is_told_for_both_ends_of_its_schedule(capsys):
+    found, printed = planned(capsys, "--pool_samples", "1000", "--tokens", "100")
+    price = found["price"]
+    fewest, most = price["scored_steps"]
+    assert fewest < most == 100 and 1 <= price["unscored_step"] < price["scored_step"]
+    assert price["unscored_step"] < price["run"][0] < price["run"][1]
+    assert price["features"]["bytes"] == 1000 * price["features"]["bytes_per_sample"]
+    assert price["features"]["seconds"] == pytest.approx(
+        0.1 * price["features"]["seconds_per_million_tokens"]
+    )
+    assert f"{fewest} to 100 of 100 steps score" in printed and "mapped into memory" in printed
+
+
+def test_an_unknown_pool_is_left_out_of_the_price_and_that_is_said(capsys):
+    found, printed = planned(capsys, "--selection.score_every", "1")
+    assert found["price"]["features"]["seconds"] is None
+    assert found["price"]["run"] == pytest.approx([found["price"]["scored_step"]] * 2)
+    assert "100 of 100 steps score" in printed and "does not contain (--pool_samples)" in printed
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -94,6 +116,7 @@ def test_methods_without_gram_cost_a_forward_or_nothing(capsys):
         (["--hardware", "abacus"], "hardware: abacus is unknown"),
         (["--world_size", "3"], "selection.candidates_per_step = 8 is not divisible by 3 ranks"),
         (["--world_size", "-1"], "world_size is -1"),
+        (["--pool_samples", "-1"], "pool_samples is -1"),
     ],
 )
 def test_mistakes_name_their_setting(capsys, arguments, message):

@@ -68,8 +68,7 @@ def norms(shapes: ModelShapes, run: Run) -> dict[str, Work]:
 
 def around(run: Run) -> dict[str, Work]:
     """The work of every look besides its backend: signals gathered, the solve, its outcome sent."""
-    ranks, rows = run.world_size, run.rows
-    kept = run.selection.keep_per_step * run.selection.score_every
+    ranks, rows, kept = run.world_size, run.rows, run.selection.keep_per_step
     own_bytes = 4 if run.method.needs_reference else 8 if run.method.needs_norms else 0
     gathered = rows * (8 + 4 + own_bytes) * (ranks - 1)  # order, int64; losses, float32; norms, float64
     summed = _all_reduced(4 * 8, ranks) + (_all_reduced(8, ranks) if run.needs_moments else 0)

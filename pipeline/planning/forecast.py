@@ -123,11 +123,11 @@ def variants(
 
 
 def recommend(
-    found: dict[str, Forecast], step: Forecast, score_every: int, hardware: Hardware
+    found: dict[str, Forecast], step: Forecast, scored_share: float, hardware: Hardware
 ) -> tuple[str, str]:
     """(backend, reason): the most faithful backend that fits into memory and is nearly as fast as any other.
 
-    An update is timed: a weighted step and its share of a selection, which serves ``score_every`` of them.
+    An update is timed: a weighted step and its share of a selection, as ``scored_share`` of the steps score.
     """
     fitting = {
         name: forecast for name, forecast in found.items() if forecast.memory_bytes <= hardware.memory_bytes
@@ -140,7 +140,7 @@ def recommend(
             f"none of the three fits: {name} needs least, {need:.1f} of {available:.1f} GiB per rank. Lower "
             "selection.scoring_micro_batch_size, use more ranks, a higher ZeRO stage, or offload"
         )
-    update = {name: forecast.total / score_every + step.total for name, forecast in fitting.items()}
+    update = {name: forecast.total * scored_share + step.total for name, forecast in fitting.items()}
     fastest = min(update, key=lambda name: update[name])
     reasons = []
     for name in BACKENDS:

@@ -11,7 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
+
+from pipeline.data.sample import Sample
+from pipeline.proposal import features
 
 GIB = 2**30
 
@@ -23,7 +27,12 @@ LINK_SHARE = 0.7
 LATENCY_NODE, LATENCY_NETWORK = 20e-6, 50e-6  # seconds from the call of a collective until its data flow
 HOST_FLOPS = 1e9  # float64 on one core, matrices of tens of rows
 
+# Measured on one core of an Intel Xeon (CPU seconds): 1.1 to 1.9 million tokens of 64 to 512 a sample, with 8
+# to 256 target examples; ``measure`` puts this machine's own in its place.
+FEATURE_TOKENS_PER_SECOND = 1.5e6
+
 THIN = 128
+FEATURE_SAMPLES, FEATURE_LENGTH = 1024, 128  # whose features ``measure`` makes
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class Hardware:
     latency_node: float = LATENCY_NODE
     latency_network: float = LATENCY_NETWORK
     host_flops: float = HOST_FLOPS
+    feature_tokens_per_second: float = FEATURE_TOKENS_PER_SECOND
+    """Tokens of a pool, of which one core makes features in a second (pipeline/proposal/features.py)."""
 
     def computing_in(self, element_size: int) -> "Hardware":
         """The hardware for a compute dtype of this size: in float32 all products have its rate."""
@@ -136,7 +147,16 @@ def measure() -> Hardware:
         ranks_per_node=1,
         node_bandwidth=None,
         network_bandwidth=None,
+        feature_tokens_per_second=_feature_rate(),
     )
+
+
+def _feature_rate() -> float:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 32_000, (FEATURE_SAMPLES, FEATURE_LENGTH)).tolist()
+    samples = [Sample(ids, ids) for ids in rows]
+    duration = _seconds(lambda: features.make(samples, samples[:8]), torch.device("cpu"))
+    return FEATURE_SAMPLES * FEATURE_LENGTH / duration
 
 
 def _matmul_rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -141,4 +141,9 @@ def test_contraction_and_gram(backend, way, kind, last_blocks):
         gram.finish()
 
     found = shapes(model)
-    assert total(backends.stages(found, run)) + flops(backends.target(found, run)) == counted(contract)
+    planned = total(backends.stages(found, run)) + flops(backends.target(found, run))
+    if backend == "exact":
+        # The counter does not see X times the target's row, a product of a matrix and a vector.
+        by_rows, _ = backends.ways(found, run)
+        planned -= 2 * ((run.rows + 1) ** 2 - run.rows**2) * sum(layer.numel for layer in by_rows)
+    assert planned == counted(contract)

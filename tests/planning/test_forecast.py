@@ -8,6 +8,7 @@ from pipeline.config import ModelConfig
 from pipeline.planning import forecast
 from pipeline.planning.hardware import BUILT_IN, find, measure
 from pipeline.planning.model_shapes import read_shapes
+from pipeline.planning.price import most_scored_share
 from pipeline.planning.work import Compute, Transfer
 from tests.planning.plan_cases import sizes
 
@@ -20,9 +21,8 @@ def recommended(model: str, lora_rank: int, selection: dict, **changes) -> str:
     shapes = read_shapes(ModelConfig(name=model, lora_rank=lora_rank))
     run = sizes({"projection_size": 32, **selection}, tokens=2048, element_size=2, is_flash=True, **changes)
     found = {backend: f for (backend, _), f in forecast.variants(shapes, run, H100, [0]).items()}
-    return forecast.recommend(
-        found, forecast.weighted_step(shapes, run, H100), run.selection.score_every, H100
-    )[0]
+    step = forecast.weighted_step(shapes, run, H100)
+    return forecast.recommend(found, step, most_scored_share(run), H100)[0]
 
 
 def test_lora_takes_the_exact_backend():
@@ -47,7 +47,7 @@ def test_full_fine_tuning_on_one_card_takes_the_exact_backend():
     assert recommended("llama-1b", 0, few, world_size=1) == "exact"
 
 
-def test_fidelity_is_cheaper_where_one_selection_serves_several_updates():
+def test_fidelity_is_cheaper_where_few_steps_score():
     many = {"candidates_per_step": 64, "target_per_step": 32, "keep_per_step": 16, "exchange_mib": 512}
     node = dict(world_size=8, zero_stage=2, trained_samples=16)
     assert recommended("llama-1b", 0, {**many, "candidates_per_step": 128}, **node) == "factored"
