@@ -43,7 +43,14 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "data.batch.Candidates": (),
         "data.batch.samples_of": (),
         "data.targets.TargetSet": ("batch", "shard"),
-        "data.stream.CandidateStream": ("positions", "epoch", "shard"),
+        "data.stream.CandidateStream": ("positions", "order", "epochs", "shard", "share"),
+    },
+    "What a step gets": {
+        "proposal.proposer.Proposer": ("plan", "share", "observe"),
+        "proposal.proposer.Plan": (),
+        "proposal.contract.Proposed": (),
+        "proposal.uniform.Uniform": (),
+        "proposal.schedule.Every": (),
     },
     "Losses": {
         "scoring.loss.per_sample_loss": (),

@@ -12,12 +12,15 @@ STEP_FIELDS = (
     "target_loss",
     "residual",
     "cosine",
-    "selection_hash",
     "train_loss",
     "grad_norm",
     "learning_rate",
 )
-"""Fields of a line of steps.jsonl, in the order in which a step finds them."""
+"""Fields of a line of steps.jsonl, in the order in which a step finds them.
+
+selection_hash is none of them: it is of kept samples and weights, which are compared themselves, and of all
+settings, of which a later revision has more.
+"""
 KEPT_FIELDS = ("id", "weight", "alignment")
 
 

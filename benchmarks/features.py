@@ -38,6 +38,9 @@ from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.datastore.sketch import CountSketch
 from pipeline.hook import SelectionHook
+from pipeline.proposal.proposer import Proposer
+from pipeline.proposal.schedule import Every
+from pipeline.proposal.uniform import Uniform
 from pipeline.train_step import train_step
 from pipeline.training.engine import start_process_group
 
@@ -112,9 +115,11 @@ def compare(case: str, arguments, device: torch.device) -> list[dict]:
     settings = replace(
         Config().selection, candidates_per_step=arguments.candidates, keep_per_step=4, warmup_steps=0
     )
-    draws_at_random = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id)
+    random = replace(settings, method="random")
+    draws_at_random = SelectionHook.attach(engine, None, random, pad_token_id)
+    proposer = Proposer(stream, random, Uniform(), Every(1), seed=0)
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
-        train_step(hook=draws_at_random, stream=stream, step=step)
+        train_step(hook=draws_at_random, proposer=proposer, step=step)
 
     target_set = TargetSet(targets, arguments.targets, seed=0, rotate=False)
     settings = replace(

@@ -39,6 +39,9 @@ from pipeline.data.chat import tokenize_all
 from pipeline.data.stream import CandidateStream
 from pipeline.data.targets import TargetSet
 from pipeline.hook import SelectionHook
+from pipeline.proposal.proposer import Proposer
+from pipeline.proposal.schedule import Every
+from pipeline.proposal.uniform import Uniform
 from pipeline.selection import registry
 from pipeline.selection.contract import GramSignals, Settings
 from pipeline.train_step import train_step
@@ -149,9 +152,11 @@ def compare(case: str, arguments, world_size: int) -> list[dict]:
         },
         **{f"exact, last {n} blocks": replace(settings, last_blocks=n) for n in arguments.depths},
     }
-    draws_at_random = SelectionHook.attach(engine, None, replace(settings, method="random"), pad_token_id)
+    random = replace(settings, method="random")
+    draws_at_random = SelectionHook.attach(engine, None, random, pad_token_id)
+    proposer = Proposer(stream, random, Uniform(), Every(1), seed=0)
     for step in tqdm(range(arguments.steps), desc=f"{case}: updates", unit="step"):
-        train_step(hook=draws_at_random, stream=stream, step=step)
+        train_step(hook=draws_at_random, proposer=proposer, step=step)
 
     found: dict[str, list[dict[str, float]]] = {way: [] for way in [*list(ways)[1:], "random"]}
     for step in tqdm(

@@ -180,7 +180,7 @@ def killed_run(
                 "collective": 60,
                 "records": 8,
                 "backward": STEPS,
-                "scoring": 4,
+                "scoring": 2,  # more than two of the steps may not be worth it
                 "optimizer step": STEPS,
             }.get(at, 2)
             aim = {"phase": at, "entry": rng.randint(1, entries), "seconds": rng.uniform(0, 0.01)}

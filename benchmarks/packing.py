@@ -40,6 +40,7 @@ from pipeline.step.weighted_step import weighted_step
 from pipeline.training.attention import choose
 from pipeline.training.engine import build_engine, start_process_group
 from pipeline.training.prepare import prepare
+from pipeline.training.small_model import located
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,7 +127,7 @@ def drawn(options) -> list[Sample]:
     records, _ = sources.read([options.pool], "error", "--pool")
     wanted = (options.rounds + 1) * (options.candidates + options.targets)
     records = random.Random(options.seed).sample(records, wanted)
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(located(options.tokenizer))
     samples, _ = tokenize_all(records, tokenizer, DataConfig(max_tokens=options.max_tokens))
     if len(samples) < wanted:
         raise ValueError(

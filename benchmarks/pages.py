@@ -10,13 +10,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from benchmarks import plan_table as predictions
 from pipeline.comparison import outcome
-from pipeline.comparison.statistics import Estimate, Row
+from pipeline.comparison.budgets import BudgetRow
+from pipeline.comparison.statistics import Estimate, Row, rows_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -282,8 +282,8 @@ def versions(result: dict) -> str:
 
 def comparison(result: dict) -> str:
     """The tables that ``pipeline.compare`` prints, and its notes."""
-    rows = [_row(row) for row in result["variants"].values()]
-    names, cells = [row.variant for row in rows], pd.DataFrame(result["cells"])
+    rows, cells = _rows(result), pd.DataFrame(result["cells"])
+    names = [row.variant for row in rows]
     versions_of = result["environment"].get("versions", {})
     counts = f"{len(names)} variants, {len(result['targets'])} target(s), {cells['seed'].nunique()} seeds"
     return "\n\n".join(
@@ -291,7 +291,9 @@ def comparison(result: dict) -> str:
             f"{len(cells)} runs: {counts}.",
             _columns(names, outcome.equal_samples(rows, result["best_baseline"])),
             *([by_target(result)] if len(result["targets"]) > 1 else []),
-            _columns(names, outcome.time_and_kept(rows, cells)),
+            _columns(names, outcome.in_equal_time(rows, _clock(result))),
+            *([by_budget(result)] if result.get("budgets") else []),
+            _columns(names, outcome.what_was_kept(rows, cells)),
             "\n".join(f"- {note}" for note in result["notes"]),
             f"Versions: {', '.join(f'{name} {version}' for name, version in versions_of.items())}.",
         ]
@@ -302,19 +304,46 @@ def by_target(result: dict) -> str:
     """Mean held-out loss over the run, by variant and target."""
     names = list(result["variants"])
     columns = [
-        (target, [_with_error(_row(rows_of[name]).auc) if name in rows_of else "-" for name in names])
-        for target, rows_of in result["targets"].items()
+        (target, [_with_error(Estimate(**row[name]["auc"])) if name in row else "-" for name in names])
+        for target, row in result["targets"].items()
     ]
     return _columns(names, columns)
 
 
+def time_by_target(result: dict) -> str:
+    """Time until random's final loss, in units of random's whole run, and the final loss, by target."""
+    names = list(result["variants"])
+    columns = [
+        (target, [_time_and_final(row[name]) if name in row else "-" for name in names])
+        for target, row in result["targets"].items()
+    ]
+    return _columns(names, columns)
+
+
+def _time_and_final(row: dict) -> str:
+    """'0.39, 1.700'; '> 0.39' where not every pair has reached random's final loss."""
+    is_bound = row["num_reached"] < row["num_pairs"]
+    return f"{'> ' if is_bound else ''}{row['time_to_random']['mean']:.2f}, {row['final']['mean']:.3f}"
+
+
+def by_budget(result: dict) -> str:
+    """Final held-out loss of runs with a budget of random's time, and what they took of it."""
+    names = list(result["variants"])
+    rows = [
+        BudgetRow(**{**row, "final": Estimate(**row["final"]), "cost": Estimate(**row["cost"])})
+        for row in result["budgets"]
+    ]
+    return _columns(names, outcome.by_budget(names, rows))
+
+
 def standings(result: dict) -> str:
     """Variants of a comparison in few columns."""
-    rows = [_row(row) for row in result["variants"].values()]
+    rows = _rows(result)
     shown = dict(
         [
             *outcome.equal_samples(rows, result["best_baseline"]),
-            *outcome.time_and_kept(rows, pd.DataFrame(result["cells"])),
+            *outcome.in_equal_time(rows, _clock(result)),
+            *outcome.what_was_kept(rows, pd.DataFrame(result["cells"])),
         ]
     )
     names = (
@@ -322,6 +351,8 @@ def standings(result: dict) -> str:
         "final",
         "auc minus\nrandom's",
         "s per\nstep",
+        "step\nprice",
+        "time to\nrandom's",
         "in random's\ntime",
         "damaged\nkept",
         "target\nkept",
@@ -361,6 +392,8 @@ TABLES = (
     versions,
     comparison,
     by_target,
+    time_by_target,
+    by_budget,
     standings,
     verdict,
     machine,
@@ -381,9 +414,17 @@ def _block(match: re.Match) -> str:
     return f"{start}{KINDS[kind](*results)}\n{end}"
 
 
-def _row(values: dict) -> Row:
-    fields: dict[str, Any] = {k: Estimate(**v) if isinstance(v, dict) else v for k, v in values.items()}
-    return Row(**fields)
+def _rows(result: dict) -> list[Row]:
+    """Rows of a comparison, made from its cells, so that older files too have all that a row now has."""
+    cells = pd.DataFrame(result["cells"])
+    return rows_of(
+        cells, list(result["variants"]), result["reference"], result["best_baseline"], _clock(result)
+    )
+
+
+def _clock(result: dict) -> str:
+    """The clock of a comparison; results of earlier versions are of the wall clock."""
+    return result.get("clock", "wall")
 
 
 def _with_error(value: Estimate) -> str:

@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.machine import describe
 from benchmarks.peer_grams import OPTIONAL, PEERS, Problem, pose, reference, relative_error
-from benchmarks.step_cost import peak_bytes, timed
+from benchmarks.step_cost import peak_bytes, random_tokens, timed
 from pipeline.training.engine import resolve_dtype
+from pipeline.training.small_model import located
 
 RESULTS = Path(__file__).parent / "results"
 INSTALL = "pip install --no-deps -r benchmarks/requirements.txt"
@@ -157,7 +158,7 @@ def build(case: str, arguments, device: torch.device) -> Problem:
     """The problem of a pretrained model and random tokens. Adapters get values, so that lora_A has a
     gradient, as after some training."""
     model = AutoModelForCausalLM.from_pretrained(
-        arguments.model, dtype=resolve_dtype("auto", device), attn_implementation="sdpa"
+        located(arguments.model), dtype=resolve_dtype("auto", device), attn_implementation="sdpa"
     )
     if case == "lora":
         adapters = LoraConfig(
@@ -173,9 +174,7 @@ def build(case: str, arguments, device: torch.device) -> Problem:
                 torch.nn.init.normal_(parameter, std=0.01)
     generator = torch.Generator().manual_seed(0)
     num_others = 2 if arguments.quick else NUM_OTHERS
-    ids = torch.randint(
-        100, 40_000, (arguments.candidates + num_others, arguments.tokens), generator=generator
-    ).to(device)
+    ids = random_tokens(model, (arguments.candidates + num_others, arguments.tokens), generator).to(device)
     return pose(model.to(device), ids[: arguments.candidates], ids[arguments.candidates :])
 
 

@@ -130,9 +130,8 @@ def in_process(arguments: list) -> dict:
 def measure(case: str, arguments, rank: int, world_size: int, device: torch.device) -> tuple[dict, str]:
     engine, attention = build(case, arguments, world_size)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(
-        100, 40_000, (arguments.candidates + arguments.targets, arguments.tokens), generator=generator
-    ).tolist()
+    shape = (arguments.candidates + arguments.targets, arguments.tokens)
+    tokens = random_tokens(engine.module, shape, generator).tolist()
     samples = [Sample(ids, ids) for ids in tokens]
     targets = TargetSet(samples[arguments.candidates :], arguments.targets, seed=0)
     share = arguments.candidates // world_size
@@ -207,6 +206,12 @@ def build(case: str, arguments, world_size: int):
         prepared = prepare(config)
     loaded = load(config, prepared)
     return loaded.engine, loaded.attention.kernel
+
+
+def random_tokens(model, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Token ids, past those that tokenizers keep for themselves; of a small model, as many as it knows."""
+    vocab_size = model.config.get_text_config().vocab_size
+    return torch.randint(100, min(40_000, vocab_size), shape, generator=generator)
 
 
 def timed(action, device: torch.device) -> float:

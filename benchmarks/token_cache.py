@@ -32,6 +32,7 @@ from pipeline.data.sample import Sample, digest
 from pipeline.data.stream import CandidateStream
 from pipeline.data.token_cache import obtain
 from pipeline.data.token_file import TokenFile
+from pipeline.training.small_model import located
 
 RESULTS = Path(__file__).parent / "results"
 CASES, STEPS, CANDIDATES = ("lists", "first start", "next start"), 100, 32
@@ -95,7 +96,7 @@ def in_a_process(case: str, folder: str, tokenizer: str) -> dict:
 
 def measured(case: str, folder: Path, tokenizer_name: str) -> dict:
     data = DataConfig(pool=[str(folder / "pool.jsonl")], cache_folder=str(folder / "cache"))
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    tokenizer = AutoTokenizer.from_pretrained(located(tokenizer_name))
     warm_up(folder, tokenizer)
     samples: Sequence[Sample]
     with Memory() as memory:
