@@ -114,4 +114,4 @@ def test_a_name_with_fewer_samples_than_its_share_of_a_step_comes_several_times_
     mixed = stream([2, 38], [1, 1], candidates=20)
     epoch = drawn(mixed, 1)[0]
     assert Counter(epoch[epoch < 2].tolist()) == {0: 10, 1: 10}
-    assert mixed.mixture == Mixture((2, 38), (20, 20)) and mixed.epoch(2) == 1.0
+    assert mixed.mixture == Mixture((2, 38), (20, 20)) and mixed.epochs(40) == 1.0

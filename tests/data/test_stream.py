@@ -21,7 +21,7 @@ def test_steps_straddle_epochs_without_losing_a_sample():
     stream = CandidateStream(pool(10), 4, seed=0)
     order = np.concatenate([stream.positions(step) for step in range(5)])
     assert sorted(order[:10].tolist()) == sorted(order[10:].tolist()) == list(range(10))
-    assert stream.epoch(0) == 0 and stream.epoch(5) == 2 and stream.epoch(3) == pytest.approx(1.2)
+    assert stream.epochs(0) == 0 and stream.epochs(20) == 2 and stream.epochs(12) == pytest.approx(1.2)
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step():
@@ -44,3 +44,10 @@ def test_a_pool_smaller_than_a_step_is_refused_with_both_numbers():
     assert sorted(CandidateStream(pool(4), 4, seed=0).positions(9).tolist()) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"3 usable samples, fewer than selection\.candidates_per_step = 4"):
         CandidateStream(pool(3), 4, seed=0)
+
+
+@pytest.mark.parametrize("place, count", [(0, 0), (0, 10), (3, 4), (8, 25), (29, 1)])
+def test_any_stretch_of_the_order_is_a_part_of_the_epochs_behind_each_other(place, count):
+    stream = CandidateStream(pool(10), 4, seed=0)
+    whole = np.concatenate([stream.order(10 * epoch, 10) for epoch in range(5)])
+    assert stream.order(place, count).tolist() == whole[place : place + count].tolist()
