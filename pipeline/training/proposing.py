@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
+
 from pipeline.config import RANKINGS, Config, num_mixed, samples_per_step
+from pipeline.data.mixture import Mixture
 from pipeline.data.sample import Sample
 from pipeline.data.stream import CandidateStream
 from pipeline.data.token_cache import folder_of
@@ -57,9 +60,9 @@ def proposer_of(
     proposal: Optional[Proposal] = Uniform()
     setup = Setup()
     if selection.proposal == "learned":
-        proposal, setup = _learned(config, hook, stream.pool, targets)
+        proposal, setup = _learned(config, hook, stream, targets)
     elif selection.proposal in RANKINGS:
-        proposal, setup = _ranked(config, hook, stream.pool, targets)
+        proposal, setup = _ranked(config, hook, stream, targets)
     if setup.pool_share is not None:
         when = "by an earlier run, " if setup.is_reused else ""
         say(
@@ -85,13 +88,13 @@ def proposer_of(
 
 
 def _learned(
-    config: Config, hook: SelectionHook, pool: Sequence[Sample], targets: Sequence[Sample]
+    config: Config, hook: SelectionHook, stream: CandidateStream, targets: Sequence[Sample]
 ) -> tuple[Optional[Proposal], Setup]:
-    made, setup = _features(config, hook, pool, targets)
+    made, setup = _features(config, hook, stream, targets)
     assert setup.pool_share is not None
     proposal = Learned(made.table.features_Nd, setup.pool_share, config.selection.prior) if made else None
     if config.selection.seed_scores is not None:
-        setup = replace(setup, num_seeded=_seed(config, hook, pool, proposal))
+        setup = replace(setup, num_seeded=_seed(config, hook, stream.pool, proposal))
     return proposal, setup
 
 
@@ -111,9 +114,10 @@ def _seed(config: Config, hook: SelectionHook, pool: Sequence[Sample], proposal:
 
 
 def _features(
-    config: Config, hook: SelectionHook, pool: Sequence[Sample], targets: Sequence[Sample]
+    config: Config, hook: SelectionHook, stream: CandidateStream, targets: Sequence[Sample]
 ) -> tuple[Optional[Made], Setup]:
     """Features of the pool, on rank 0 alone, and what all ranks know of them."""
+    pool = stream.pool
     assert isinstance(pool, TokenFile) and isinstance(targets, TokenFile)
     found: Optional[Made] = None
 
@@ -123,7 +127,7 @@ def _features(
         share = config.selection.pool_share
         if share == "auto":
             num_trained = samples_per_step(config) * config.training.steps
-            share = width.pool_share(found.table.similarity_N, num_trained)
+            share = width.pool_share(found.table.similarity_N, num_trained, _places(stream.mixture))
         cost = found.seconds, found.cpu_seconds, found.is_reused
         return asdict(Setup("features", *cost, share, found.note))
 
@@ -132,15 +136,16 @@ def _features(
 
 
 def _ranked(
-    config: Config, hook: SelectionHook, pool: Sequence[Sample], targets: Sequence[Sample]
+    config: Config, hook: SelectionHook, stream: CandidateStream, targets: Sequence[Sample]
 ) -> tuple[Optional[Proposal], Setup]:
     """A ranking of the pool, of which the best are trained on."""
+    pool = stream.pool
     ranking, setup, seed = rankings.get(config.selection.proposal), Setup(), config.run.seed
     share: Optional[float] = None
     if config.selection.pool_share != "auto":
         share = config.selection.pool_share
     elif ranking.name != "oracle":  # which says itself how many are good
-        _, setup = _features(config, hook, pool, targets)
+        _, setup = _features(config, hook, stream, targets)
         share = setup.pool_share
     begin, cpu = time.perf_counter(), time.process_time()
     ranked: Optional[Ranked] = None
@@ -174,6 +179,13 @@ def _ranked(
     )
     is_first = hook.collectives.rank == 0
     return Retrieval(ranked.order_N, taken) if is_first and ranked is not None else None, setup
+
+
+def _places(mixture: Optional[Mixture]) -> Optional[np.ndarray]:
+    """How often each sample of the pool comes in an epoch on average; None where each comes once."""
+    if mixture is None or mixture.is_plain:
+        return None
+    return np.repeat(np.array(mixture.places) / np.array(mixture.sizes), mixture.sizes)
 
 
 def _on_rank_0(config: Config, hook: SelectionHook, work: Callable[[Callable[[], None]], Any]) -> Any:

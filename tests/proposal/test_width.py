@@ -43,5 +43,13 @@ def test_a_long_run_takes_a_wider_share():
     assert pool_share(values, 10**6) == 1
 
 
+def test_samples_count_as_often_as_they_come_in_an_epoch():
+    """Every one three times is a pool three times as large; the similar ones alone are a wider share."""
+    values = two_groups(0.1)
+    assert pool_share(values, 0, np.full(len(values), 3.0)) == pool_share(np.repeat(values, 3), 0)
+    places_N = np.where(values > 0.17, 9.0, 1.0)
+    assert pool_share(values, 0, places_N) == pytest.approx(0.5, rel=0.05)
+
+
 def test_samples_that_are_all_alike_are_all_taken():
     assert pool_share(np.full(50, 0.2), 0) == 1 == pool_share(np.array([0.3]), 0)
