@@ -151,12 +151,12 @@ def test_every_method_leaves_the_engine_untouched_and_all_ranks_agree(by_method,
 
 
 @every_method_case
-def test_losses_alone_are_formed_in_chunks_and_serve_several_steps(by_method, model_folder, case):
+def test_losses_alone_are_formed_in_chunks(by_method, model_folder, case):
     indices, loss_C = by_method[0][str(case)]["in chunks"]
     assert np.abs(loss_C - np.array(expected(case, model_folder).loss_C)).max() < (
         0.03 if case.precision == "bf16" else 1e-5
     )
-    assert indices == np.argsort(-loss_C, kind="stable")[:4].tolist(), "2 a step, for 2 steps"
+    assert indices == np.argsort(-loss_C, kind="stable")[:2].tolist()
 
 
 @every_method_case

@@ -115,9 +115,7 @@ def every_method(cases: list[Case], model_folder: str, folder: str) -> dict:
             }
         passes.scoring_pass = scoring_pass
         found[str(case)]["untouched"] = fingerprint(engine) == before
-        changed = replace(
-            settings.selection, method="max_loss", score_every=2, keep_per_step=2, logits_mib=0.003
-        )
+        changed = replace(settings.selection, method="max_loss", keep_per_step=2, logits_mib=0.003)
         hook = hooks.SelectionHook.attach(engine, None, changed, 0)
         look = hook.select(own, 2)
         found[str(case)]["in chunks"] = (look.selection.indices.tolist(), look.loss_C)
