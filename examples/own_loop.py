@@ -55,7 +55,7 @@ hook = SelectionHook.attach(engine, targets, settings, pad_token_id=20)
 
 pool = [sample(is_wanted=draw.random() < 0.5) for _ in range(20 * settings.candidates_per_step)]
 stream = CandidateStream(pool, settings.candidates_per_step, seed=0)  # the same order on every rank
-proposer = Proposer(stream, settings, Uniform(), Every(2), seed=0)  # every other step is scored
+proposer = Proposer(stream, settings, Uniform(), Every(1), seed=0)  # every step is scored
 
 for step in range(20):
     trained = train_step(hook=hook, proposer=proposer, step=step)
