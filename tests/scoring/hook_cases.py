@@ -264,7 +264,8 @@ def broken(model_folder: str, folder: str) -> dict:
     registry.METHODS["breaks"] = Method("breaks", needs="nothing", select=only_here)
     outcomes["solver"] = error_of(lambda: attach(method="breaks").select(own, 2))
 
-    together, chooser.together = chooser.together, lambda *_: Selection(np.array([rank]), np.array([1.0]))
+    own_choice = Selection(np.array([rank]), np.array([1.0]))
+    together, chooser.together = chooser.together, lambda *_: (own_choice, None)
     outcomes["disagree"] = error_of(lambda: attach(method="random").select(own, 2))
     chooser.together = together
     close(engine)

@@ -67,6 +67,7 @@ def arguments(
         "selection.keep_per_step": 4,
         "selection.target_per_step": 3,
         "selection.warmup_steps": 1,
+        "selection.score_every": 1,
         "training.steps": 3,
         "training.micro_batch_size": 2,
         "training.learning_rate": 1e-3,
