@@ -217,7 +217,7 @@ def notes(summaries: list[Summary]) -> list[str]:
     if warmups != [0]:
         counts = " or ".join(str(count) for count in warmups)
         lines.append(
-            f"Shares of samples leave out the warm-up ({counts} steps that match the plain gradient)."
+            f"Shares of samples leave out the warm-up (steps that match the plain gradient: {counts})."
         )
     for s in summaries:
         lines += _spent_on_selection(s)
