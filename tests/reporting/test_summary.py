@@ -152,7 +152,7 @@ def test_table_is_plain_text_of_at_most_100_columns(by_hand, make_run):
 
 def test_table_states_warmup_fallbacks_and_dropped_candidates(by_hand):
     text = printed([by_hand])
-    assert "warm-up (1 step" in text
+    assert "warm-up (steps that match the plain gradient: 1)" in text
     assert "1 of 4 steps fell back" in text
     assert "2 candidate(s) dropped" in text
 
